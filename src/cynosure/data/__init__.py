@@ -1,0 +1,1 @@
+"""What flows: frames, tables, instruments, files, reference catalogues."""

@@ -1,0 +1,184 @@
+"""Robust statistics, weighted least squares and two-dimensional polynomials.
+
+One way to clip, one least squares, one ordering of polynomial terms: whoever needs them, needs
+these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cynosure.ground.errors import Degenerate
+
+__all__ = [
+    "LeastSquares",
+    "clip",
+    "clipped_mean_std",
+    "lstsq",
+    "mad_std",
+    "n_terms",
+    "poly_design",
+    "poly_exponents",
+    "poly_gradient",
+    "rms",
+]
+
+Floats = NDArray[np.float64]
+
+# 1 / Phi^-1(3/4): the standard deviation of a Gaussian whose median absolute deviation is 1.
+MAD_TO_STD = 1.482602218505602
+
+
+def mad_std(values: ArrayLike, axis: int | None = None) -> Floats:
+    """Return the standard deviation of the Gaussian that has the data's median absolute deviation.
+
+    NaN are ignored; no data give NaN.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.size == 0:
+        return np.float64(np.nan)  # type: ignore[return-value]
+    center = np.nanmedian(values, axis=axis, keepdims=True)
+    return MAD_TO_STD * np.nanmedian(np.abs(values - center), axis=axis)
+
+
+def rms(values: ArrayLike) -> float:
+    """Return the root mean square about zero; NaN for no data."""
+    values = np.asarray(values, dtype=float)
+    return float(np.sqrt(np.mean(values**2))) if values.size else float("nan")
+
+
+def clip(values: ArrayLike, sigma: float = 3.0, max_rounds: int = 20) -> NDArray[np.bool_]:
+    """Return the mask of the values within `sigma` robust standard deviations of the median.
+
+    Rounds repeat until nothing changes. Values that are not finite are never kept.
+    """
+    values = np.asarray(values, dtype=float)
+    keep = np.isfinite(values)
+    for _ in range(max_rounds):
+        if not keep.any():
+            break
+        center = np.median(values[keep])
+        spread = mad_std(values[keep])
+        new = np.isfinite(values) & (np.abs(values - center) <= sigma * spread)
+        if spread == 0 or np.array_equal(new, keep):
+            break
+        keep = new
+    return keep
+
+
+def clipped_mean_std(values: ArrayLike, sigma: float = 3.0) -> tuple[float, float, int]:
+    """Return mean, standard deviation and count of the values that :func:`clip` keeps."""
+    values = np.asarray(values, dtype=float)
+    kept = values[clip(values, sigma)]
+    if kept.size == 0:
+        return float("nan"), float("nan"), 0
+    return float(kept.mean()), float(kept.std()), int(kept.size)
+
+
+@dataclass(frozen=True, slots=True)
+class LeastSquares:
+    """The result of :func:`lstsq`.
+
+    Attributes
+    ----------
+    x : (p,) or (p, k) ndarray
+        The solution.
+    covariance : (p, p) ndarray
+        ``(A^T W A)^-1``; it is the covariance of `x` where the weights are inverse variances.
+    condition : float
+        Condition number of the column-scaled design.
+    """
+
+    x: Floats
+    covariance: Floats
+    condition: float
+
+
+def lstsq(
+    design: ArrayLike,
+    values: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    max_condition: float = 1e10,
+    what: str = "least squares",
+) -> LeastSquares:
+    """Solve ``A x = b`` by weighted linear least squares, with covariance.
+
+    Parameters
+    ----------
+    design : (n, p) array_like
+        The design matrix A.
+    values : (n,) or (n, k) array_like
+        The right-hand side b; several columns share the weights.
+    weights : (n,) array_like, optional
+        Inverse variances.
+    max_condition : float
+        Beyond this condition number of the column-scaled design the fit is refused.
+    what : str
+        Named in the error.
+
+    Raises
+    ------
+    Degenerate
+        If there are fewer points than parameters or the condition is too large.
+    """
+    a = np.asarray(design, dtype=float)
+    b = np.asarray(values, dtype=float)
+    n, p = a.shape
+    if weights is not None:
+        root = np.sqrt(np.asarray(weights, dtype=float))
+        a = a * root[:, None]
+        b = b * (root if b.ndim == 1 else root[:, None])
+    scale = np.sqrt(np.einsum("ij,ij->j", a, a))
+    if n < p or not np.all(scale > 0):
+        raise Degenerate(what=what, n_points=n, n_parameters=p, condition=np.inf)
+    u, s, vt = np.linalg.svd(a / scale, full_matrices=False)
+    condition = float(s[0] / s[-1]) if s[-1] > 0 else np.inf
+    if condition > max_condition:
+        raise Degenerate(what=what, n_points=n, n_parameters=p, condition=condition)
+    inverse = (vt.T / s) / scale[:, None]
+    return LeastSquares(inverse @ (u.T @ b), inverse @ inverse.T, condition)
+
+
+def n_terms(degree: int) -> int:
+    """Return the number of terms of a two-dimensional polynomial of total degree `degree`."""
+    return (degree + 1) * (degree + 2) // 2
+
+
+def poly_exponents(degree: int) -> NDArray[np.int64]:
+    """Return the exponents (i, j) of ``u^i v^j``, by total degree and then by falling i.
+
+    Examples
+    --------
+    >>> poly_exponents(2).tolist()
+    [[0, 0], [1, 0], [0, 1], [2, 0], [1, 1], [0, 2]]
+    """
+    return np.array([(d - j, j) for d in range(degree + 1) for j in range(d + 1)], dtype=np.int64)
+
+
+def _powers(u: Floats, degree: int) -> Floats:
+    powers = np.empty((degree + 1, *u.shape))
+    powers[0] = 1.0
+    for d in range(1, degree + 1):
+        powers[d] = powers[d - 1] * u
+    return powers
+
+
+def poly_design(u: ArrayLike, v: ArrayLike, degree: int) -> Floats:
+    """Return the (n, n_terms) matrix of ``u^i v^j`` in the order of :func:`poly_exponents`."""
+    u, v = np.asarray(u, dtype=float), np.asarray(v, dtype=float)
+    pu, pv = _powers(u, degree), _powers(v, degree)
+    return np.stack([pu[i] * pv[j] for i, j in poly_exponents(degree)], axis=-1)
+
+
+def poly_gradient(u: ArrayLike, v: ArrayLike, degree: int) -> tuple[Floats, Floats]:
+    """Return the derivatives of :func:`poly_design` by u and by v, each (n, n_terms)."""
+    u, v = np.asarray(u, dtype=float), np.asarray(v, dtype=float)
+    pu, pv = _powers(u, degree), _powers(v, degree)
+    zero = np.zeros_like(u)
+    du = [i * pu[i - 1] * pv[j] if i else zero for i, j in poly_exponents(degree)]
+    dv = [j * pu[i] * pv[j - 1] if j else zero for i, j in poly_exponents(degree)]
+    return np.stack(du, axis=-1), np.stack(dv, axis=-1)

@@ -1,0 +1,308 @@
+"""Settings: a TOML section is the keyword arguments of one function.
+
+A default lives in the function's signature and nowhere else. Its unit and its range stand in the
+annotation, ``radius_px: Annotated[float, Unit("px"), Range(0.5, 50)] = 3.0``, and its meaning in
+the numpydoc docstring; ``cynosure config show`` and ``explain`` print what they find there.
+
+:class:`Settings` lays files and ``section.key=value`` texts over those defaults, remembers where
+each value came from, and refuses an unknown key with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cynosure.ground.errors import SettingError
+
+__all__ = ["Choice", "Range", "Setting", "Settings", "Unit", "keyword_settings"]
+
+BUILT_IN = "built-in"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The unit of a setting, as it is printed."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The closed range in which a setting makes sense."""
+
+    low: float
+    high: float
+
+
+Choice = Literal  # a setting with a few words to choose from is annotated Literal["a", "b"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One keyword argument, as read from a signature and its docstring."""
+
+    section: str
+    name: str
+    default: Any
+    kind: Any
+    unit: str
+    range: Range | None
+    text: str
+
+    def check(self, value: Any, origin: str) -> Any:
+        """Return `value` in the setting's type, or raise :class:`SettingError`."""
+        value = _coerce(self, value, origin)
+        if self.range is not None and value is not None:
+            for number in value if isinstance(value, tuple) else (value,):
+                if not self.range.low <= number <= self.range.high:
+                    raise SettingError(
+                        "{section}.{key} = {value}: outside {low:g} … {high:g} {unit} (from {origin})",
+                        section=self.section, key=self.name, value=number, low=self.range.low,
+                        high=self.range.high, unit=self.unit, origin=origin,
+                        hint=f"The default is {self.default}.",
+                    )
+        return value
+
+
+def keyword_settings(section: str, function: Callable[..., Any]) -> dict[str, Setting]:
+    """Read the settings of a function: its keyword-only arguments that have a default."""
+    hints = get_type_hints(function, include_extras=True)
+    texts = _parameter_texts(inspect.getdoc(function) or "")
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
+            continue
+        kind, extras = _strip(hints.get(name, Any))
+        if not _settable(kind):
+            continue
+        unit = next((e.name for e in extras if isinstance(e, Unit)), "")
+        limits = next((e for e in extras if isinstance(e, Range)), None)
+        found[name] = Setting(
+            section, name, parameter.default, kind, unit, limits, texts.get(name, "")
+        )
+    return found
+
+
+class Settings:
+    """The settings of one run, section by section, with the origin of each.
+
+    Parameters
+    ----------
+    sections : mapping
+        Section name to the function it feeds, or to its path ``"package.module:function"``.
+
+    Examples
+    --------
+    >>> def smooth(image, *, width_px: Annotated[float, Unit("px")] = 2.0): ...
+    >>> settings = Settings({"smooth": smooth}).updated({"smooth": {"width_px": 3}}, "demo")
+    >>> settings["smooth"], settings.origin("smooth", "width_px")
+    ({'width_px': 3.0}, 'demo')
+    """
+
+    def __init__(
+        self,
+        sections: Mapping[str, str | Callable[..., Any]],
+        values: Mapping[str, Mapping[str, tuple[Any, str]]] | None = None,
+    ):
+        self._sections = dict(sections)
+        self._values = {k: dict(v) for k, v in (values or {}).items()}
+        self._known: dict[str, dict[str, Setting]] = {}
+
+    def __iter__(self) -> Any:
+        return iter(self._sections)
+
+    def known(self, section: str) -> dict[str, Setting]:
+        """All settings of a section."""
+        if section not in self._sections:
+            raise _unknown("section", section, list(self._sections), "the command")
+        if section not in self._known:
+            function = self._sections[section]
+            if isinstance(function, str):
+                module, name = function.split(":")
+                function = getattr(importlib.import_module(module), name)
+            self._known[section] = keyword_settings(section, function)
+        return self._known[section]
+
+    def __getitem__(self, section: str) -> dict[str, Any]:
+        """Only what differs from the signature: ``function(data, **settings["section"])``."""
+        if section not in self._sections:
+            raise _unknown("section", section, list(self._sections), "the command")
+        return {k: v for k, (v, _) in self._values.get(section, {}).items()}
+
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """Every setting of every section with its value, JSON-safe: what a solution records."""
+        return {
+            s: {k: self._values.get(s, {}).get(k, (d.default, ""))[0] for k, d in self.known(s).items()}
+            for s in self._sections
+        }
+
+    def origin(self, section: str, name: str) -> str:
+        """Say where a value came from."""
+        return self._values.get(section, {}).get(name, (None, BUILT_IN))[1]
+
+    def changed(self) -> dict[str, dict[str, Any]]:
+        """Only the values that somebody set, JSON-safe."""
+        return {s: {k: v for k, (v, _) in values.items()} for s, values in self._values.items() if values}
+
+    def updated(self, changes: Mapping[str, Mapping[str, Any]], origin: str) -> Settings:
+        """Return new settings with `changes` laid over these."""
+        values = {k: dict(v) for k, v in self._values.items()}
+        for section, pairs in changes.items():
+            if not isinstance(pairs, Mapping):
+                raise SettingError(
+                    "{origin}: {section!r} is a value, a [section] is expected",
+                    origin=origin, section=section, hint=f"Known sections: {', '.join(self._sections)}.",
+                )
+            known = self._named(section, origin)
+            for key, value in pairs.items():
+                if key not in known:
+                    raise _unknown(f"setting in [{section}]", key, list(known), origin)
+                values.setdefault(section, {})[key] = (known[key].check(value, origin), origin)
+        return Settings(self._sections, values)
+
+    def _named(self, section: str, origin: str) -> dict[str, Setting]:
+        if section not in self._sections:
+            raise _unknown("section", section, list(self._sections), origin)
+        return self.known(section)
+
+    def with_file(self, path: str | Path) -> Settings:
+        """Lay a TOML file over these settings."""
+        try:
+            with Path(path).open("rb") as stream:
+                content = tomllib.load(stream)
+        except OSError as error:
+            raise SettingError("{path}: {reason}", path=str(path), reason=error.strerror) from error
+        except tomllib.TOMLDecodeError as error:
+            raise SettingError("{path}: not TOML ({reason})", path=str(path), reason=str(error)) from error
+        return self.updated(content, str(path))
+
+    def with_texts(self, texts: tuple[str, ...] | list[str]) -> Settings:
+        """Lay ``section.key=value`` texts over these settings; values are TOML."""
+        new = self
+        for text in texts:
+            match = re.fullmatch(r"\s*(\w+)\.(\w+)\s*=\s*(.*?)\s*", text)
+            if match is None:
+                raise SettingError(
+                    "--set {text}: not of the form section.key=value", text=text,
+                    hint="For instance --set fit.clipping_threshold=4.",
+                )
+            section, key, value = match.groups()
+            new = new.updated({section: {key: _toml_value(value)}}, f"--set {text}")
+        return new
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string
+
+
+def _unknown(what: str, name: str, known: list[str], origin: str) -> SettingError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
+    return SettingError(
+        "{origin}: no {what} {name!r}", what=what, name=name, origin=origin, hint=hint
+    )
+
+
+def _strip(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    if get_origin(kind) is Annotated:
+        inner, *extras = get_args(kind)
+        return inner, tuple(extras)
+    if get_origin(kind) is Union or type(kind).__name__ == "UnionType":
+        extras: tuple[Any, ...] = ()
+        inner = []
+        for part in get_args(kind):
+            bare, more = _strip(part)
+            inner.append(bare)
+            extras += more
+        return Union[tuple(inner)], extras  # noqa: UP007 - built at run time
+    return kind, ()
+
+
+SCALARS = (bool, int, float, str, type(None))
+
+
+def _settable(kind: Any) -> bool:
+    origin = get_origin(kind)
+    if origin is Union:
+        return all(_settable(k) for k in get_args(kind))
+    if origin is tuple:
+        return all(k is Ellipsis or _settable(k) for k in get_args(kind))
+    return origin is Literal or kind in SCALARS
+
+
+def _coerce(setting: Setting, value: Any, origin: str) -> Any:
+    options = get_args(setting.kind) if get_origin(setting.kind) is Union else (setting.kind,)
+    for kind in options:
+        ok, result = _try(kind, value)
+        if ok:
+            return result
+    raise SettingError(
+        "{section}.{key} = {value!r}: {expected} expected (from {origin})",
+        section=setting.section, key=setting.name, value=value,
+        expected=" or ".join(_kind_name(k) for k in options), origin=origin,
+        hint=f"The default is {setting.default!r}.",
+    )
+
+
+def _try(kind: Any, value: Any) -> tuple[bool, Any]:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind), value
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False, None
+        parts = get_args(kind)
+        if len(parts) == 2 and parts[1] is Ellipsis:
+            parts = (parts[0],) * len(value)
+        if len(parts) != len(value):
+            return False, None
+        tried = [_try(k, v) for k, v in zip(parts, value)]
+        return all(ok for ok, _ in tried), tuple(v for _, v in tried)
+    if kind is type(None):
+        return value is None or value in ("none", "auto"), None
+    if kind is float:
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return ok, float(value) if ok else None
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, kind), value
+
+
+def _kind_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    return {float: "a number", int: "an integer", str: "a text", bool: "true or false"}.get(
+        kind, "none" if kind is type(None) else str(kind)
+    )
+
+
+def _parameter_texts(doc: str) -> dict[str, str]:
+    """Read the first paragraph of each parameter of a numpydoc docstring."""
+    texts: dict[str, str] = {}
+    lines = doc.splitlines()
+    names: list[str] = []
+    inside = False
+    for line, following in zip(lines, [*lines[1:], ""]):
+        if set(following.strip()) == {"-"}:
+            inside = line.strip() in ("Parameters", "Other Parameters")
+            continue
+        if not inside:
+            continue
+        if line and not line.startswith(" ") and set(line) != {"-"}:
+            names = [n.strip() for n in line.split(":")[0].split(",")]
+        elif line.strip():
+            for name in names:
+                texts[name] = (texts.get(name, "") + " " + line.strip()).strip()
+    return texts
+
+

@@ -1,0 +1,1 @@
+"""What is made: simulated scenes, later coadds and catalogues."""

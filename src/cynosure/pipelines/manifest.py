@@ -1,0 +1,286 @@
+"""The manifest of a run: what went in, what came out, with what, and how it ended.
+
+``run.json`` is written anew, whole, after every image, so that a run that is killed can be taken
+up where it stood: an image whose content and settings are those of its row is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cynosure._version import __version__
+from cynosure.ground.errors import CatalogDamaged, ExitCode, OutputError, SettingError
+from cynosure.ground.files import reason_of, write_text
+
+__all__ = [
+    "Manifest",
+    "Row",
+    "exit_code_of",
+    "file_sha256",
+    "fingerprint",
+    "stem_of",
+    "tally",
+    "versions",
+]
+
+SCHEMA = "cynosure.run/1"
+FILE_NAME = "run.json"
+
+# Endings that are taken off an image's name, longest first.
+ENDINGS = (
+    ".fits.fz", ".fits.gz", ".fit.gz", ".fits", ".fit", ".fts", ".tiff", ".tif", ".png", ".jpg",
+    ".jpeg", ".fz", ".gz",
+)
+PACKAGES = ("numpy", "scipy", "astropy", "pyerfa", "numba", "pyarrow")
+
+PENDING = "pending"
+# How an image may fail and still be worth another try without any change.
+PASSING = (ExitCode.INTERNAL, ExitCode.TEMPORARY, ExitCode.INTERRUPTED, ExitCode.OUTPUT_UNWRITABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image of a run.
+
+    Attributes
+    ----------
+    image : str
+        The image, as it was named.
+    status : str
+        ``solved``, ``compromised``, ``failed``, or ``pending`` while it is not done.
+    reason : str
+        Why it is not solved.
+    quality : int
+        1 … 5 or -1.
+    sha256 : str
+        Checksum of the file.
+    fingerprint : str
+        Checksum of the settings (:func:`fingerprint`).
+    exit_code : int
+        What the command would return for this image alone.
+    seconds : float
+        Wall-clock time.
+    products : tuple of str
+        Files that were written, relative to the folder of the run.
+    """
+
+    image: str
+    status: str = PENDING
+    reason: str = ""
+    quality: int = -1
+    sha256: str = ""
+    fingerprint: str = ""
+    exit_code: int = int(ExitCode.OK)
+    seconds: float = 0.0
+    products: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Manifest:
+    """``run.json`` of one folder.
+
+    Attributes
+    ----------
+    folder : Path
+        The folder of the run.
+    rows : dict of str to Row
+        By the image's stem (:func:`stem_of`), in the order of the inputs.
+    facts : dict
+        ``command``, ``settings``, ``catalog`` and what else describes the run.
+    state : str
+        ``running``, ``finished`` or ``interrupted``.
+    """
+
+    folder: Path
+    rows: dict[str, Row] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    state: str = "running"
+    started: str = field(default_factory=lambda: _now())
+    _clock: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Manifest:
+        """Read the manifest of a folder; one without ``run.json`` gives an empty manifest.
+
+        Raises
+        ------
+        CatalogDamaged
+            If ``run.json`` is not a manifest.
+        """
+        folder = Path(folder)
+        path = folder / FILE_NAME
+        if not path.exists():
+            return cls(folder)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            content = {"schema": f"nothing readable ({error})"}
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            raise CatalogDamaged(
+                catalog=str(path), reason=f"not a manifest of schema {SCHEMA}",
+                hint="Use another --out, or remove the file.",
+            )
+        rows = {}
+        for stem, values in content["images"].items():
+            values["products"] = tuple(values["products"])
+            rows[stem] = Row(**values)
+        facts = {k: v for k, v in content.items() if k not in _OWN}
+        return cls(folder, rows, facts, content["state"], content["started"])
+
+    def record(self, stem: str, row: Row) -> None:
+        """Set an image's row and write the manifest."""
+        self.rows[stem] = row
+        self.write()
+
+    def write(self, state: str | None = None) -> None:
+        """Write ``run.json``, whole or not at all."""
+        self.state = state or self.state
+        content = {
+            "schema": SCHEMA,
+            "software": versions(),
+            "state": self.state,
+            "started": self.started,
+            "written": _now(),
+            "seconds": round(time.monotonic() - self._clock, 3),
+            "tally": tally(r.status for r in self.rows.values()),
+            "images": {stem: asdict(row) for stem, row in self.rows.items()},
+            **self.facts,
+        }
+        text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+        write_text(self.folder / FILE_NAME, text + "\n", overwrite=True)
+
+    def is_done(self, stem: str, image: str | Path, mark: str) -> bool:
+        """Say whether an image was done with the same content and the same settings."""
+        row = self.rows.get(stem)
+        if row is None or row.status == PENDING or row.fingerprint != mark:
+            return False
+        if row.exit_code in PASSING or not row.sha256 or not Path(image).is_file():
+            return False
+        if not all((self.folder / product).exists() for product in row.products):
+            return False
+        return file_sha256(image) == row.sha256
+
+    def is_ours(self, stem: str) -> bool:
+        """Say whether files of this image were left by a run that did not come to its end."""
+        row = self.rows.get(stem)
+        return row is not None and (row.status == PENDING or row.exit_code in PASSING)
+
+
+_OWN = {"schema", "software", "state", "started", "written", "seconds", "tally", "images"}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of cynosure, of Python and of the packages that make its numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"cynosure": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "?"
+    return found
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """Return a checksum of settings and options, the same for the same values in any order."""
+    text = json.dumps([__version__, facts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stem_of(image: str | Path) -> str:
+    """Return what an image's products are named after.
+
+    Examples
+    --------
+    >>> stem_of("night/m81.fits.fz"), stem_of("m81.FIT"), stem_of("m81.v2.fits")
+    ('m81', 'm81', 'm81.v2')
+    """
+    name = Path(image).name
+    ending = next((e for e in ENDINGS if name.lower().endswith(e) and len(name) > len(e)), "")
+    return name[: len(name) - len(ending)]
+
+
+def stems_of(images: Iterable[str | Path]) -> dict[str, str]:
+    """Return the images by their stem, in order.
+
+    Raises
+    ------
+    SettingError
+        If two images would write files of the same names.
+    """
+    found: dict[str, str] = {}
+    for image in map(str, images):
+        stem = stem_of(image)
+        if stem in found and found[stem] != image:
+            raise SettingError(
+                "{first} and {second} would both write {stem}_wcs.fits",
+                first=found[stem], second=image, stem=stem,
+                hint="Solve them into two folders (--out).",
+            )
+        found[stem] = image
+    return found
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder of output, with its parents.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be made.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(path=str(folder), reason=reason_of(error)) from error
+    return folder
+
+
+def tally(statuses: Iterable[str]) -> dict[str, int]:
+    """Count the statuses; the three verdicts are always there.
+
+    Examples
+    --------
+    >>> tally(["solved", "failed", "solved"])
+    {'solved': 2, 'compromised': 0, 'failed': 1}
+    """
+    counts = {"solved": 0, "compromised": 0, "failed": 0}
+    for status in statuses:
+        counts[status] = counts.get(status, 0) + 1
+    return counts
+
+
+def exit_code_of(codes: Iterable[int]) -> ExitCode:
+    """Return the exit code of a run from those of its images.
+
+    All the same code: that one; several codes: MIXED; no image: NOTHING_TO_DO.
+
+    Examples
+    --------
+    >>> exit_code_of([0, 0]).name, exit_code_of([10, 10]).name, exit_code_of([0, 10]).name
+    ('OK', 'NO_SOLUTION', 'MIXED')
+    """
+    distinct = set(codes)
+    if not distinct:
+        return ExitCode.NOTHING_TO_DO
+    return ExitCode(distinct.pop()) if len(distinct) == 1 else ExitCode.MIXED

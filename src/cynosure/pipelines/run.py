@@ -1,0 +1,217 @@
+"""Running a door over images: settings, manifest, resume, isolation, time limit."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from cynosure.ground.errors import CynosureError, ExitCode, OutputExists
+from cynosure.ground.settings import Settings
+from cynosure.pipelines.manifest import (
+    Manifest,
+    Row,
+    exit_code_of,
+    fingerprint,
+    make_folder,
+    stems_of,
+)
+from cynosure.pipelines.workers import Done, Function, Task, Watch, execute
+
+__all__ = ["SECTIONS", "Record", "Run", "default_settings", "run_images"]
+
+# A section of the settings is the keyword-only arguments of one function.
+SECTIONS = {
+    "background": "cynosure.pixels.background:background",
+    "detect": "cynosure.pixels.detect:detect",
+    "psf": "cynosure.pixels.psf:build_psf",
+    "measure": "cynosure.pixels.measure:measure",
+    "refcat": "cynosure.data.refcat:select",
+    "match": "cynosure.geometry.match:match",
+    "blind": "cynosure.geometry.quads:solve_blind",
+    "fit": "cynosure.geometry.fit:fit_wcs",
+    "errormodel": "cynosure.geometry.errormodel:fit_error_model",
+    "quality": "cynosure.solutions.quality:judge",
+    "solve": "cynosure.pipelines.solve:solve",
+}
+
+def default_settings() -> Settings:
+    """Return the settings as built in, of all sections whose module is installed."""
+    return Settings({name: path for name, path in SECTIONS.items() if _exists(path)})
+
+
+def _exists(path: str) -> bool:
+    return importlib.util.find_spec(path.split(":")[0]) is not None
+
+
+class Record(Protocol):
+    """What the function of :func:`run_images` returns for an image: a Solution is one."""
+
+    @property
+    def status(self) -> str:
+        """``solved``, ``compromised`` or ``failed``."""
+
+    @property
+    def reason(self) -> str:
+        """Why it is not solved."""
+
+    @property
+    def quality(self) -> int:
+        """1 … 5 or -1."""
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the image's file."""
+
+    @property
+    def exit_code(self) -> int:
+        """What the command returns for this image alone."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files that were written, relative to the folder of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of :func:`run_images`.
+
+    Attributes
+    ----------
+    done : list of Done
+        In the order of the images; those that were skipped are not among them.
+    skipped : tuple of str
+        Images that an earlier run had done with the same settings.
+    manifest : Manifest
+        As it stands in ``run.json``.
+    exit_code : ExitCode
+    """
+
+    done: list[Done]
+    skipped: tuple[str, ...]
+    manifest: Manifest
+    exit_code: ExitCode
+
+
+def run_images(
+    function: Function,
+    images: Sequence[str | Path],
+    out: str | Path,
+    *,
+    endings: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
+    facts: Mapping[str, Any] | None = None,
+    failed: Callable[[str, CynosureError], Record] | None = None,
+    workers: int = 1,
+    timeout_s: float | None = None,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+) -> Run:
+    """Run a door over images, with manifest, resume, isolation and time limit.
+
+    Parameters
+    ----------
+    function : callable
+        ``function((image, overwrite), log) -> Record``: does one image and writes its files.
+        `overwrite` is true also where the files were left by a run that was cut short.
+    images : sequence of str or Path
+    out : str or Path
+        The folder of the run; ``run.json`` is written there after every image.
+    endings : sequence of str
+        What the names of an image's products end with, after its stem. An image of which a
+        product is there already, not from a run that was cut short, is not done but fails with
+        :class:`~cynosure.ground.errors.OutputExists`.
+    options, settings : mapping, Settings
+        What the result depends on beside the image: an image that was done with the same is
+        skipped.
+    facts : mapping, optional
+        What else ``run.json`` is to say: the command, the catalogue.
+    failed : callable, optional
+        Makes (and writes) the record of an image whose function raised.
+    workers, timeout_s, watch
+        As in :func:`~cynosure.pipelines.workers.execute`.
+    overwrite : bool
+        Do everything again and replace the files.
+
+    Raises
+    ------
+    SettingError
+        If two images would write files of the same names.
+    OutputError
+        If the folder cannot be made or written.
+    """
+    folder = make_folder(out)
+    stems = stems_of(images)
+    changed = settings.changed() if settings is not None else {}
+    mark = fingerprint({"options": dict(options or {}), "settings": changed})
+    old = Manifest(folder) if overwrite else Manifest.read(folder)
+    skipped = {s: i for s, i in stems.items() if old.is_done(s, i, mark)}
+    blocked = {} if overwrite else {
+        s: found for s in stems
+        if s not in skipped and not old.is_ours(s) and (found := _existing(folder, s, endings))
+    }
+    todo = {s: i for s, i in stems.items() if s not in skipped and s not in blocked}
+    manifest = Manifest(folder, dict(old.rows), {"settings": changed, **(facts or {})})
+    manifest.rows.update({stem: Row(image) for stem, image in todo.items()})
+    manifest.write()
+    note = partial(_note, manifest, {i: s for s, i in stems.items()}, mark, failed)
+    done = {s: _blocked(stems[s], path) for s, path in blocked.items()}
+    for refused in done.values():
+        if watch is not None:
+            watch.finished(refused)
+        note(refused)
+    state = "interrupted"
+    try:
+        results = execute(
+            function,
+            [Task(image, (image, overwrite or old.is_ours(stem))) for stem, image in todo.items()],
+            workers=workers, timeout_s=timeout_s, watch=watch, on_done=note,
+        )
+        state = "finished"
+    finally:
+        manifest.write(state)
+    done.update(zip(todo, results))
+    ordered = [done[s] for s in stems if s in done]
+    codes = [_code(d) for d in ordered]
+    if codes:
+        codes += [manifest.rows[s].exit_code for s in skipped]
+    return Run(ordered, tuple(skipped.values()), manifest, exit_code_of(codes))
+
+
+def _existing(folder: Path, stem: str, endings: Sequence[str]) -> Path | None:
+    return next((p for e in endings if (p := folder / f"{stem}{e}").exists()), None)
+
+
+def _blocked(image: str, path: Path) -> Done:
+    return Done(image, None, OutputExists("{image}: {path} exists already", image=image, path=path))
+
+
+def _code(done: Done) -> int:
+    return int(done.error.exit_code if done.error is not None else done.value.exit_code)
+
+
+def _note(
+    manifest: Manifest, stems: Mapping[str, str], mark: str,
+    failed: Callable[[str, CynosureError], Record] | None, done: Done,
+) -> None:
+    """Write an image's row; an image whose output exists keeps the row that it had."""
+    stem, seconds = stems[done.key], round(done.seconds, 3)
+    if isinstance(done.error, OutputExists):
+        if stem not in manifest.rows:
+            manifest.record(stem, Row(done.key, "failed", str(done.error), exit_code=_code(done)))
+        return
+    record: Record | None = done.value
+    if done.error is not None:
+        record = failed(done.key, done.error) if failed is not None else None
+    if record is None:
+        row = Row(done.key, "failed", str(done.error), -1, "", mark, _code(done), seconds)
+    else:
+        row = Row(
+            done.key, record.status, record.reason, record.quality, record.sha256, mark,
+            int(record.exit_code), seconds, tuple(record.files),
+        )
+    manifest.record(stem, row)

@@ -1,0 +1,300 @@
+"""Fit the PSF to the sources: positions, fluxes and their covariance.
+
+Every source has three parameters, flux and position; the background is that of the mesh. Sources
+that share pixels form groups, and the stars of a group are solved together by Gauss-Newton steps
+whose weights come from the model, not from the data (weights from the data favour pixels that
+fluctuated down and bias faint fluxes). Groups see each other through the residual image, in
+sweeps. The covariance is the inverse of the normal matrix, with the blends' couplings in it.
+
+The frame is fitted in tiles with a margin, so that memory does not grow with it; the tiles, and so
+the results, do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.frame import Frame
+from cynosure.data.tables import SourceFlag
+from cynosure.ground.settings import Range, Unit
+from cynosure.ground.threads import share
+from cynosure.pixels import psfkernels
+from cynosure.pixels.background import Background
+from cynosure.pixels.detect import detect_sources
+from cynosure.pixels.psf import Psf
+
+__all__ = ["fit_psf"]
+
+TILE_PX = 768
+
+# Blends of more stars than this are left to the sweeps: the joint solution costs the cube.
+MAX_GROUP = 12
+
+# A PSF model is some per cent off in the core of a bright star; what it leaves there is no source.
+RESIDUAL_FRACTION = 0.03
+
+
+def fit_psf(
+    frame: Frame,
+    background: Background,
+    psf: Psf,
+    sources: NDArray[np.void],
+    *,
+    passes: Annotated[int | None, Range(1, 10)] = None,
+    sweeps: Annotated[int, Range(1, 100)] = 6,
+    group_fwhm: Annotated[float, Unit("FWHM"), Range(0, 10)] = 1.5,
+    threshold_sigma: Annotated[float, Unit("sigma"), Range(1, 1000)] = 4.7,
+    threads: int = 1,
+) -> NDArray[np.void]:
+    """Fit the PSF to all sources of a frame.
+
+    Parameters
+    ----------
+    frame, background, psf, sources
+        The pixels, the sky, the PSF and the sources to start from.
+    passes : int, optional
+        2 or more looks for further sources in what the fit of the first ones leaves, and fits
+        all of them again. By default 2 where the field is crowded, else 1.
+    sweeps : int
+        Most Gauss-Newton steps of a source.
+    group_fwhm : float
+        Sources closer than this are fitted jointly.
+    threshold_sigma : float
+        Least significance of a further source.
+    threads : int
+        Threads that share the work; the result does not depend on it.
+
+    Returns
+    -------
+    sources : (n,) structured array
+        A new table; x, y, flux_e, snr, their errors, chi2_dof and flags come from the fit.
+    """
+    if len(sources) == 0:
+        return sources.copy()
+    if passes is None:
+        beams = frame.data.size / (np.pi * (2.0 * psf.fwhm_px) ** 2)
+        passes = 2 if len(sources) > 0.03 * beams else 1
+    current = sources
+    for k in range(passes):
+        last = k == passes - 1
+        residual = None if last else np.zeros_like(frame.data)
+        fitted = _fit_all(frame, background, psf, current, sweeps, group_fwhm, threads, residual)
+        if last or residual is None:
+            return fitted
+        more = _further_sources(frame, background, psf, residual, threshold_sigma, threads)
+        if len(more) == 0:
+            return fitted
+        current = np.concatenate([fitted, more])
+    return fitted
+
+
+def _fit_all(
+    frame: Frame, background: Background, psf: Psf, sources: NDArray[np.void], sweeps: int,
+    group_fwhm: float, threads: int, residual: NDArray[np.float32] | None,
+) -> NDArray[np.void]:
+    out = sources.copy()
+    group, blended = _groups(sources, group_fwhm * psf.fwhm_px)
+    fit_radius, draw_radius = _radii(sources, psf)
+    margin = 2 * psf.radius_px + 4
+    ny, nx = frame.shape
+    first = np.zeros(group.max() + 1, dtype=np.int64)
+    first[group[::-1]] = np.arange(len(group))[::-1]
+    home = first[group]  # a group lives in the tile of its first member
+    home_x, home_y = sources["x"][home], sources["y"][home]
+
+    def work(corner: tuple[int, int]) -> None:
+        tx, ty = corner
+        mine = (home_x >= tx - 0.5) & (home_x < tx + TILE_PX - 0.5)
+        mine &= (home_y >= ty - 0.5) & (home_y < ty + TILE_PX - 0.5)
+        box = (
+            max(tx - margin, 0), max(ty - margin, 0),
+            min(tx + TILE_PX + margin, nx), min(ty + TILE_PX + margin, ny),
+        )
+        here = (sources["x"] > box[0] - 1) & (sources["x"] < box[2])
+        here &= (sources["y"] > box[1] - 1) & (sources["y"] < box[3])
+        index = np.flatnonzero(here | mine)
+        if len(index):
+            index = index[np.argsort(group[index], kind="stable")]
+        left = _fit_tile(
+            frame, background, psf, sources, index, group, fit_radius, draw_radius, box, sweeps,
+            mine, out,
+        )
+        if residual is not None:
+            y1, x1 = min(ty + TILE_PX, ny), min(tx + TILE_PX, nx)
+            residual[ty:y1, tx:x1] = left[ty - box[1] : y1 - box[1], tx - box[0] : x1 - box[0]]
+
+    # The first and last tiles also hold sources just outside the frame.
+    share(work, [(x, y) for y in range(0, ny, TILE_PX) for x in range(0, nx, TILE_PX)], threads)
+    out["flags"][blended] |= SourceFlag.BLENDED
+    return out
+
+
+def _radii(sources: NDArray[np.void], psf: Psf) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the radius of the fit and of the drawn model of each source.
+
+    The information on a Gaussian star's position within a radius r of k standard deviations is
+    1 - (1 + k^2) exp(-k^2) of all on sky noise, and 1 - (1 + k^2/2) exp(-k^2/2) on its own noise:
+    1.5 FWHM (3.5 sigma) leaves nothing of the first, 2 FWHM 0.2 % of the second.
+    """
+    fwhm, snr = psf.fwhm_px, np.nan_to_num(sources["peak_snr"], nan=5.0)
+    wanted = np.where(snr > 200, 2.4, np.where(snr > 40, 1.9, 1.45)) * fwhm + 0.5
+    fit = np.clip(np.rint(wanted), 2, psf.radius_px).astype(np.int64)
+    drawn = np.where(snr > 20, psf.radius_px, np.minimum(psf.radius_px, fit + 2))
+    return fit, drawn.astype(np.int64)
+
+
+def _groups(
+    sources: NDArray[np.void], link_px: float
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Number the groups of sources linked by less than `link_px`, and say which are blended."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    n = len(sources)
+    tree = cKDTree(np.column_stack([sources["x"], sources["y"]]))
+    while True:
+        pairs = tree.query_pairs(link_px, output_type="ndarray")
+        graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+        _, label = connected_components(graph, directed=False)
+        blended = np.zeros(n, dtype=bool)
+        blended[pairs.ravel()] = True
+        size = np.bincount(label)
+        if size.max() <= MAX_GROUP or link_px < 0.3:
+            break
+        link_px *= 0.8
+    _, order, group = np.unique(label, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(order))  # groups in the order of their first member
+    group = rank[group]
+    big = np.bincount(group)[group] > MAX_GROUP
+    group = np.where(big, group.max() + 1 + np.arange(n), group)
+    return np.unique(group, return_inverse=True)[1].astype(np.int64), blended
+
+
+def _fit_tile(
+    frame: Frame, background: Background, psf: Psf, sources: NDArray[np.void],
+    index: NDArray[np.int64], group: NDArray[np.int64], fit_radius: NDArray[np.int64],
+    draw_radius: NDArray[np.int64], box: tuple[int, int, int, int], sweeps: int,
+    mine: NDArray[np.bool_], out: NDArray[np.void],
+) -> NDArray[np.float32]:
+    """Fit the sources `index` on the pixels of `box`; write those that are `mine` to `out`."""
+    x0, y0, x1, y1 = box
+    image, variance, clean = _tile_pixels(frame, background, box)
+    residual = image.copy()
+    n = len(index)
+    if n == 0:
+        return residual
+    x = sources["x"][index] - x0
+    y = sources["y"][index] - y0
+    flux = np.zeros(n)
+    bounds = np.flatnonzero(np.r_[True, np.diff(group[index]) != 0, True]).astype(np.int64)
+    terms = np.ascontiguousarray(psf.terms(sources["x"][index], sources["y"][index]))
+    covariance = np.full((n, 3, 3), np.nan)
+    chi2 = np.full(n, np.nan)
+    status = np.zeros(n, dtype=np.int32)
+    # Start from the aperture flux, at least that of the detection threshold.
+    start = np.maximum(sources["flux_aper_e"][index] / frame.gain_e_adu, 0.0)
+    known = np.isfinite(sources["chi2_dof"][index])
+    start = np.where(known, sources["flux_e"][index] / frame.gain_e_adu, start)
+    least = 2.0 * background.sigma_at(sources["x"][index], sources["y"][index])
+    flux[:] = np.maximum(start, least)
+    draw = draw_radius[index]
+    psfkernels.draw_stars(
+        residual, psf.coefficients, psf.spacing_px, terms, x, y, flux, draw
+    )
+    psfkernels.fit_groups(
+        image, residual, variance, frame.gain_e_adu, psf.coefficients, psf.spacing_px, terms,
+        bounds, x, y, flux, fit_radius[index], draw, sweeps, 0.02, covariance, chi2, status,
+    )
+    keep = mine[index]
+    rows = index[keep]
+    _store(out, rows, frame.gain_e_adu, x[keep] + x0, y[keep] + y0, flux[keep], covariance[keep],
+           chi2[keep], status[keep])
+    if not clean.all():
+        _flag_bad_pixels(out, rows, clean, box, fit_radius[rows])
+    return residual
+
+
+def _tile_pixels(
+    frame: Frame, background: Background, box: tuple[int, int, int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the tile less its background, the variance of its sky (0 where unusable), and a map."""
+    x0, y0, x1, y1 = box
+    part = frame.data[y0:y1, x0:x1]
+    image = part - background.rows(y0, y1)[:, x0:x1]
+    sigma = Background(background.sigma, background.sigma, background.shape).rows(y0, y1)
+    variance = np.square(sigma[:, x0:x1])
+    if frame.variance is not None:
+        given = frame.variance[y0:y1, x0:x1]
+        # A variance plane knows of pixels noisier than their surroundings.
+        variance = np.where(given > 4.0 * variance, given, variance).astype(np.float32)
+    clean = np.isfinite(part)
+    if frame.mask is not None:
+        clean &= ~frame.mask[y0:y1, x0:x1]
+    usable = clean & (part < frame.saturation_adu)
+    image[~clean] = 0.0
+    variance[~usable] = 0.0
+    return image, variance, clean
+
+
+def _store(
+    out: NDArray[np.void], rows: NDArray[np.int64], gain: float, x: NDArray[np.float64],
+    y: NDArray[np.float64], flux: NDArray[np.float64], covariance: NDArray[np.float64],
+    chi2: NDArray[np.float64], status: NDArray[np.int32],
+) -> None:
+    far = np.hypot(x - out["x"][rows], y - out["y"][rows]) > 3.0
+    good = np.isfinite(covariance[:, 1, 1]) & (covariance[:, 1, 1] > 0) & ~far & (flux > 0)
+    converged = good & (status == 1)
+    bad, rows_good = rows[~converged], rows[good]
+    out["flags"][bad] |= SourceFlag.NOT_CONVERGED
+    out["flags"][rows[converged]] &= ~SourceFlag.NOT_CONVERGED
+    c = covariance[good]
+    out["x"][rows_good], out["y"][rows_good] = x[good], y[good]
+    out["x_err"][rows_good] = np.sqrt(c[:, 1, 1])
+    out["y_err"][rows_good] = np.sqrt(c[:, 2, 2])
+    out["xy_corr"][rows_good] = c[:, 1, 2] / np.sqrt(c[:, 1, 1] * c[:, 2, 2])
+    out["flux_e"][rows_good] = flux[good] * gain
+    out["flux_err_e"][rows_good] = np.sqrt(c[:, 0, 0]) * gain
+    out["snr"][rows_good] = flux[good] / np.sqrt(c[:, 0, 0])
+    out["chi2_dof"][rows_good] = chi2[good]
+
+
+def _flag_bad_pixels(
+    out: NDArray[np.void], rows: NDArray[np.int64], clean: NDArray[np.bool_],
+    box: tuple[int, int, int, int], radius: NDArray[np.int64],
+) -> None:
+    """Flag sources with an unusable pixel within a FWHM or so of their centre."""
+    from scipy.ndimage import distance_transform_edt
+
+    distance = distance_transform_edt(clean)
+    with np.errstate(invalid="ignore"):
+        ix = np.rint(out["x"][rows] - box[0]).astype(int).clip(0, clean.shape[1] - 1)
+        iy = np.rint(out["y"][rows] - box[1]).astype(int).clip(0, clean.shape[0] - 1)
+    near = distance[iy, ix] <= 0.6 * radius
+    out["flags"][rows[near]] |= SourceFlag.BAD_PIXEL
+
+
+def _further_sources(
+    frame: Frame, background: Background, psf: Psf, residual: NDArray[np.float32],
+    threshold_sigma: float, threads: int,
+) -> NDArray[np.void]:
+    """Detect sources in the residual, each pixel weighed by the noise of what was subtracted."""
+    sigma = Background(background.sigma, background.sigma, background.shape)
+    for row in range(0, frame.shape[0], 512):
+        block = slice(row, min(row + 512, frame.shape[0]))
+        sky = background.rows(block.start, block.stop)
+        noise = sigma.rows(block.start, block.stop)
+        light = np.maximum(frame.data[block] - sky - residual[block], 0.0)
+        total = noise**2 + light / frame.gain_e_adu + (RESIDUAL_FRACTION * light) ** 2
+        residual[block] *= noise / np.sqrt(total)
+    flat = Background(np.zeros_like(background.level), background.sigma, background.shape)
+    rest = frame.replaced(data=residual)
+    more = detect_sources(
+        rest, flat, threshold_sigma=threshold_sigma, fwhm_px=psf.fwhm_px, threads=threads
+    )
+    more = more[more["flags"] & (SourceFlag.COSMIC | SourceFlag.EDGE) == 0]
+    more["background_e"] = background.level_at(more["x"], more["y"]) * frame.gain_e_adu
+    return more

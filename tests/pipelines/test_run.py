@@ -10,7 +10,6 @@ from cynosure.ground.errors import (
     ExitCode,
     NoMatch,
     OutputError,
-    OutputExists,
     SettingError,
 )
 from cynosure.ground.files import write_text
@@ -72,7 +71,7 @@ def test_rows_stand_in_the_order_of_the_images(night):
     assert content["state"] == "finished"
     assert content["software"]["cynosure"]
     assert content["images"]["a"]["reason"].startswith("no match between 3 sources")
-    assert [int(d.error.exit_code) if d.error else 0 for d in run.done] == [0, 10, 1]
+    assert [r.exit_code for r in run.records] == [0, 10, 1]
     assert run.exit_code == ExitCode.MIXED
 
 
@@ -92,7 +91,7 @@ def test_new_content_or_settings_are_refused_without_overwrite(night):
     night({"a.fits": "1"})
     run, worked, content = night({"a.fits": "2"})
     assert worked == []
-    assert isinstance(run.done[0].error, OutputExists)
+    assert run.records[0].reason.endswith("a_wcs.fits exists already")
     assert run.exit_code == ExitCode.OUTPUT_EXISTS
     assert content["images"]["a"]["status"] == "solved", "the row of what is there stays"
     settings = Settings({"quality": judge}).updated({"quality": {"min_used": 9}}, "test")
@@ -138,19 +137,25 @@ def test_a_product_that_is_gone_is_made_again(night, tmp_path):
 
 def test_two_images_of_one_name_are_refused(tmp_path):
     with pytest.raises(SettingError, match="would both write"):
-        run_images(solve_one, ["x/a.fits", "y/a.fits.gz"], tmp_path, endings=ENDINGS)
+        run_images(
+            solve_one, ["x/a.fits", "y/a.fits.gz"], tmp_path, endings=ENDINGS,
+            failed=Solution.from_error,
+        )
 
 
 def test_a_foreign_or_broken_manifest_is_refused(tmp_path):
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(CatalogDamaged, match="not a manifest"):
-        run_images(solve_one, [], tmp_path, endings=ENDINGS)
+    for text in ("{", "[]", '{"schema": "cynosure.run/1", "images": {"a": 3}}', '{"schema": 2}'):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(CatalogDamaged, match="not a manifest"):
+            Manifest.read(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        run_images(solve_one, [], tmp_path / "file" / "out", endings=ENDINGS)
+        run_images(
+            solve_one, [], tmp_path / "file" / "out", endings=ENDINGS, failed=Solution.from_error
+        )
 
 
 def test_sections_name_modules_of_the_house():

@@ -121,19 +121,19 @@ class Manifest:
             return cls(folder)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            content = {"schema": f"nothing readable ({error})"}
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            if content["schema"] != SCHEMA:
+                raise KeyError(content["schema"])
+            rows = {
+                stem: Row(**{**values, "products": tuple(values["products"])})
+                for stem, values in content["images"].items()
+            }
+            facts = {k: v for k, v in content.items() if k not in _OWN}
+            return cls(folder, rows, facts, content["state"], content["started"])
+        except (KeyError, TypeError, ValueError) as error:
             raise CatalogDamaged(
                 catalog=str(path), reason=f"not a manifest of schema {SCHEMA}",
                 hint="Use another --out, or remove the file.",
-            )
-        rows = {}
-        for stem, values in content["images"].items():
-            values["products"] = tuple(values["products"])
-            rows[stem] = Row(**values)
-        facts = {k: v for k, v in content.items() if k not in _OWN}
-        return cls(folder, rows, facts, content["state"], content["started"])
+            ) from error
 
     def record(self, stem: str, row: Row) -> None:
         """Set an image's row and write the manifest."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,7 +80,7 @@ class Run:
 
     Attributes
     ----------
-    done : list of Done
+    records : list of Record
         In the order of the images; those that were skipped are not among them.
     skipped : tuple of str
         Images that an earlier run had done with the same settings.
@@ -90,7 +89,7 @@ class Run:
     exit_code : ExitCode
     """
 
-    done: list[Done]
+    records: list[Record]
     skipped: tuple[str, ...]
     manifest: Manifest
     exit_code: ExitCode
@@ -105,7 +104,8 @@ def run_images(
     options: Mapping[str, Any] | None = None,
     settings: Settings | None = None,
     facts: Mapping[str, Any] | None = None,
-    failed: Callable[[str, CynosureError], Record] | None = None,
+    failed: Callable[[str, CynosureError], Record],
+    on_record: Callable[[Record], None] | None = None,
     workers: int = 1,
     timeout_s: float | None = None,
     overwrite: bool = False,
@@ -130,8 +130,11 @@ def run_images(
         skipped.
     facts : mapping, optional
         What else ``run.json`` is to say: the command, the catalogue.
-    failed : callable, optional
-        Makes (and writes) the record of an image whose function raised.
+    failed : callable
+        ``failed(image, error) -> Record``: makes (and writes) the record of an image whose
+        function raised. Where its output exists (OutputExists) it must leave that alone.
+    on_record : callable, optional
+        Called with every record as soon as its row is written, in order of completion.
     workers, timeout_s, watch
         As in :func:`~cynosure.pipelines.workers.execute`.
     overwrite : bool
@@ -158,28 +161,24 @@ def run_images(
     manifest = Manifest(folder, dict(old.rows), {"settings": changed, **(facts or {})})
     manifest.rows.update({stem: Row(image) for stem, image in todo.items()})
     manifest.write()
-    note = partial(_note, manifest, {i: s for s, i in stems.items()}, mark, failed)
-    done = {s: _blocked(stems[s], path) for s, path in blocked.items()}
-    for refused in done.values():
-        if watch is not None:
-            watch.finished(refused)
-        note(refused)
+    recorder = _Recorder(manifest, {i: s for s, i in stems.items()}, mark, failed, on_record)
+    for stem, path in blocked.items():
+        recorder(_blocked(stems[stem], path))
     state = "interrupted"
     try:
-        results = execute(
+        execute(
             function,
             [Task(image, (image, overwrite or old.is_ours(stem))) for stem, image in todo.items()],
-            workers=workers, timeout_s=timeout_s, watch=watch, on_done=note,
+            workers=workers, timeout_s=timeout_s, watch=watch, on_done=recorder,
         )
         state = "finished"
     finally:
         manifest.write(state)
-    done.update(zip(todo, results))
-    ordered = [done[s] for s in stems if s in done]
-    codes = [_code(d) for d in ordered]
+    records = [recorder.records[s] for s in stems if s in recorder.records]
+    codes = [int(r.exit_code) for r in records]
     if codes:
         codes += [manifest.rows[s].exit_code for s in skipped]
-    return Run(ordered, tuple(skipped.values()), manifest, exit_code_of(codes))
+    return Run(records, tuple(skipped.values()), manifest, exit_code_of(codes))
 
 
 def _existing(folder: Path, stem: str, endings: Sequence[str]) -> Path | None:
@@ -190,28 +189,32 @@ def _blocked(image: str, path: Path) -> Done:
     return Done(image, None, OutputExists("{image}: {path} exists already", image=image, path=path))
 
 
-def _code(done: Done) -> int:
-    return int(done.error.exit_code if done.error is not None else done.value.exit_code)
+@dataclass(slots=True)
+class _Recorder:
+    """Make a record and a row of whatever came of a task."""
 
+    manifest: Manifest
+    stems: Mapping[str, str]
+    mark: str
+    failed: Callable[[str, CynosureError], Record]
+    on_record: Callable[[Record], None] | None
+    records: dict[str, Record] = field(default_factory=dict)
 
-def _note(
-    manifest: Manifest, stems: Mapping[str, str], mark: str,
-    failed: Callable[[str, CynosureError], Record] | None, done: Done,
-) -> None:
-    """Write an image's row; an image whose output exists keeps the row that it had."""
-    stem, seconds = stems[done.key], round(done.seconds, 3)
-    if isinstance(done.error, OutputExists):
-        if stem not in manifest.rows:
-            manifest.record(stem, Row(done.key, "failed", str(done.error), exit_code=_code(done)))
-        return
-    record: Record | None = done.value
-    if done.error is not None:
-        record = failed(done.key, done.error) if failed is not None else None
-    if record is None:
-        row = Row(done.key, "failed", str(done.error), -1, "", mark, _code(done), seconds)
-    else:
-        row = Row(
+    def __call__(self, done: Done) -> None:
+        stem = self.stems[done.key]
+        record: Record = done.value
+        if done.error is not None:
+            record = self.failed(done.key, done.error)
+        self.records[stem] = record
+        # What exists already keeps the row that it had.
+        if not (isinstance(done.error, OutputExists) and stem in self.manifest.rows):
+            self.manifest.record(stem, self._row(done, record))
+        if self.on_record is not None:
+            self.on_record(record)
+
+    def _row(self, done: Done, record: Record) -> Row:
+        mark = "" if isinstance(done.error, OutputExists) else self.mark
+        return Row(
             done.key, record.status, record.reason, record.quality, record.sha256, mark,
-            int(record.exit_code), seconds, tuple(record.files),
+            int(record.exit_code), round(done.seconds, 3), tuple(record.files),
         )
-    manifest.record(stem, row)

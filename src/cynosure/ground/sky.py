@@ -11,14 +11,21 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "MAS_PER_DEG",
+    "MAX_ORDER",
     "at_epoch",
+    "cone_cells",
+    "cone_ranges",
     "deproject",
     "earth_position_au",
     "east_north",
+    "healpix_cell",
+    "healpix_center",
+    "healpix_radius_deg",
     "match_sky",
     "position_angle_deg",
     "project",
     "radec",
+    "rows_within",
     "separation_deg",
     "unit_vectors",
 ]
@@ -168,7 +175,10 @@ def at_epoch(
 
 
 # The five parameters of Gaia in the order of the covariance, and the columns of their errors.
-_ERRORS = ("ra_error_mas", "dec_error_mas", "parallax_error_mas", "pm_ra_error_mas_yr", "pm_dec_error_mas_yr")
+_ERRORS = (
+    "ra_error_mas", "dec_error_mas", "parallax_error_mas", "pm_ra_error_mas_yr",
+    "pm_dec_error_mas_yr",
+)
 _CORRELATIONS = {
     (0, 1): "ra_dec_corr", (0, 2): "ra_parallax_corr", (0, 3): "ra_pmra_corr",
     (0, 4): "ra_pmdec_corr", (1, 2): "dec_parallax_corr", (1, 3): "dec_pmra_corr",
@@ -212,6 +222,25 @@ def _cross(j_ra: list[Floats | None], j_dec: list[Floats | None], i: int, k: int
     return total
 
 
+def rows_within(
+    ra_deg: ArrayLike, dec_deg: ArrayLike, ra0_deg: float, dec0_deg: float, radius_deg: float
+) -> NDArray[np.int64]:
+    """Return the rows of a list that lie within a circle, its edge included, in rising order."""
+    ra, dec = np.asarray(ra_deg, dtype=float), np.asarray(dec_deg, dtype=float)
+    with np.errstate(invalid="ignore"):
+        rows = np.flatnonzero(np.abs(dec - dec0_deg) <= radius_deg + 1e-9)
+    if radius_deg >= 180.0:
+        return rows
+    half_ra = np.radians(ra[rows] - ra0_deg) / 2.0
+    dec, dec0 = np.radians(dec[rows]), np.radians(dec0_deg)
+    # Half the chord, squared (the haversine), keeps its digits in small circles.
+    haversine = (
+        np.sin((dec - dec0) / 2.0) ** 2 + np.cos(dec) * np.cos(dec0) * np.sin(half_ra) ** 2
+    )
+    edge = np.sin(np.radians(radius_deg) / 2.0) ** 2
+    return rows[haversine <= edge * (1.0 + 1e-12) + 1e-30]
+
+
 def match_sky(
     ra1_deg: ArrayLike, dec1_deg: ArrayLike, ra2_deg: ArrayLike, dec2_deg: ArrayLike,
     radius_deg: float,
@@ -237,3 +266,130 @@ def match_sky(
     index1 = index1[backward[forward[index1]] == index1]
     index2 = forward[index1].astype(np.int64)
     return index1, index2, np.degrees(2.0 * np.arcsin(np.minimum(distance[index1] / 2.0, 1.0)))
+
+
+# --- HEALPix, nested (Gorski et al. 2005, ApJ 622, 759) -------------------------------------
+# Our own few lines of it, because the libraries that have it take a third of a second to import.
+
+MAX_ORDER = 29
+# Ring number, in units of nside, of the southern corner of each of the twelve base cells, and
+# the longitude of that corner in units of 45 degrees.
+_CORNER_RING = np.array([2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4])
+_CORNER_LONGITUDE = np.array([1, 3, 5, 7, 0, 2, 4, 6, 1, 3, 5, 7])
+_SPREAD = (
+    (16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F),
+    (2, 0x3333333333333333), (1, 0x5555555555555555),
+)
+
+
+def healpix_cell(
+    ra_deg: ArrayLike, dec_deg: ArrayLike, order: int = MAX_ORDER
+) -> NDArray[np.int64]:
+    """Return the nested HEALPix cell of directions at an order (nside = 2^order)."""
+    ra, dec = np.broadcast_arrays(
+        np.asarray(ra_deg, dtype=float), np.asarray(dec_deg, dtype=float)
+    )
+    nside = 1 << order
+    z, tt = np.sin(np.radians(dec)), (ra % 360.0) / 90.0
+    height = np.abs(z)
+    polar = height > 2.0 / 3.0
+    # The two diagonal coordinates of the equatorial belt; the base cell follows from them.
+    rising, falling = nside * (0.5 + tt - 0.75 * z), nside * (0.5 + tt + 0.75 * z)
+    jp, jm = rising.astype(np.int64), falling.astype(np.int64)
+    fp, fm = jp >> order, jm >> order
+    face = np.where(fp == fm, (fp & 3) | 4, np.where(fp < fm, fp & 3, (fm & 3) + 8))
+    ix, iy = jm & (nside - 1), nside - 1 - (jp & (nside - 1))
+    if polar.any():
+        quadrant = np.minimum(tt.astype(np.int64), 3)
+        frac = tt - quadrant
+        # sqrt(3 (1 - |z|)), from cos(dec), which keeps its digits at the poles.
+        root = nside * np.abs(np.cos(np.radians(dec))) * np.sqrt(3.0 / (1.0 + height))
+        jp_polar = np.minimum((frac * root).astype(np.int64), nside - 1)
+        jm_polar = np.minimum(((1.0 - frac) * root).astype(np.int64), nside - 1)
+        north = z > 0
+        face = np.where(polar, np.where(north, quadrant, quadrant + 8), face)
+        ix = np.where(polar, np.where(north, nside - 1 - jm_polar, jp_polar), ix)
+        iy = np.where(polar, np.where(north, nside - 1 - jp_polar, jm_polar), iy)
+    return (face.astype(np.int64) << (2 * order)) + _interleaved(ix) + (_interleaved(iy) << 1)
+
+
+def healpix_center(cell: ArrayLike, order: int) -> Floats:
+    """Return the unit vectors (..., 3) of the centres of nested cells."""
+    cell = np.asarray(cell, dtype=np.int64)
+    nside = 1 << order
+    face = cell >> (2 * order)
+    inside = cell & ((1 << (2 * order)) - 1)
+    ix, iy = _deinterleaved(inside), _deinterleaved(inside >> 1)
+    ring = _CORNER_RING[face] * nside - ix - iy - 1
+    north, south = ring < nside, ring > 3 * nside
+    width = np.where(north, ring, np.where(south, 4 * nside - ring, nside)).astype(float)
+    part = width**2 / (3.0 * float(nside) ** 2)
+    belt = (2.0 * nside - ring) * 2.0 / (3.0 * nside)
+    z = np.where(north, 1.0 - part, np.where(south, part - 1.0, belt))
+    sine_belt = np.sqrt(np.maximum(0.0, 1.0 - belt**2))
+    sine = np.where(north | south, np.sqrt(part * (2.0 - part)), sine_belt)
+    # Within a polar cap a quarter turn holds `width` cells, in the belt nside.
+    phi = np.pi / 4.0 * (_CORNER_LONGITUDE[face] + (ix - iy) / width)
+    return np.stack([sine * np.cos(phi), sine * np.sin(phi), z], axis=-1)
+
+
+def healpix_radius_deg(order: int) -> float:
+    """Return the largest angle from the centre of a cell to its corners, at an order."""
+    nside = 1 << order
+    middle = np.array([np.sqrt(5.0) / 3.0 * np.cos(np.pi / (4 * nside)),
+                       np.sqrt(5.0) / 3.0 * np.sin(np.pi / (4 * nside)), 2.0 / 3.0])
+    z = 1.0 - (1.0 - 1.0 / nside) ** 2 / 3.0
+    corner = np.array([np.sqrt(1.0 - z * z), 0.0, z])
+    return float(np.degrees(np.arctan2(np.linalg.norm(np.cross(middle, corner)), middle @ corner)))
+
+
+def cone_cells(
+    ra_deg: float, dec_deg: float, radius_deg: float, order: int
+) -> NDArray[np.int64]:
+    """Return, sorted, all nested cells of an order that may touch a circle on the sky.
+
+    No cell that touches it is left out; a few that do not may be in it.
+    """
+    center = unit_vectors(ra_deg, dec_deg)
+    cells = np.arange(12, dtype=np.int64)
+    for k in range(order + 1):
+        if k:
+            cells = (cells[:, None] * 4 + np.arange(4)).ravel()
+        reach = np.radians(min(radius_deg + healpix_radius_deg(k), 180.0))
+        v = healpix_center(cells, k)
+        chord = np.linalg.norm(v - center, axis=-1)
+        cells = cells[chord <= 2.0 * np.sin(reach / 2.0) + 1e-12]
+    return cells
+
+
+def cone_ranges(ra_deg: float, dec_deg: float, radius_deg: float) -> NDArray[np.int64]:
+    """Cover a circle on the sky by ranges (k, 2) of cells of order 29, [first, last), in order.
+
+    The cells are chosen about a twelfth of the circle's size, which keeps the ranges few.
+    """
+    order = 0
+    while order < MAX_ORDER - 1 and healpix_radius_deg(order) > max(radius_deg, 1e-7) / 6.0:
+        order += 1
+    cells = cone_cells(ra_deg, dec_deg, radius_deg, order)
+    if len(cells) == 0:
+        return np.zeros((0, 2), dtype=np.int64)
+    breaks = np.flatnonzero(np.diff(cells) > 1)
+    first = cells[np.concatenate([[0], breaks + 1])]
+    last = cells[np.concatenate([breaks, [len(cells) - 1]])] + 1
+    return np.stack([first, last], axis=1) << (2 * (MAX_ORDER - order))
+
+
+def _interleaved(bits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Spread the bits of numbers below 2^29 to the even places."""
+    for shift, mask in _SPREAD:
+        bits = (bits | (bits << shift)) & mask
+    return bits
+
+
+def _deinterleaved(bits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Gather the even bits: the inverse of :func:`_interleaved`."""
+    bits = bits & 0x5555555555555555
+    for shift, mask in ((1, 0x3333333333333333), (2, 0x0F0F0F0F0F0F0F0F), (4, 0x00FF00FF00FF00FF),
+                        (8, 0x0000FFFF0000FFFF), (16, 0x00000000FFFFFFFF)):
+        bits = (bits | (bits >> shift)) & mask
+    return bits

@@ -1,0 +1,698 @@
+"""What the columns of a star catalogue mean.
+
+A reference table comes from anywhere: Gaia, VizieR, SCAMP, LSST, a spreadsheet. Here its columns
+are recognised by their names, their units are converted or refused, and its rows become the
+schema ``REFERENCE``. What a table does not say stays NaN: unknown is not zero.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.tables import REFERENCE
+from cynosure.ground.errors import CatalogDamaged, CatalogMissing
+from cynosure.ground.sky import healpix_cell
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "GAIA_NAMES",
+    "INDEX_COLUMNS",
+    "KNOWN_CATALOGS",
+    "Meaning",
+    "Role",
+    "catalog_word",
+    "column_unit",
+    "find_meaning",
+    "mend_byte_order",
+    "prepared",
+    "read_table",
+    "unit_scale",
+]
+
+Floats = NDArray[np.float64]
+
+INDEX_COLUMNS = ("_healpix_29", "_hipscat_index")
+
+# Catalogue word -> epoch of its positions (Julian year), error of a position that comes without
+# one (mas; for Gaia the error of a star of magnitude 20, a little rounded up).
+KNOWN_CATALOGS: dict[str, tuple[float, float]] = {
+    "GAIADR1": (2015.0, 1.0),
+    "GAIADR2": (2015.5, 0.7),
+    "GAIAEDR3": (2016.0, 0.5),
+    "GAIADR3": (2016.0, 0.5),
+    "TYCHO2": (2000.0, 60.0),
+    "HIPPARCOS": (1991.25, 1.0),
+}
+UNKNOWN_POSITION_ERROR_MAS = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a column can mean.
+
+    Attributes
+    ----------
+    name : str
+        Column of ``REFERENCE``, or the name of a quality column.
+    unit : str
+        The unit it is brought to; a column without a declared unit is taken to be in it.
+    names : tuple of str
+        Names under which it is known, best first, lower case.
+    """
+
+    name: str
+    unit: str
+    names: tuple[str, ...]
+
+    @property
+    def gaia_name(self) -> str:
+        """The column's name in Gaia, which is the name under which it is stored."""
+        return self.names[0]
+
+
+def _role(name: str, unit: str, names: str) -> Role:
+    return Role(name, unit, tuple(names.split()))
+
+
+_CORRELATIONS = tuple(
+    _role(f"{a}_{b}_corr", "", f"{a}_{b}_corr {short}cor {a}_{b}_cov_norm")
+    for a, b, short in (
+        ("ra", "dec", "rade"), ("ra", "parallax", "raplx"), ("ra", "pmra", "rapmra"),
+        ("ra", "pmdec", "rapmde"), ("dec", "parallax", "deplx"), ("dec", "pmra", "depmra"),
+        ("dec", "pmdec", "depmde"), ("parallax", "pmra", "plxpmra"),
+        ("parallax", "pmdec", "plxpmde"), ("pmra", "pmdec", "pmrapmde"),
+    )
+)
+ROLES: tuple[Role, ...] = (
+    _role("ref_id", "", "source_id source gaia_source_id gaiaid gaia_id ref_id objid obj_id object_id id star_id number"),
+    _role("ra_deg", "deg", "ra ra_icrs ra_deg radeg raj2000 _raj2000 ra_j2000 _ra _ra_icrs ramean ra_mean mean_ra raicrs "
+          "coord_ra alpha_j2000 alphawin_j2000 xwin_world x_world alpha rightascension right_ascension ra_gaia"),
+    _role("dec_deg", "deg", "dec de_icrs dec_icrs dec_deg dedeg decdeg dej2000 _dej2000 decj2000 _decj2000 dec_j2000 de_j2000 "
+          "_dec _de _de_icrs decmean dec_mean mean_dec deicrs coord_dec delta_j2000 deltawin_j2000 ywin_world y_world delta "
+          "declination de dec_gaia"),
+    _role("ref_epoch_yr", "yr", "ref_epoch ref_epoch_yr epoch_yr epoch obsdate refepoch epoch_mean epochmean"),
+    _role("mag", "mag", "phot_g_mean_mag gmag g_mag g_mean_mag mag vt_mag vtmag mag_vt vmag v_mag mag_v rmag r_mag imag i_mag "
+          "zmag z_mag mag_auto magnitude hpmag hp_mag mag_hp rpmag bpmag bt_mag btmag mag_bt bmag jmag jmag_2mass hmag kmag "
+          "umag gmeanpsfmag rmeanpsfmag imeanpsfmag"),
+    _role("color", "mag", "bp_rp bp-rp color colour"),
+    _role("ra_error_mas", "mas", "ra_error e_ra_icrs e_raj2000 e_radeg ra_err raerr ra_error_mas e_ra sigma_ra coord_raerr "
+          "errawin_world erra_world erra_deg ramean_err rameanerr"),
+    _role("dec_error_mas", "mas", "dec_error e_de_icrs e_dej2000 e_dedeg dec_err decerr dec_error_mas e_de e_dec sigma_dec "
+          "coord_decerr errbwin_world errb_world e_decj2000 decmean_err decmeanerr"),
+    _role("parallax_mas", "mas", "parallax plx parallax_mas"),
+    _role("parallax_error_mas", "mas", "parallax_error e_plx parallax_err parallaxerr parallax_error_mas sigma_parallax"),
+    _role("pm_ra_mas_yr", "mas/yr", "pmra pm_ra pmra_mas_yr pm_ra_mas_yr pmracosdec pmalpha pmalpha_j2000 pm_ra_cosdec"),
+    _role("pm_dec_mas_yr", "mas/yr", "pmdec pmde pm_dec pm_de pmdec_mas_yr pm_dec_mas_yr pmdelta pmdelta_j2000"),
+    _role("pm_ra_error_mas_yr", "mas/yr", "pmra_error e_pmra pm_ra_error pm_ra_err pmra_err pmraerr sigma_pm_ra pm_raerr "
+          "pm_ra_error_mas_yr pmalphaerr_j2000"),
+    _role("pm_dec_error_mas_yr", "mas/yr", "pmdec_error e_pmde e_pmdec pm_dec_error pm_dec_err pmdec_err pmdeerr sigma_pm_dec "
+          "pm_decerr pm_dec_error_mas_yr pmdeltaerr_j2000"),
+    *_CORRELATIONS,
+    # Not of REFERENCE: what the colour and the quality cuts are made from.
+    _role("bp", "mag", "phot_bp_mean_mag bpmag bp_mag"),
+    _role("rp", "mag", "phot_rp_mean_mag rpmag rp_mag"),
+    _role("ruwe", "", "ruwe"),
+    _role("params_solved", "", "astrometric_params_solved solved"),
+    _role("duplicated", "", "duplicated_source dup"),
+    _role("multi_peak", "", "ipd_frac_multi_peak ipdfmp"),
+)
+GAIA_NAMES: dict[str, str] = {role.name: role.gaia_name for role in ROLES}
+_NEEDED = ("ra_deg", "dec_deg", "mag")
+
+# --- units ------------------------------------------------------------------------------------
+
+_ANGLE = {  # in degrees
+    "deg": 1.0, "degree": 1.0, "degrees": 1.0, "angle[deg]": 1.0, "°": 1.0,
+    "rad": 180.0 / np.pi, "radian": 180.0 / np.pi, "radians": 180.0 / np.pi,
+    "arcmin": 1 / 60.0, "arcsec": 1 / 3600.0, "arcsecond": 1 / 3600.0, "asec": 1 / 3600.0,
+    "mas": 1 / 3.6e6, "milliarcsec": 1 / 3.6e6, "marcsec": 1 / 3.6e6, "uas": 1 / 3.6e9,
+    "hourangle": 15.0, "hour": 15.0, "hours": 15.0, "h": 15.0, "hr": 15.0,
+}
+_YEARS = ("yr", "year", "years", "a", "jyr", "julianyear")
+
+
+def unit_scale(unit: str, wanted: str) -> float | None:
+    """Return the factor that brings a value in `unit` to `wanted`; None where there is none.
+
+    The common spellings are known here; any other is left to ``astropy.units``, which is imported
+    only then.
+    """
+    text = re.sub(r"\s+", "", unit.strip().strip("'\"")).replace("**", "").replace("^", "")
+    if text in ("", wanted):
+        return 1.0
+    simple = text.lower()
+    if wanted in ("deg", "mas"):
+        scale = _ANGLE.get(simple)
+    elif wanted == "mas/yr":
+        angle, years = re.sub(r"[.*]?(yr|year|a|jyr)-1$", r"/\1", simple).rpartition("/")[::2]
+        scale = _ANGLE.get(angle) if years in _YEARS else None
+    elif wanted == "yr":
+        scale = 1.0 if simple in _YEARS else None
+    elif wanted == "mag":
+        scale = 1.0 if re.fullmatch(r"mag(nitudes?)?(\(.*\)|_?(ab|vega))?", simple) else None
+    else:
+        scale = None
+    if scale is not None:
+        return scale * 3.6e6 if wanted.startswith("mas") else scale
+    return _astropy_scale(unit, wanted)
+
+
+def _astropy_scale(unit: str, wanted: str) -> float | None:
+    from astropy import units
+
+    try:
+        parsed = units.Unit(unit)
+        if wanted == "":
+            return float(parsed.to(units.dimensionless_unscaled))
+        return float(parsed.to(units.Unit(wanted)))
+    except (ValueError, TypeError, units.UnitConversionError):
+        return None
+
+
+def column_unit(column: pa.Field) -> str:
+    """Return the unit in an Arrow field's metadata, "" where there is none."""
+    metadata = column.metadata or {}
+    for key in (b"unit", b"units", b"Unit"):
+        if key in metadata:
+            unit = metadata[key].decode("utf-8", "replace").strip()
+            return "" if unit.lower() in ("none", "null", "-", "---") else unit
+    return ""
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def catalog_word(*texts: str | None) -> str:
+    """Return the short word for a catalogue, for WCSNAME: GAIADR3, TYCHO2, or its own name.
+
+    Examples
+    --------
+    >>> catalog_word("gaia_edr3.parquet"), catalog_word("I/259 Tycho-2"), catalog_word("my stars.csv")
+    ('GAIAEDR3', 'TYCHO2', 'MYSTARS')
+    """
+    given = [t for t in texts if t]
+    for text in given:
+        plain = re.sub(r"[^a-z0-9]", "", text.lower())
+        release = re.search(r"gaia(?:source|cat)?(e?dr[1-9])", plain)
+        if release:
+            return "GAIA" + release.group(1).upper()
+        if "tycho2" in plain or re.search(r"i/259\b", text.lower()):
+            return "TYCHO2"
+        if "hipparcos" in plain:
+            return "HIPPARCOS"
+    for text in given:
+        if "gaia" in text.lower():
+            return "GAIA"
+    for text in given:
+        stem = re.sub(r"(\.(parquet|fits?|fz|gz|ecsv|csv|xml|vot|votable|cat|ldac|bz2))+$", "", text.lower())
+        word = re.sub(r"[^A-Z0-9]", "", stem.upper())
+        if word:
+            return word[:24]
+    return "REFCAT"
+
+
+# --- meaning ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a role's values come from."""
+
+    column: str
+    scale: float
+    declared: bool
+    from_days: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """How the columns of a catalogue become ``REFERENCE``; made by :func:`find_meaning`.
+
+    Attributes
+    ----------
+    catalog : str
+        What messages call it.
+    sources : dict
+        Role name to the column it comes from.
+    index_column : str or None
+        Column of HEALPix cells of order 29, where there is one.
+    ref_epoch_yr : float
+        For rows without an epoch; NaN is unknown.
+    position_error_mas : float
+        For rows without a position error.
+    """
+
+    catalog: str
+    sources: Mapping[str, _Source]
+    index_column: str | None = None
+    ref_epoch_yr: float = float("nan")
+    position_error_mas: float = UNKNOWN_POSITION_ERROR_MAS
+    notes: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns to read, in a fixed order."""
+        names = [s.column for s in self.sources.values()]
+        if self.index_column:
+            names.append(self.index_column)
+        return list(dict.fromkeys(names))
+
+    def column(self, role: str) -> str | None:
+        """Return the column of a role."""
+        source = self.sources.get(role)
+        return source.column if source else None
+
+    def values(self, table: pa.Table, role: str, rows: Any = slice(None)) -> Floats:
+        """Return a role's numbers in its unit, NaN where there are none."""
+        source = self.sources[role]
+        values = numbers(table, source.column, self.catalog)[rows]
+        if source.from_days:
+            days = np.where(values > 2.4e6, values - 2400000.5, values)
+            return 2000.0 + (days - 51544.5) / 365.25
+        return values * source.scale if source.scale != 1.0 else values
+
+    def to_reference(self, table: pa.Table, rows: Any = slice(None)) -> NDArray[np.void]:
+        """Return rows of a table as ``REFERENCE``.
+
+        Positions are checked to be possible degrees; a number that is not possible (a motion of
+        20"/yr, an error of zero, a magnitude of 99) is unknown.
+
+        Raises
+        ------
+        CatalogDamaged
+            If a declination is beyond the poles or a right ascension beyond a turn.
+        """
+        ra, dec = self.values(table, "ra_deg", rows), self.values(table, "dec_deg", rows)
+        check_degrees(self.catalog, ra, dec, self.column("ra_deg"), self.column("dec_deg"))
+        out = REFERENCE.empty(len(ra))
+        out["ra_deg"], out["dec_deg"] = ra % 360.0, dec
+        for role in REFERENCE.names:
+            if role in self.sources and role not in ("ra_deg", "dec_deg", "ref_id"):
+                out[role] = self.values(table, role, rows)
+        if "color" not in self.sources and {"bp", "rp"} <= set(self.sources):
+            out["color"] = self.values(table, "bp", rows) - self.values(table, "rp", rows)
+        out["ref_id"] = self._identifiers(table, rows, out)
+        _blank_impossible(out)
+        out["good"] = True
+        self._judge(table, rows, out)
+        for name in ("ra_error_mas", "dec_error_mas"):
+            out[name][np.isnan(out[name])] = self.position_error_mas
+        out["ref_epoch_yr"][np.isnan(out["ref_epoch_yr"])] = self.ref_epoch_yr
+        return out
+
+    def _identifiers(self, table: pa.Table, rows: Any, out: NDArray[np.void]) -> NDArray[np.int64]:
+        """Return the catalogue's integers, or where it has none the cell of order 29."""
+        name = self.column("ref_id")
+        if name is not None and table.column(name).null_count == 0:
+            return np.asarray(table.column(name).to_numpy()[rows], dtype=np.int64)
+        return healpix_cell(out["ra_deg"], out["dec_deg"])
+
+    def _judge(self, table: pa.Table, rows: Any, out: NDArray[np.void]) -> None:
+        """Apply the quality cuts whose columns exist to ``good``."""
+        good = out["good"]
+        if "params_solved" in self.sources:
+            solved = self.values(table, "params_solved", rows)
+            good &= np.isin(solved, (31, 95))
+            position_only = solved == 3
+            for name in ("pm_ra_mas_yr", "pm_dec_mas_yr", "parallax_mas"):
+                out[name][position_only] = np.nan
+        with np.errstate(invalid="ignore"):
+            if "ruwe" in self.sources:
+                good &= ~(self.values(table, "ruwe", rows) >= 1.4)
+            if "duplicated" in self.sources:
+                good &= ~(self.values(table, "duplicated", rows) > 0)
+            if "multi_peak" in self.sources:
+                good &= ~(self.values(table, "multi_peak", rows) > 10)
+
+
+def _blank_impossible(out: NDArray[np.void]) -> None:
+    """Make NaN of numbers that no star has: they stand for "unknown" in many tables."""
+    with np.errstate(invalid="ignore"):
+        for name in ("mag", "color"):
+            out[name][~(np.abs(out[name]) < 40.0)] = np.nan
+        for name in REFERENCE.names:
+            if "error" in name:
+                out[name][~((out[name] > 0) & (out[name] < 1e6))] = np.nan
+        for name in ("pm_ra_mas_yr", "pm_dec_mas_yr"):
+            out[name][~(np.abs(out[name]) < 20000.0)] = np.nan
+        out["parallax_mas"][~(np.abs(out["parallax_mas"]) < 2000.0)] = np.nan
+        epoch = out["ref_epoch_yr"]
+        epoch[~((epoch > 1800.0) & (epoch < 2200.0))] = np.nan
+        for name in REFERENCE.names:
+            if name.endswith("_corr"):
+                out[name][~(np.abs(out[name]) <= 1.0)] = np.nan
+
+
+def check_degrees(
+    catalog: str, ra_deg: Floats, dec_deg: Floats, ra_name: str | None = "ra",
+    dec_name: str | None = "dec",
+) -> None:
+    """Refuse positions that cannot be degrees; NaN are let through."""
+    for values, name, limit in ((dec_deg, dec_name, 90.0), (ra_deg, ra_name, 360.0)):
+        beyond = np.abs(values) > limit * (1 + 1e-12)
+        if beyond.any():
+            raise CatalogDamaged(
+                "{catalog}: column {column!r} has {n} values beyond ±{limit:g}, the first is {value:g}: not degrees",
+                catalog=catalog, column=name, n=int(beyond.sum()), limit=limit,
+                value=float(values[np.argmax(beyond)]),
+                hint="Declare the column's unit in the table, or convert it to degrees.",
+            )
+
+
+def numbers(table: pa.Table, column: str, catalog: str) -> Floats:
+    """Return an Arrow column as float64, null as NaN."""
+    import pyarrow as pa
+
+    data = table.column(column)
+    kind = data.type
+    if pa.types.is_dictionary(kind) or pa.types.is_decimal(kind):
+        data = data.cast(pa.float64())
+    elif pa.types.is_boolean(kind):
+        data = data.cast(pa.int8())
+    elif not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise CatalogDamaged(
+            "{catalog}: column {column!r} is {kind}, a number is expected",
+            catalog=catalog, column=column, kind=str(kind),
+            hint="Sexagesimal text is not read: convert it to degrees.",
+        )
+    return np.asarray(data.to_numpy(), dtype=np.float64)
+
+
+def find_meaning(
+    schema: pa.Schema, catalog: str, *, word: str = "", ref_epoch_yr: float | None = None,
+    position_error_mas: float | None = None,
+) -> Meaning:
+    """Recognise the columns of a catalogue by name and unit.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        Names, types and (in each field's metadata) units.
+    catalog : str
+        What messages call it.
+    word : str
+        The catalogue's word, which may tell its epoch and errors.
+    ref_epoch_yr, position_error_mas : float, optional
+        For rows of which the catalogue does not say it.
+
+    Raises
+    ------
+    CatalogDamaged
+        If position or magnitude is not there, or a unit is not one of the quantity.
+    """
+    by_name = {name.lower(): name for name in reversed(schema.names)}
+    sources: dict[str, _Source] = {}
+    for role in ROLES:
+        name = next((by_name[n] for n in role.names if n in by_name), None)
+        if name is not None and _usable(schema.field(name), role):
+            sources[role.name] = _source(schema.field(name), role, catalog)
+    missing = [n for n in _NEEDED if n not in sources]
+    if missing:
+        raise CatalogDamaged(
+            "{catalog}: no column for {missing} among {columns}",
+            catalog=catalog, missing=", ".join(missing), columns=", ".join(schema.names[:40]),
+            hint="Needed are ra and dec (deg) and a magnitude, by Gaia's names or common ones: "
+            "ra, RA_ICRS, RAJ2000, ALPHA_J2000; phot_g_mean_mag, Gmag, mag, vt_mag, Vmag.",
+        )
+    known_epoch, known_error = KNOWN_CATALOGS.get(
+        word, (float("nan"), 0.5 if word == "GAIA" else UNKNOWN_POSITION_ERROR_MAS)
+    )
+    notes = []
+    if "ref_epoch_yr" not in sources and ref_epoch_yr is None and np.isfinite(known_epoch):
+        notes.append(f"the epoch of the positions is taken to be {known_epoch:g}, as in {word}")
+    error = known_error if position_error_mas is None else position_error_mas
+    if not {"ra_error_mas", "dec_error_mas"} <= set(sources):
+        notes.append(f"position errors are unknown and taken to be {error:g} mas")
+    if not {"pm_ra_mas_yr", "pm_dec_mas_yr"} <= set(sources):
+        notes.append("proper motions are unknown")
+    index = next((n for n in INDEX_COLUMNS if n in schema.names), None)
+    return Meaning(
+        catalog, sources, index, known_epoch if ref_epoch_yr is None else ref_epoch_yr, error, tuple(notes)
+    )
+
+
+def _usable(column: pa.Field, role: Role) -> bool:
+    """An identifier that is a text, or a flag that is one, is passed over; a position is not."""
+    import pyarrow as pa
+
+    kind = column.type
+    if role.name == "ref_id":
+        return pa.types.is_integer(kind)
+    if role.name in _NEEDED:
+        return True
+    return (
+        pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    )
+
+
+def _source(column: pa.Field, role: Role, catalog: str) -> _Source:
+    unit = column_unit(column)
+    if role.name == "ref_id" or role.unit == "" or unit == "":
+        return _Source(column.name, 1.0, bool(unit))
+    if role.unit == "yr" and unit.strip().lower() in ("d", "day", "days", "mjd", "jd"):
+        return _Source(column.name, 1.0, True, from_days=True)
+    scale = unit_scale(unit, role.unit)
+    if scale is None:
+        raise CatalogDamaged(
+            "{catalog}: column {column!r} is in {unit!r}, a unit that converts to {expected} is expected",
+            catalog=catalog, column=column.name, unit=unit, expected=role.unit,
+            hint="Correct the unit in the table, or rename the column if it is something else.",
+        )
+    return _Source(column.name, scale, True)
+
+
+# --- tables of any kind -------------------------------------------------------------------------
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """Read a Parquet, FITS, ECSV, CSV or VOTable file as an Arrow table with units.
+
+    The kind is told by the file's first bytes, not by its name; gzip is seen through.
+
+    Raises
+    ------
+    CatalogMissing
+        If there is no such file.
+    CatalogDamaged
+        If it cannot be read as a table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CatalogMissing(catalog=str(path), reason="there is no such file")
+    try:
+        reader = _reader(path)
+        return reader(path)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+        text = str(error).strip().splitlines()
+        raise CatalogDamaged(
+            catalog=str(path), reason=f"not a table that can be read ({text[0] if text else type(error).__name__})",
+            hint="Parquet, FITS, ECSV, CSV and VOTable are read.",
+        ) from error
+
+
+def _reader(path: Path) -> Callable[[Path], pa.Table]:
+    import gzip
+
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    if head[:2] == b"\x1f\x8b":
+        with gzip.open(path) as stream:
+            head = stream.read(4096)
+    if not head.strip():
+        raise CatalogDamaged(catalog=str(path), reason="the file is empty")
+    if head[:4] == b"PAR1":
+        return _read_parquet
+    if head[:9] == b"SIMPLE  =":
+        return _read_fits
+    if head.lstrip().startswith(b"<") and b"VOTABLE" in head.upper():
+        return _read_votable
+    if b"%ECSV" in head[:200]:
+        return _read_ecsv
+    if b"\0" in head:
+        raise CatalogDamaged(catalog=str(path), reason="not a table of a kind that is read here")
+    return _read_csv
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read()
+
+
+def _read_csv(path: Path) -> pa.Table:
+    from pyarrow import csv
+
+    return csv.read_csv(
+        path, convert_options=csv.ConvertOptions(null_values=["", "null", "NULL", "nan", "NaN", "--", "N/A"])
+    )
+
+
+def _read_ecsv(path: Path) -> pa.Table:
+    from astropy.table import Table
+
+    return _from_astropy(Table.read(path, format="ascii.ecsv"))
+
+
+def _read_votable(path: Path) -> pa.Table:
+    import warnings
+
+    from astropy.io.votable import parse_single_table
+    from astropy.io.votable.exceptions import VOWarning
+
+    with warnings.catch_warnings():
+        # Most services break the letter of the standard somewhere; the numbers are checked later.
+        warnings.simplefilter("ignore", VOWarning)
+        return _from_astropy(parse_single_table(path).to_table(use_names_over_ids=True))
+
+
+def _read_fits(path: Path) -> pa.Table:
+    import warnings
+
+    from astropy.io import fits
+
+    with warnings.catch_warnings(), fits.open(path, memmap=False) as hdus:
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+        tables = [h for h in hdus if isinstance(h, (fits.BinTableHDU, fits.TableHDU)) and not
+                  isinstance(h, fits.CompImageHDU)]
+        # SCAMP's catalogues put the header of the image in a table of its own before the objects.
+        tables = [h for h in tables if h.name != "LDAC_IMHEAD"]
+        if not tables:
+            raise CatalogDamaged(catalog=str(path), reason="no table in this FITS file")
+        hdu = max(tables, key=lambda h: h.name == "LDAC_OBJECTS")
+        columns = {c.name: (np.asarray(hdu.data[c.name]), c.unit or "", c.null) for c in hdu.columns}
+    return _from_columns(columns)
+
+
+def _from_astropy(table: Any) -> pa.Table:
+    columns = {}
+    for name in table.colnames:
+        column = table[name]
+        unit = "" if column.unit is None else str(column.unit)
+        values = getattr(column, "value", column)
+        columns[name] = (values, unit, None)
+    return _from_columns(columns)
+
+
+def _from_columns(columns: Mapping[str, tuple[Any, str, Any]]) -> pa.Table:
+    """Return an Arrow table of name → (values, unit, the value that stands for null)."""
+    import pyarrow as pa
+
+    fields, arrays = [], []
+    for name, (values, unit, null) in columns.items():
+        array = _to_arrow(values, null)
+        if array is None:
+            continue
+        fields.append(pa.field(name, array.type, metadata={"unit": unit} if unit else None))
+        arrays.append(array)
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _to_arrow(values: Any, null: Any) -> pa.Array | None:
+    import pyarrow as pa
+
+    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+    data = np.asarray(values.data if isinstance(values, np.ma.MaskedArray) else values)
+    if data.dtype.kind in "SU":
+        return pa.array([str(v.decode("latin-1") if isinstance(v, bytes) else v).strip() for v in data.ravel()]) \
+            if data.ndim == 1 else None
+    if data.dtype.kind == "O":
+        return pa.array([None if v is None else str(v) for v in data]) if data.ndim == 1 else None
+    if data.dtype.kind not in "iufb":
+        return None
+    data = np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
+    if null is not None and data.dtype.kind in "iu" and data.ndim == 1:
+        mask = data == null
+    if data.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(data.ravel()), data.shape[1])
+    return pa.array(data, mask=mask) if data.ndim == 1 else None
+
+
+def prepared(table: pa.Table, meaning: Meaning) -> tuple[pa.Table, Meaning]:
+    """Look over a whole table: mend what is plainly wrong, refuse what contradicts itself.
+
+    Columns without a declared unit are held against what stars can be: all positions within a
+    turn in radians over a large part of the sky, or all right ascensions below 24 over all
+    declinations, are refused; motions and errors far too small to be mas are taken as unknown.
+    Each finding is a note of the returned meaning.
+    """
+    notes: list[str] = []
+    _refuse_other_angles(table, meaning)
+    sources = dict(meaning.sources)
+    for role, floor in (
+        ("ra_error_mas", 1e-3), ("dec_error_mas", 1e-3), ("pm_ra_mas_yr", 0.05), ("pm_dec_mas_yr", 0.05),
+    ):
+        source = sources.get(role)
+        if source is None or source.declared or table.num_rows < 20:
+            continue
+        values = np.abs(meaning.values(table, role))
+        values = values[np.isfinite(values) & (values > 0)]
+        if len(values) >= 10 and np.percentile(values, 90) < floor:
+            notes.append(
+                f"column {source.column!r} has no unit and its numbers (90 % below "
+                f"{np.percentile(values, 90):.2g}) are too small for mas: taken as unknown"
+            )
+            del sources[role]
+    table, swapped = _with_mended_magnitudes(table, meaning)
+    return table, replace(meaning, sources=sources, notes=(*meaning.notes, *notes, *swapped))
+
+
+def _refuse_other_angles(table: pa.Table, meaning: Meaning) -> None:
+    ra, dec = meaning.values(table, "ra_deg"), meaning.values(table, "dec_deg")
+    check_degrees(meaning.catalog, ra, dec, meaning.column("ra_deg"), meaning.column("dec_deg"))
+    if meaning.sources["ra_deg"].declared or not (np.isfinite(ra) & np.isfinite(dec)).any():
+        return
+    ra_span, dec_span = np.nanmax(ra) - np.nanmin(ra), np.nanmax(dec) - np.nanmin(dec)
+    turn = 2.0 * np.pi
+    looks = None
+    if np.nanmax(np.abs(ra)) <= turn and np.nanmax(np.abs(dec)) <= np.pi / 2:
+        looks = "radians" if ra_span > 0.7 * turn and dec_span > 1.0 else None
+    elif np.nanmax(np.abs(ra)) <= 24.0 and ra_span > 20.0 and dec_span > 40.0:
+        looks = "hours"
+    if looks:
+        raise CatalogDamaged(
+            "{catalog}: column {column!r} has no unit and its numbers look like {looks}",
+            catalog=meaning.catalog, column=meaning.column("ra_deg"), looks=looks,
+            hint="Declare the unit in the table (deg, rad, hourangle), or convert to degrees.",
+        )
+
+
+def _with_mended_magnitudes(table: pa.Table, meaning: Meaning) -> tuple[pa.Table, list[str]]:
+    import pyarrow as pa
+
+    name = meaning.sources["mag"].column
+    column = table.column(name)
+    if column.null_count or not pa.types.is_floating(column.type):
+        return table, []
+    mended = mend_byte_order(column.to_numpy())
+    if mended is None:
+        return table, []
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(name), pa.array(mended)), [
+        f"the bytes of column {name!r} were in the wrong order and have been turned round "
+        f"(magnitudes {np.nanmin(mended):.2f} to {np.nanmax(mended):.2f})"
+    ]
+
+
+def mend_byte_order(values: NDArray[Any]) -> NDArray[Any] | None:
+    """Return magnitudes whose bytes are in the wrong order put right; None where they are not.
+
+    Some tables were written by copying a big-endian column as if it were little-endian. It shows:
+    a tenth and more of the numbers are impossible as magnitudes, and every one of them is
+    possible with its bytes turned round.
+    """
+    finite = values[np.isfinite(values)]
+    if len(finite) < 20 or np.mean(np.abs(finite) < 40.0) > 0.9:
+        return None
+    turned = values.byteswap()
+    possible = np.isfinite(turned) & (turned > -5.0) & (turned < 35.0)
+    return turned if possible[np.isfinite(values)].all() else None

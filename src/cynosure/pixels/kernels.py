@@ -5,7 +5,8 @@ Every kernel here takes and returns plain arrays. Each has a twin in NumPy in
 
 Background
     ``mesh_statistics`` (clipped mode and standard deviation of each cell), ``mesh_rows``
-    (bicubic interpolation of the mesh).
+    (bicubic interpolation of the mesh),
+    ``tile_pixels`` (a tile less its sky).
 Detection
     ``filter_strip`` (matched filter), ``find_peaks`` (significant local maxima).
 Measurement
@@ -28,6 +29,7 @@ __all__ = [
     "mesh_at",
     "mesh_rows",
     "mesh_statistics",
+    "tile_pixels",
 ]
 
 F32 = NDArray[np.float32]
@@ -134,12 +136,12 @@ def _mesh_line(mesh: F32, y: float, ny: int, line: F64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def mesh_rows(mesh: F32, ny: int, nx: int, y0: int, out: F32) -> None:  # noqa: D103
+def mesh_rows(mesh: F32, ny: int, nx: int, y0: int, out: F32, x0: int = 0) -> None:  # noqa: D103
     columns = mesh.shape[1]
     line = np.empty(columns)
     for r in range(out.shape[0]):
         _mesh_line(mesh, y0 + r, ny, line)
-        x = 0
+        x, last = x0, min(nx, x0 + out.shape[1])
         for i in range(-1, columns):
             # Pixels between the centres of cells i and i + 1 share one cubic polynomial.
             end = nx if i == columns - 1 else int(math.ceil((i + 1.5) * nx / columns - 0.5))
@@ -150,10 +152,37 @@ def mesh_rows(mesh: F32, ny: int, nx: int, y0: int, out: F32) -> None:  # noqa: 
             c3 = 0.5 * (p3 - p0) + 1.5 * (p1 - p2)
             a = columns / nx
             b = 0.5 * a - 0.5 - i
-            for k in range(x, min(end, nx)):
+            for k in range(x, min(end, last)):
                 t = k * a + b
-                out[r, k] = p1 + t * (c1 + t * (c2 + t * c3))
-            x = max(x, min(end, nx))
+                out[r, k - x0] = p1 + t * (c1 + t * (c2 + t * c3))
+            x = max(x, min(end, last))
+
+
+@njit(cache=True, nogil=True)
+def tile_pixels(
+    data: F32, mask: NDArray[np.bool_], given: F32, level: F32, sigma: F32, ny: int, nx: int,
+    x0: int, y0: int, saturation: float, image: F32, variance: F32, clean: NDArray[np.bool_],
+) -> None:
+    """Fill a tile with its pixels less the sky, the variance of the sky, and what is usable.
+
+    A variance of 0 marks a pixel that is not to be fitted: unusable or saturated. A given
+    variance plane replaces the sky's where it is much larger: it knows the noisy pixels.
+    """
+    background = np.empty((1, data.shape[1]), dtype=np.float32)
+    noise = np.empty((1, data.shape[1]), dtype=np.float32)
+    has_mask, has_given = mask.size > 0, given.size > 0
+    for j in range(data.shape[0]):
+        mesh_rows(level, ny, nx, y0 + j, background, x0)
+        mesh_rows(sigma, ny, nx, y0 + j, noise, x0)
+        for i in range(data.shape[1]):
+            v = data[j, i]
+            good = math.isfinite(v) and not (has_mask and mask[j, i])
+            clean[j, i] = good
+            image[j, i] = v - background[0, i] if good else np.float32(0.0)
+            s2 = noise[0, i] * noise[0, i]
+            if has_given and given[j, i] > 4.0 * s2:
+                s2 = given[j, i]
+            variance[j, i] = s2 if good and v < saturation else np.float32(0.0)
 
 
 @njit(cache=True, nogil=True)

@@ -21,14 +21,16 @@ from cynosure.data.frame import Frame
 from cynosure.data.tables import SourceFlag
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
-from cynosure.pixels import psfkernels
-from cynosure.pixels.background import Background
+from cynosure.pixels import kernels, psfkernels
+from cynosure.pixels.background import NO_MASK, Background
 from cynosure.pixels.detect import detect_sources
 from cynosure.pixels.psf import Psf
 
 __all__ = ["fit_psf"]
 
 TILE_PX = 768
+
+NO_VARIANCE = np.zeros((0, 0), dtype=np.float32)
 
 # Blends of more stars than this are left to the sweeps: the joint solution costs the cube.
 MAX_GROUP = 12
@@ -223,20 +225,15 @@ def _tile_pixels(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
     """Return the tile less its background, the variance of its sky (0 where unusable), and a map."""
     x0, y0, x1, y1 = box
-    part = frame.data[y0:y1, x0:x1]
-    image = part - background.rows(y0, y1)[:, x0:x1]
-    sigma = Background(background.sigma, background.sigma, background.shape).rows(y0, y1)
-    variance = np.square(sigma[:, x0:x1])
-    if frame.variance is not None:
-        given = frame.variance[y0:y1, x0:x1]
-        # A variance plane knows of pixels noisier than their surroundings.
-        variance = np.where(given > 4.0 * variance, given, variance).astype(np.float32)
-    clean = np.isfinite(part)
-    if frame.mask is not None:
-        clean &= ~frame.mask[y0:y1, x0:x1]
-    usable = clean & (part < frame.saturation_adu)
-    image[~clean] = 0.0
-    variance[~usable] = 0.0
+    shape = (y1 - y0, x1 - x0)
+    image, variance = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+    clean = np.empty(shape, dtype=bool)
+    mask = NO_MASK if frame.mask is None else frame.mask[y0:y1, x0:x1]
+    given = NO_VARIANCE if frame.variance is None else frame.variance[y0:y1, x0:x1]
+    kernels.tile_pixels(
+        frame.data[y0:y1, x0:x1], mask, given, background.level, background.sigma,
+        *frame.shape, x0, y0, frame.saturation_adu, image, variance, clean,
+    )
     return image, variance, clean
 
 

@@ -163,15 +163,14 @@ def build_psf(
     coefficients = base[None]
     for _ in range(rounds):
         data.refine_stars(coefficients, spacing, fit.terms(0))
-        coefficients = fit.solve(0)
-        coefficients = _normalised(coefficients, spacing)
+        coefficients = _normalised(fit.solve(0, coefficients), spacing)
         data.reject_outliers(coefficients, spacing, fit.terms(0))
-    best = _choose_degree(fit, len(index)) if degree is None else degree
+    best = _choose_degree(fit, coefficients, len(index)) if degree is None else degree
     if best > 0:
         for _ in range(2):
-            coefficients = _normalised(fit.solve(best), spacing)
+            coefficients = _normalised(fit.solve(best, coefficients), spacing)
             data.refine_stars(coefficients, spacing, fit.terms(best))
-        coefficients = _normalised(fit.solve(best), spacing)
+        coefficients = _normalised(fit.solve(best, coefficients), spacing)
     centre = np.tensordot(
         field_terms([frame.shape[1] / 2], [frame.shape[0] / 2], frame.shape, best)[0],
         coefficients, axes=1,
@@ -369,8 +368,10 @@ class _Fit:
         """Return the polynomial terms of the stars."""
         return field_terms(self.data.x, self.data.y, self.shape, degree)
 
-    def solve(self, degree: int, held_out: bool = False, steps: int = 25) -> Floats:
-        """Return the coefficients (k, m, m) of the best PSF of a degree."""
+    def solve(
+        self, degree: int, guess: Floats, held_out: bool = False, steps: int = 15
+    ) -> Floats:
+        """Return the coefficients (k, m, m) of the best PSF of a degree, starting from a guess."""
         data, terms = self.data, np.ascontiguousarray(self.terms(degree))
         use = ~self.held if held_out else np.ones(len(data.x), dtype=bool)
         flux = data.flux[:, None, None]
@@ -378,7 +379,9 @@ class _Fit:
         scale = np.repeat(self.prior[None], terms.shape[1], axis=0)
         scale[1:] *= 0.5
         start = np.zeros_like(scale)
-        start[0] = self.base
+        start[: len(guess)] = guess[: len(start)]
+        mean = np.zeros_like(scale)
+        mean[0] = self.base
         pieces = [slice(k, k + 64) for k in range(0, len(data.x), 64)]
 
         def normal(z: Floats) -> Floats:
@@ -386,7 +389,7 @@ class _Fit:
             return self._back(pieces, coefficients, terms, flux**2 * weights) * scale + z
 
         rest = flux * weights * (data.values - flux * data.model(start, self.spacing, terms))
-        right = self._adjoint(pieces, rest, terms) * scale
+        right = self._adjoint(pieces, rest, terms) * scale - (start - mean) / scale
         return start + scale * _conjugate_gradients(normal, right, steps)
 
     def _back(
@@ -438,13 +441,15 @@ class _Fit:
         return float(np.mean(np.minimum(per_star, 5.0 * np.median(per_star))))
 
 
-def _choose_degree(fit: _Fit, n_stars: int) -> int:
+def _choose_degree(fit: _Fit, guess: Floats, n_stars: int) -> int:
     """Return the degree that best predicts the stars left out, highest 3; ten stars a term."""
     best, best_chi2 = 0, np.inf
     for degree in (0, 1, 2, 3):
         if n_stars < 10 * n_terms(degree) and degree > 0:
             break
-        coefficients = _normalised(fit.solve(degree, held_out=True, steps=12), fit.spacing)
+        coefficients = _normalised(
+            fit.solve(degree, guess, held_out=True, steps=10), fit.spacing
+        )
         chi2 = fit.held_out_chi2(coefficients, degree)
         # A part in a thousand of chi^2 is the noise of this comparison.
         if chi2 < best_chi2 * 0.999:
@@ -467,7 +472,7 @@ def _conjugate_gradients(normal: Any, right: Floats, steps: int) -> Floats:
     r = right.copy()
     p = r.copy()
     rr = np.vdot(r, r)
-    stop = 1e-10 * rr
+    stop = 1e-8 * rr
     for _ in range(steps):
         if rr <= stop or rr == 0:
             break

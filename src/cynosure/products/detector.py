@@ -1,0 +1,252 @@
+"""From electrons expected to numbers in a file: sky, noise, saturation, artefacts.
+
+The order is that of a detector: light (stars, sky, trails) is counted with Poisson noise, cosmic
+rays and hot pixels add charge, full wells bleed, the amplifier adds read noise, and the converter
+rounds and clips.
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from cynosure.ground.numeric import poly_exponents
+from cynosure.products.scene import Artefacts, Detector
+
+__all__ = [
+    "PixelTruth",
+    "add_artefacts_into",
+    "add_sky_into",
+    "bleed_into",
+    "count_into",
+    "digitise",
+    "draw_trail_into",
+    "saturation_adu",
+    "sky_values",
+]
+
+Floats = NDArray[np.float64]
+Pixels = NDArray[np.float32]
+
+# Below this mean counts are drawn from the Poisson distribution itself; above it from its
+# Cornish-Fisher expansion, which is the same to 1e-3 of its standard deviation.
+EXACT_POISSON_BELOW = 30.0
+ROWS = 256
+
+
+class PixelTruth(IntFlag):
+    """What is odd about a pixel of a simulated frame."""
+
+    SATURATED = 1  # at the full well
+    COSMIC = 2
+    HOT = 4
+    BAD_COLUMN = 8
+    TRAIL = 16
+    MISSING = 32  # NaN, or zero in an integer file
+
+
+def sky_values(detector: Detector, u: Floats, v: Floats) -> Floats:
+    """Return the sky background in electrons at places of a chip (-1 to 1)."""
+    value = np.ones(np.broadcast(u, v).shape)
+    for k, term in enumerate(detector.sky_terms):
+        i, j = _exponents(k)
+        value = value + term * u**i * v**j
+    return detector.sky_e * np.maximum(value, 0.0)
+
+
+def _exponents(k: int) -> tuple[int, int]:
+    degree = 0
+    while (degree + 1) * (degree + 2) // 2 <= k:
+        degree += 1
+    i, j = poly_exponents(degree)[k]
+    return int(i), int(j)
+
+
+def add_sky_into(image: Pixels, detector: Detector) -> None:
+    """Add the sky background, in electrons."""
+    ny, nx = image.shape
+    if not any(detector.sky_terms):
+        image += np.float32(detector.sky_e)
+        return
+    u = np.linspace(-1, 1, nx)[None, :]
+    v = np.linspace(-1, 1, ny)[:, None]
+    for start in range(0, ny, ROWS):
+        image[start : start + ROWS] += sky_values(detector, u, v[start : start + ROWS]).astype(
+            np.float32
+        )
+
+
+def count_into(image: Pixels, rng: np.random.Generator) -> None:
+    """Replace expected electrons by counted ones: Poisson."""
+    for start in range(0, len(image), ROWS):
+        block = image[start : start + ROWS]
+        normal = rng.standard_normal(block.shape, dtype=np.float32)
+        low = block < EXACT_POISSON_BELOW
+        exact = rng.poisson(np.maximum(block[low], 0.0)) if low.any() else None
+        _counted(block, normal)
+        if exact is not None:
+            block[low] = exact
+
+
+@njit(cache=True, nogil=True)
+def _counted(block, normal):  # type: ignore[no-untyped-def]
+    """Turn means into Poisson counts by the Cornish-Fisher expansion of their quantiles.
+
+    ``n = round(m + z sqrt(m) + (z^2 - 1) / 6 + (z - z^3) / (72 sqrt(m)))``: skewness
+    ``1/sqrt(m)`` and kurtosis ``1/m`` of the Poisson distribution.
+    """
+    for j in range(block.shape[0]):
+        for i in range(block.shape[1]):
+            m = block[j, i]
+            if m > 0:
+                z = normal[j, i]
+                root = np.sqrt(m)
+                value = (
+                    m + z * root + (z * z - 1) * np.float32(1 / 6) + z * (1 - z * z) / (72 * root)
+                )
+                block[j, i] = max(np.floor(value + np.float32(0.5)), np.float32(0))
+
+
+@njit(cache=True, nogil=True)
+def bleed_into(image, full_well, bleeding):  # type: ignore[no-untyped-def]
+    """Hold pixels at the full well; half of the excess flows up its column, half down.
+
+    Returns the number of saturated pixels.
+    """
+    ny, nx = image.shape
+    count = 0
+    for j in range(ny):
+        for i in range(nx):
+            excess = image[j, i] - full_well
+            if not excess > 0:
+                continue
+            image[j, i] = full_well
+            count += 1
+            if not bleeding:
+                continue
+            for direction in (-1, 1):
+                rest = excess * 0.5
+                k = j + direction
+                while 0 <= k < ny and rest > 0:
+                    room = full_well - image[k, i]
+                    # A pixel that is over the well itself is met later (or was before): charge
+                    # flows past it.
+                    if room > 0:
+                        taken = min(room, rest)
+                        image[k, i] += taken
+                        rest -= taken
+                    k += direction
+    return count
+
+
+def draw_trail_into(
+    image: Pixels, rng: np.random.Generator, electrons: float, sigma_px: float
+) -> tuple[float, float, float, float]:
+    """Draw a straight trail across the whole frame: a Gaussian of width `sigma_px`.
+
+    Returns
+    -------
+    x0, y0, x1, y1 : float
+        Two points of its ridge.
+    """
+    ny, nx = image.shape
+    angle = rng.uniform(0, np.pi)
+    x, y = rng.uniform(0.15, 0.85) * nx, rng.uniform(0.15, 0.85) * ny
+    c, s = np.cos(angle), np.sin(angle)
+    _trail(image, x, y, c, s, electrons, np.sqrt(sigma_px**2 + 1.0 / 12.0))
+    reach = nx + ny
+    return x - reach * c, y - reach * s, x + reach * c, y + reach * s
+
+
+@njit(cache=True, nogil=True)
+def _trail(image, x, y, c, s, electrons, sigma):  # type: ignore[no-untyped-def]
+    ny, nx = image.shape
+    peak = electrons / (np.sqrt(2 * np.pi) * sigma)
+    for j in range(ny):
+        for i in range(nx):
+            across = (j - y) * c - (i - x) * s
+            if abs(across) < 5 * sigma:
+                image[j, i] += peak * np.exp(-0.5 * (across / sigma) ** 2)
+
+
+def add_artefacts_into(
+    image: Pixels, truth: NDArray[np.uint8] | None, artefacts: Artefacts, rng: np.random.Generator
+) -> None:
+    """Add cosmic rays and hot pixels to counted electrons, and mark them in `truth`."""
+    ny, nx = image.shape
+    rays = np.zeros((0, 2), dtype=np.int64)
+    if artefacts.cosmic_rays:
+        rows, columns, charge = _cosmic_rays(rng, artefacts, ny, nx)
+        np.add.at(image, (rows, columns), charge.astype(np.float32))
+        rays = np.stack([rows, columns], axis=1)
+    n_hot = rng.binomial(image.size, artefacts.hot_fraction) if artefacts.hot_fraction else 0
+    rows, columns = rng.integers(ny, size=n_hot), rng.integers(nx, size=n_hot)
+    charge = artefacts.hot_e * np.exp(np.log(3.0) * rng.standard_normal(n_hot))
+    np.add.at(image, (rows, columns), charge.astype(np.float32))
+    if truth is not None:
+        truth[rays[:, 0], rays[:, 1]] |= PixelTruth.COSMIC
+        truth[rows, columns] |= PixelTruth.HOT
+
+
+def _cosmic_rays(
+    rng: np.random.Generator, artefacts: Artefacts, ny: int, nx: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """Return pixels and charges of straight tracks of exponential length."""
+    n = artefacts.cosmic_rays
+    length = rng.exponential(3.0, n) + 0.3
+    angle = rng.uniform(0, np.pi, n)
+    x, y = rng.uniform(-0.5, nx - 0.5, n), rng.uniform(-0.5, ny - 0.5, n)
+    total = artefacts.cosmic_ray_e * np.exp(np.log(3.0) * rng.standard_normal(n))
+    steps = np.maximum((length * 4).astype(int), 1)
+    track = np.repeat(np.arange(n), steps)
+    along = (np.arange(len(track)) - np.repeat(np.cumsum(steps) - steps, steps)) / 4.0
+    columns = np.rint(x[track] + along * np.cos(angle[track])).astype(np.int64)
+    rows = np.rint(y[track] + along * np.sin(angle[track])).astype(np.int64)
+    inside = (rows >= 0) & (rows < ny) & (columns >= 0) & (columns < nx)
+    return rows[inside], columns[inside], (total / steps)[track][inside]
+
+
+def saturation_adu(detector: Detector) -> float:
+    """Return the value at which the file's pixels saturate."""
+    limit = np.inf
+    if detector.dtype.startswith(("uint", "int")):
+        limit = float(np.iinfo(detector.dtype).max)
+    if detector.saturation_adu > 0:
+        limit = min(limit, detector.saturation_adu)
+    offset = detector.sky_e if detector.sky_subtracted else 0.0
+    return float(
+        min(limit, (detector.full_well_e - offset) / detector.gain_e_adu + detector.bias_adu)
+    )
+
+
+def digitise(image: Pixels, detector: Detector, rng: np.random.Generator) -> NDArray[np.generic]:
+    """Add read noise and convert electrons to the numbers of the file.
+
+    `image` is used up.
+    """
+    if detector.read_noise_e > 0:
+        for start in range(0, len(image), ROWS):
+            block = image[start : start + ROWS]
+            block += np.float32(detector.read_noise_e) * rng.standard_normal(
+                block.shape, dtype=np.float32
+            )
+    # One factor and one offset, applied by blocks that stay in the cache.
+    factor = np.float32(1.0 / detector.gain_e_adu)
+    sky = detector.sky_e / detector.gain_e_adu if detector.sky_subtracted else 0.0
+    offset = np.float32(detector.bias_adu - sky)
+    top = np.float32(saturation_adu(detector))
+    integer = detector.dtype.startswith(("uint", "int"))
+    low = np.iinfo(detector.dtype).min if integer else -np.inf
+    out = np.empty(image.shape, dtype=detector.dtype)
+    for start in range(0, len(image), ROWS):
+        block = image[start : start + ROWS]
+        block *= factor
+        block += offset
+        if integer:
+            np.rint(block, out=block)
+        np.clip(block, low, top, out=block)
+        out[start : start + ROWS] = block
+    return out

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from cynosure.ground.errors import SettingError
 
-__all__ = ["Choice", "Range", "Setting", "Settings", "Unit", "keyword_settings"]
+__all__ = ["Choice", "Range", "Setting", "Settings", "Unit", "keyword_settings", "unknown_name"]
 
 BUILT_IN = "built-in"
 
@@ -64,7 +64,8 @@ class Setting:
             for number in value if isinstance(value, tuple) else (value,):
                 if not self.range.low <= number <= self.range.high:
                     raise SettingError(
-                        "{section}.{key} = {value}: outside {low:g} … {high:g} {unit} (from {origin})",
+                        "{section}.{key} = {value}: outside {low:g} … {high:g} {unit} "
+                        "(from {origin})",
                         section=self.section, key=self.name, value=number, low=self.range.low,
                         high=self.range.high, unit=self.unit, origin=origin,
                         hint=f"The default is {self.default}.",
@@ -122,7 +123,7 @@ class Settings:
     def known(self, section: str) -> dict[str, Setting]:
         """All settings of a section."""
         if section not in self._sections:
-            raise _unknown("section", section, list(self._sections), "the command")
+            raise unknown_name("section", section, list(self._sections), "the command")
         if section not in self._known:
             function = self._sections[section]
             if isinstance(function, str):
@@ -134,13 +135,13 @@ class Settings:
     def __getitem__(self, section: str) -> dict[str, Any]:
         """Only what differs from the signature: ``function(data, **settings["section"])``."""
         if section not in self._sections:
-            raise _unknown("section", section, list(self._sections), "the command")
+            raise unknown_name("section", section, list(self._sections), "the command")
         return {k: v for k, (v, _) in self._values.get(section, {}).items()}
 
     def resolved(self) -> dict[str, dict[str, Any]]:
         """Every setting of every section with its value, JSON-safe: what a solution records."""
         return {
-            s: {k: self._values.get(s, {}).get(k, (d.default, ""))[0] for k, d in self.known(s).items()}
+            s: {k: self[s].get(k, setting.default) for k, setting in self.known(s).items()}
             for s in self._sections
         }
 
@@ -150,7 +151,7 @@ class Settings:
 
     def changed(self) -> dict[str, dict[str, Any]]:
         """Only the values that somebody set, JSON-safe."""
-        return {s: {k: v for k, (v, _) in values.items()} for s, values in self._values.items() if values}
+        return {s: self[s] for s, values in self._values.items() if values}
 
     def updated(self, changes: Mapping[str, Mapping[str, Any]], origin: str) -> Settings:
         """Return new settings with `changes` laid over these."""
@@ -159,44 +160,63 @@ class Settings:
             if not isinstance(pairs, Mapping):
                 raise SettingError(
                     "{origin}: {section!r} is a value, a [section] is expected",
-                    origin=origin, section=section, hint=f"Known sections: {', '.join(self._sections)}.",
+                    origin=origin, section=section,
+                    hint=f"Known sections: {', '.join(self._sections)}.",
                 )
             known = self._named(section, origin)
             for key, value in pairs.items():
                 if key not in known:
-                    raise _unknown(f"setting in [{section}]", key, list(known), origin)
+                    raise unknown_name(f"setting in [{section}]", key, list(known), origin)
                 values.setdefault(section, {})[key] = (known[key].check(value, origin), origin)
         return Settings(self._sections, values)
 
     def _named(self, section: str, origin: str) -> dict[str, Setting]:
         if section not in self._sections:
-            raise _unknown("section", section, list(self._sections), origin)
+            raise unknown_name("section", section, list(self._sections), origin)
         return self.known(section)
 
     def with_file(self, path: str | Path) -> Settings:
         """Lay a TOML file over these settings."""
-        try:
-            with Path(path).open("rb") as stream:
-                content = tomllib.load(stream)
-        except OSError as error:
-            raise SettingError("{path}: {reason}", path=str(path), reason=error.strerror) from error
-        except tomllib.TOMLDecodeError as error:
-            raise SettingError("{path}: not TOML ({reason})", path=str(path), reason=str(error)) from error
-        return self.updated(content, str(path))
+        return self.updated(read_toml(path), str(path))
 
     def with_texts(self, texts: tuple[str, ...] | list[str]) -> Settings:
         """Lay ``section.key=value`` texts over these settings; values are TOML."""
         new = self
         for text in texts:
-            match = re.fullmatch(r"\s*(\w+)\.(\w+)\s*=\s*(.*?)\s*", text)
-            if match is None:
-                raise SettingError(
-                    "--set {text}: not of the form section.key=value", text=text,
-                    hint="For instance --set fit.clipping_threshold=4.",
-                )
-            section, key, value = match.groups()
-            new = new.updated({section: {key: _toml_value(value)}}, f"--set {text}")
+            section, key, value = split_text(text)
+            new = new.updated({section: {key: value}}, f"--set {text}")
         return new
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file; anything wrong with it is a :class:`SettingError`."""
+    try:
+        with Path(path).open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as error:
+        raise SettingError("{path}: {reason}", path=str(path), reason=error.strerror) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(
+            "{path}: not TOML ({reason})", path=str(path), reason=str(error)
+        ) from error
+
+
+def split_text(text: str) -> tuple[str, str, Any]:
+    """Take ``section.key=value`` apart; the value is TOML, a bare word is a string.
+
+    Examples
+    --------
+    >>> split_text("fit.order = 3")
+    ('fit', 'order', 3)
+    """
+    match = re.fullmatch(r"\s*(\w+)\.(\w+)\s*=\s*(.*?)\s*", text)
+    if match is None:
+        raise SettingError(
+            "--set {text}: not of the form section.key=value", text=text,
+            hint="For instance --set fit.clipping_threshold=4.",
+        )
+    section, key, value = match.groups()
+    return section, key, _toml_value(value)
 
 
 def _toml_value(text: str) -> Any:
@@ -206,7 +226,8 @@ def _toml_value(text: str) -> Any:
         return text  # a bare word is a string
 
 
-def _unknown(what: str, name: str, known: list[str], origin: str) -> SettingError:
+def unknown_name(what: str, name: str, known: list[str], origin: str) -> SettingError:
+    """Return the error of a name that is not known, with the nearest known one as its hint."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
     return SettingError(
@@ -215,17 +236,15 @@ def _unknown(what: str, name: str, known: list[str], origin: str) -> SettingErro
 
 
 def _strip(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the type without its annotations, and the annotations."""
     if get_origin(kind) is Annotated:
-        inner, *extras = get_args(kind)
-        return inner, tuple(extras)
+        inner, *given = get_args(kind)
+        bare, more = _strip(inner)
+        return bare, (*given, *more)
     if get_origin(kind) is Union or type(kind).__name__ == "UnionType":
-        extras: tuple[Any, ...] = ()
-        inner = []
-        for part in get_args(kind):
-            bare, more = _strip(part)
-            inner.append(bare)
-            extras += more
-        return Union[tuple(inner)], extras  # noqa: UP007 - built at run time
+        parts = [_strip(part) for part in get_args(kind)]
+        extras = tuple(extra for _, more in parts for extra in more)
+        return Union[tuple(bare for bare, _ in parts)], extras  # noqa: UP007 - built at run time
     return kind, ()
 
 

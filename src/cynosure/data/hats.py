@@ -8,36 +8,29 @@ cell of order 29. A collection is a folder of such folders with ``collection.pro
 
 from __future__ import annotations
 
-import contextlib
-import math
-import posixpath
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.data.coverage import Coverage
+from cynosure.data.place import Place
 from cynosure.data.reftables import INDEX_COLUMNS, Meaning
 from cynosure.data.tables import REFERENCE
 from cynosure.ground import sky
-from cynosure.ground.errors import CatalogDamaged, CatalogMissing, Temporary
+from cynosure.ground.errors import CatalogDamaged, CatalogMissing
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["Coverage", "HatsStore", "Place", "partition_path", "read_properties"]
+__all__ = ["HatsStore", "partition_path", "read_properties"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-TABLE_SUFFIXES = (
-    ".parquet", ".parq", ".pq", ".fits", ".fit", ".fts", ".fits.gz", ".ecsv", ".csv", ".csv.gz",
-    ".ecsv.gz", ".vot", ".votable", ".xml", ".cat", ".ldac",
-)
 REMOTE_THREADS = 8
 FOOTERS_KEPT = 512
 
@@ -70,162 +63,6 @@ def read_properties(text: str) -> dict[str, str]:
     return found
 
 
-# --- local or remote ------------------------------------------------------------------------------
-
-
-class Place:
-    """A folder or file, local or behind a URL.
-
-    Attributes
-    ----------
-    text : str
-        What messages call it.
-    root : str
-        The path, without a slash at its end.
-    fs : fsspec filesystem or None
-        None is the local disk.
-    """
-
-    def __init__(self, source: str | Path, fs: Any = None):
-        self.text = str(source)
-        self.fs = fs
-        self.root = self.text.rstrip("/") or "/"
-        if fs is None and isinstance(source, str) and "://" in source:
-            if source.startswith("file://"):
-                self.root = source[len("file://") :].rstrip("/")
-            else:
-                self.fs, self.root = _filesystem(source)
-
-    def at(self, name: str) -> str:
-        """Return the path of a file in it."""
-        return f"{self.root}/{name}"
-
-    def child(self, name: str) -> Place:
-        """Return a folder in it, or the place that an absolute name names."""
-        if "://" in name or name.startswith("/"):
-            return Place(name)
-        place = Place.__new__(Place)
-        place.fs, place.root = self.fs, posixpath.normpath(f"{self.root}/{name}")
-        if self.fs is not None and "://" in self.root:
-            place.root = f"{self.root}/{name.strip('/')}"
-        place.text = f"{self.text.rstrip('/')}/{name}"
-        return place
-
-    def is_table(self) -> bool:
-        """Say whether it is one file rather than a folder."""
-        if self.fs is None:
-            path = Path(self.root)
-            if not path.exists():
-                raise CatalogMissing(catalog=self.text, reason="there is no such file or folder")
-            return path.is_file()
-        return self.root.lower().split("?")[0].endswith(TABLE_SUFFIXES)
-
-    def read_text(self, name: str) -> str | None:
-        """Return a small file's text; None where there is no such file."""
-        path = self.at(name)
-        try:
-            with self.errors(path):
-                if self.fs is None:
-                    return Path(path).read_text(encoding="utf-8")
-                return self.fs.cat_file(path).decode("utf-8")
-        except CatalogMissing:
-            return None
-
-    def names(self, name: str) -> list[str]:
-        """Return the sorted names in a folder in it."""
-        path = self.at(name)
-        with self.errors(path):
-            if self.fs is None:
-                return sorted(p.name for p in Path(path).iterdir())
-            return sorted(posixpath.basename(p.rstrip("/")) for p in self.fs.ls(path, detail=False))
-
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[Any]:
-        """Open a file for pyarrow: a path if it is local, else a stream that reads by ranges."""
-        path = self.at(name)
-        with self.errors(path):
-            if self.fs is None:
-                yield path
-            else:
-                # No read-ahead: pyarrow asks for just the bytes it needs.
-                with self.fs.open(path, "rb", cache_type="none") as stream:
-                    yield stream
-
-    @contextlib.contextmanager
-    def local_copy(self) -> Iterator[Path]:
-        """Give the file as a local one."""
-        if self.fs is None:
-            yield Path(self.root)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / posixpath.basename(self.root)
-            with self.errors(self.root):
-                self.fs.get_file(self.root, str(path))
-            yield path
-
-    @contextlib.contextmanager
-    def errors(self, path: str) -> Iterator[None]:
-        """Turn what goes wrong with a file into errors with facts."""
-        try:
-            yield
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise CatalogMissing(catalog=str(path), reason="there is no such file") from error
-        except PermissionError as error:
-            raise CatalogMissing(catalog=str(path), reason="it may not be read") from error
-        except _network_errors(self.fs) as error:
-            reason = str(error).strip().splitlines()
-            raise Temporary(
-                resource=str(path), reason=reason[0] if reason else type(error).__name__
-            ) from error
-        except _damage_errors() as error:
-            reason = str(error).strip().splitlines()
-            raise CatalogDamaged(
-                catalog=str(path), reason=f"not a Parquet file that can be read ({reason[0] if reason else '?'})"
-            ) from error
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    """Return the fsspec filesystem of a URL, and the path in it."""
-    import os
-
-    try:
-        from fsspec.core import url_to_fs
-
-        options: dict[str, Any] = {}
-        if url.startswith("s3://") and not any(k.startswith("AWS_") for k in os.environ):
-            options["anon"] = True  # public buckets, which is where catalogues are
-        fs, root = url_to_fs(url, **options)
-    except ImportError as error:
-        raise CatalogMissing(
-            catalog=url, reason=f"{error.name} is not installed",
-            hint="Install the network extra: pip install 'cynosure[online]'.",
-        ) from error
-    except ValueError as error:
-        raise CatalogMissing(catalog=url, reason=str(error)) from error
-    return fs, root.rstrip("/")
-
-
-def _network_errors(fs: Any) -> tuple[type[BaseException], ...]:
-    if fs is None:
-        return (TimeoutError,)
-    found: list[type[BaseException]] = [OSError, TimeoutError]
-    with contextlib.suppress(ImportError):
-        import aiohttp
-
-        found.append(aiohttp.ClientError)
-    with contextlib.suppress(ImportError):
-        import botocore.exceptions
-
-        found.append(botocore.exceptions.BotoCoreError)
-    return tuple(found)
-
-
-def _damage_errors() -> tuple[type[BaseException], ...]:
-    import pyarrow as pa
-
-    return (pa.ArrowException, OSError, UnicodeDecodeError, EOFError)
-
-
 # --- the catalogue --------------------------------------------------------------------------------
 
 
@@ -241,7 +78,9 @@ class HatsStore:
         The partitions, in the order of the sky.
     """
 
-    def __init__(self, place: Place, properties: dict[str, str], orders: Integers, pixels: Integers):
+    def __init__(
+        self, place: Place, properties: dict[str, str], orders: Integers, pixels: Integers
+    ):
         self.place = place
         self.properties = properties
         shift = 2 * (sky.MAX_ORDER - orders)
@@ -272,12 +111,13 @@ class HatsStore:
             if collection is None:
                 raise CatalogMissing(
                     catalog=place.text,
-                    reason="not a HATS catalogue (no hats.properties, properties or collection.properties)",
+                    reason="no hats.properties in it: not a HATS catalogue",
                 )
             main = read_properties(collection).get("hats_primary_table_url")
             if not main:
                 raise CatalogDamaged(
-                    catalog=place.text, reason="collection.properties names no hats_primary_table_url"
+                    catalog=place.text,
+                    reason="collection.properties names no hats_primary_table_url",
                 )
             return cls.open(place.child(main))
         properties = read_properties(text)
@@ -298,14 +138,12 @@ class HatsStore:
         if self._schema is None:
             import pyarrow.parquet as pq
 
-            if self.place.fs is None and not Path(self.place.at("dataset/_common_metadata")).exists():
-                names = self._files(0)
-            else:
-                names = ["dataset/_common_metadata"]
             try:
-                with self.place.open(names[0]) as source:
+                with self.place.open("dataset/_common_metadata") as source:
                     self._schema = pq.read_schema(source)
             except CatalogMissing:
+                if len(self.pixels) == 0:
+                    raise
                 with self.place.open(self._files(0)[0]) as source:
                     self._schema = pq.read_schema(source)
             self._schema = _without_index_metadata(self._schema)
@@ -366,9 +204,8 @@ class HatsStore:
 
     def _groups(self, footer: pq.FileMetaData, ranges: Integers | None) -> list[int]:
         n = footer.num_row_groups
-        column = next(
-            (i for i in range(footer.num_columns) if footer.schema.column(i).path in self._index_names()), None
-        )
+        names = [footer.schema.column(i).path for i in range(footer.num_columns)]
+        column = next((i for i, name in enumerate(names) if name in self._index_names()), None)
         if ranges is None or n <= 1 or column is None:
             return list(range(n))
         kept = []
@@ -466,8 +303,9 @@ class HatsStore:
         if np.mean(far > limit) > 0.5:
             raise CatalogDamaged(
                 catalog=self.place.text,
-                reason=f"positions in {meaning.column('ra_deg')!r} and {meaning.column('dec_deg')!r} are "
-                f"{float(np.median(far)):.3g} deg from the cells in {name!r}: not degrees, or not the columns it was built from",
+                reason=f"positions in {meaning.column('ra_deg')!r}, {meaning.column('dec_deg')!r} "
+                f"are {float(np.median(far)):.3g} deg from the cells in {name!r}: not degrees, or "
+                "not the columns it was built from",
             )
 
     def coverage(self) -> Coverage:
@@ -536,103 +374,3 @@ def _metadata_partitions(place: Place) -> list[tuple[int, int]]:
     paths = {footer.row_group(i).column(0).file_path for i in range(footer.num_row_groups)}
     matches = [re.search(r"Norder=(\d+)/.*Npix=(\d+)", p) for p in sorted(paths)]
     return [(int(m.group(1)), int(m.group(2))) for m in matches if m]
-
-
-# --- where there are stars ------------------------------------------------------------------------
-
-
-class Coverage:
-    """A part of the sky as ranges of HEALPix cells of order 29.
-
-    Attributes
-    ----------
-    ranges : (k, 2) ndarray of int64
-        [first, last), sorted and apart.
-    """
-
-    # A cell counts as covered where there is a star in it; it is chosen so large that the mean
-    # cell has this many, and an empty cell inside the field is then unlikely (e^-24).
-    STARS_PER_CELL = 24
-    MAX_RANGES = 2000
-
-    def __init__(self, ranges: NDArray[np.int64]):
-        self.ranges = np.asarray(ranges, dtype=np.int64).reshape(-1, 2)
-
-    @classmethod
-    def of_cells(cls, cells29: NDArray[np.int64]) -> Coverage:
-        """Tell it from the cells (order 29) of the stars."""
-        cells = np.unique(cells29 >> (2 * (sky.MAX_ORDER - 12)))
-        order = 12
-        while order > 0 and len(cells29) < cls.STARS_PER_CELL * len(cells):
-            cells, order = np.unique(cells >> 2), order - 1
-        found = cls.of_order(cells, order)
-        while len(found.ranges) > cls.MAX_RANGES:
-            cells, order = np.unique(cells >> 2), order - 1
-            found = cls.of_order(cells, order)
-        return found
-
-    @classmethod
-    def of_order(cls, cells: NDArray[np.int64], order: Any) -> Coverage:
-        """Make it of cells of one order, or of one order each."""
-        shift = 2 * (sky.MAX_ORDER - np.asarray(order, dtype=np.int64))
-        cells = np.asarray(cells, dtype=np.int64)
-        return cls(_merged(np.stack([cells << shift, (cells + 1) << shift], axis=1)))
-
-    @classmethod
-    def from_text(cls, text: str) -> Coverage:
-        """Read what :meth:`to_text` wrote: a MOC in ASCII, of one order or several."""
-        ranges = []
-        order = 0
-        for token in text.replace(",", " ").split():
-            if "/" in token:
-                head, token = token.split("/", 1)
-                order = int(head)
-            if token:
-                first, _, last = token.partition("-")
-                shift = 2 * (sky.MAX_ORDER - order)
-                ranges.append((int(first) << shift, (int(last or first) + 1) << shift))
-        return cls(_merged(np.array(ranges, dtype=np.int64).reshape(-1, 2)))
-
-    def to_text(self) -> str:
-        """Write it as a MOC in ASCII (IVOA MOC 2.0, 4.2.2), of the one order that holds it."""
-        order = sky.MAX_ORDER
-        while order > 0 and not np.any(self.ranges & ((4 << (2 * (sky.MAX_ORDER - order))) - 1)):
-            order -= 1
-        shift = 2 * (sky.MAX_ORDER - order)
-        spans = [(int(a) >> shift, (int(b) >> shift) - 1) for a, b in self.ranges]
-        return f"{order}/" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-
-    @property
-    def sky_fraction(self) -> float:
-        """The part of the whole sky that it is."""
-        return float((self.ranges[:, 1] - self.ranges[:, 0]).sum() / (12 << 58))
-
-    def holds(self, cells29: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Say which cells of order 29 are in it."""
-        index = np.searchsorted(self.ranges[:, 0], cells29, side="right") - 1
-        inside = index >= 0
-        inside[inside] = cells29[inside] < self.ranges[index[inside], 1]
-        return inside
-
-    def fraction(self, ra_deg: float, dec_deg: float, radius_deg: float) -> float:
-        """Return the part of a circle that is covered, from 1500 points spread evenly in it."""
-        # Sunflower: even in area, the same each time (Vogel 1979).
-        k = np.arange(1500) + 0.5
-        height = 2.0 * math.sin(math.radians(radius_deg) / 2) ** 2 * k / len(k)  # 1 - cos(r)
-        sine = np.sqrt(height * (2.0 - height))
-        angle = k * math.pi * (3.0 - math.sqrt(5.0))
-        east, north = sky.east_north(ra_deg, dec_deg)
-        points = (
-            (1.0 - height)[:, None] * sky.unit_vectors(ra_deg, dec_deg)
-            + (sine * np.cos(angle))[:, None] * east + (sine * np.sin(angle))[:, None] * north
-        )
-        return float(self.holds(sky.healpix_cell(*sky.radec(points))).mean())
-
-
-def _merged(ranges: NDArray[np.int64]) -> NDArray[np.int64]:
-    if len(ranges) == 0:
-        return ranges.reshape(0, 2)
-    ranges = ranges[np.lexsort((ranges[:, 1], ranges[:, 0]))]
-    ends = np.maximum.accumulate(ranges[:, 1])
-    starts = np.flatnonzero(np.concatenate([[True], ranges[1:, 0] > ends[:-1]]))
-    return np.stack([ranges[starts, 0], ends[np.concatenate([starts[1:] - 1, [len(ends) - 1]])]], axis=1)

@@ -18,8 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.data.hats import Coverage, HatsStore, Place
-from cynosure.data.reftables import Meaning, catalog_word, find_meaning, prepared, read_table
+from cynosure.data.coverage import Coverage
+from cynosure.data.hats import HatsStore
+from cynosure.data.place import Place
+from cynosure.data.reftables import Meaning, catalog_word, find_meaning, named_by_columns, prepared
+from cynosure.data.tablefiles import read_table
 from cynosure.data.tables import REFERENCE
 from cynosure.ground import sky
 from cynosure.ground.errors import CatalogMissing, SettingError
@@ -90,7 +93,10 @@ def _open_table(
         notes.append(f"{int((~kept).sum())} rows without a position are left out")
     if not kept.any():
         raise CatalogMissing(catalog=source, reason="the table has no rows")
-    return RefCat(word, source, meaning, MemoryStore(stars[kept]), tuple(notes))
+    store = MemoryStore(stars[kept])
+    if name is None:
+        word = named_by_columns(table.schema, store.facts()["epoch_yr"], word)
+    return RefCat(word, source, meaning, store, tuple(notes))
 
 
 def _open_hats(
@@ -238,7 +244,7 @@ def _checked_circle(ra_deg: float, dec_deg: float, radius_deg: float) -> tuple[f
     ra, dec, radius = float(ra_deg), float(dec_deg), float(radius_deg)
     if not (math.isfinite(ra) and abs(dec) <= 90.0 and 0.0 <= radius < math.inf):
         raise SettingError(
-            "ra {ra_deg:g}, dec {dec_deg:g}, radius {radius_deg:g}: not a circle on the sky in degrees",
+            "ra {ra_deg:g}, dec {dec_deg:g}, radius {radius_deg:g} deg: not a circle on the sky",
             ra_deg=ra, dec_deg=dec, radius_deg=radius,
         )
     return ra % 360.0, dec, min(radius, 180.0)

@@ -8,16 +8,15 @@ schema ``REFERENCE``. What a table does not say stays NaN: unknown is not zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.data.tables import REFERENCE
-from cynosure.ground.errors import CatalogDamaged, CatalogMissing
+from cynosure.ground.errors import CatalogDamaged
 from cynosure.ground.sky import healpix_cell
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ __all__ = [
     "column_unit",
     "find_meaning",
     "mend_byte_order",
+    "named_by_columns",
     "prepared",
-    "read_table",
     "unit_scale",
 ]
 
@@ -93,29 +92,46 @@ _CORRELATIONS = tuple(
     )
 )
 ROLES: tuple[Role, ...] = (
-    _role("ref_id", "", "source_id source gaia_source_id gaiaid gaia_id ref_id objid obj_id object_id id star_id number"),
-    _role("ra_deg", "deg", "ra ra_icrs ra_deg radeg raj2000 _raj2000 ra_j2000 _ra _ra_icrs ramean ra_mean mean_ra raicrs "
-          "coord_ra alpha_j2000 alphawin_j2000 xwin_world x_world alpha rightascension right_ascension ra_gaia"),
-    _role("dec_deg", "deg", "dec de_icrs dec_icrs dec_deg dedeg decdeg dej2000 _dej2000 decj2000 _decj2000 dec_j2000 de_j2000 "
-          "_dec _de _de_icrs decmean dec_mean mean_dec deicrs coord_dec delta_j2000 deltawin_j2000 ywin_world y_world delta "
-          "declination de dec_gaia"),
-    _role("ref_epoch_yr", "yr", "ref_epoch ref_epoch_yr epoch_yr epoch obsdate refepoch epoch_mean epochmean"),
-    _role("mag", "mag", "phot_g_mean_mag gmag g_mag g_mean_mag mag vt_mag vtmag mag_vt vmag v_mag mag_v rmag r_mag imag i_mag "
-          "zmag z_mag mag_auto magnitude hpmag hp_mag mag_hp rpmag bpmag bt_mag btmag mag_bt bmag jmag jmag_2mass hmag kmag "
-          "umag gmeanpsfmag rmeanpsfmag imeanpsfmag"),
+    _role("ref_id", "",
+          "source_id source gaia_source_id gaiaid gaia_id ref_id objid obj_id object_id id "
+          "star_id number"),
+    _role("ra_deg", "deg",
+          "ra ra_icrs ra_deg radeg raj2000 _raj2000 ra_j2000 _ra _ra_icrs ramean ra_mean "
+          "mean_ra raicrs coord_ra alpha_j2000 alphawin_j2000 xwin_world x_world alpha "
+          "rightascension right_ascension ra_gaia"),
+    _role("dec_deg", "deg",
+          "dec de_icrs dec_icrs dec_deg dedeg decdeg dej2000 _dej2000 decj2000 _decj2000 "
+          "dec_j2000 de_j2000 _dec _de _de_icrs decmean dec_mean mean_dec deicrs coord_dec "
+          "delta_j2000 deltawin_j2000 ywin_world y_world delta declination de dec_gaia"),
+    _role("ref_epoch_yr", "yr",
+          "ref_epoch ref_epoch_yr epoch_yr epoch obsdate refepoch epoch_mean epochmean"),
+    _role("mag", "mag",
+          "phot_g_mean_mag gmag g_mag g_mean_mag mag vt_mag vtmag mag_vt vmag v_mag mag_v "
+          "rmag r_mag imag i_mag zmag z_mag mag_auto magnitude hpmag hp_mag mag_hp rpmag "
+          "bpmag bt_mag btmag mag_bt bmag jmag jmag_2mass hmag kmag umag gmeanpsfmag "
+          "rmeanpsfmag imeanpsfmag"),
     _role("color", "mag", "bp_rp bp-rp color colour"),
-    _role("ra_error_mas", "mas", "ra_error e_ra_icrs e_raj2000 e_radeg ra_err raerr ra_error_mas e_ra sigma_ra coord_raerr "
-          "errawin_world erra_world erra_deg ramean_err rameanerr"),
-    _role("dec_error_mas", "mas", "dec_error e_de_icrs e_dej2000 e_dedeg dec_err decerr dec_error_mas e_de e_dec sigma_dec "
-          "coord_decerr errbwin_world errb_world e_decj2000 decmean_err decmeanerr"),
+    _role("ra_error_mas", "mas",
+          "ra_error e_ra_icrs e_raj2000 e_radeg ra_err raerr ra_error_mas e_ra sigma_ra "
+          "coord_raerr errawin_world erra_world erra_deg ramean_err rameanerr"),
+    _role("dec_error_mas", "mas",
+          "dec_error e_de_icrs e_dej2000 e_dedeg dec_err decerr dec_error_mas e_de e_dec "
+          "sigma_dec coord_decerr errbwin_world errb_world e_decj2000 decmean_err "
+          "decmeanerr"),
     _role("parallax_mas", "mas", "parallax plx parallax_mas"),
-    _role("parallax_error_mas", "mas", "parallax_error e_plx parallax_err parallaxerr parallax_error_mas sigma_parallax"),
-    _role("pm_ra_mas_yr", "mas/yr", "pmra pm_ra pmra_mas_yr pm_ra_mas_yr pmracosdec pmalpha pmalpha_j2000 pm_ra_cosdec"),
-    _role("pm_dec_mas_yr", "mas/yr", "pmdec pmde pm_dec pm_de pmdec_mas_yr pm_dec_mas_yr pmdelta pmdelta_j2000"),
-    _role("pm_ra_error_mas_yr", "mas/yr", "pmra_error e_pmra pm_ra_error pm_ra_err pmra_err pmraerr sigma_pm_ra pm_raerr "
+    _role("parallax_error_mas", "mas",
+          "parallax_error e_plx parallax_err parallaxerr parallax_error_mas sigma_parallax"),
+    _role("pm_ra_mas_yr", "mas/yr",
+          "pmra pm_ra pmra_mas_yr pm_ra_mas_yr pmracosdec pmalpha pmalpha_j2000 "
+          "pm_ra_cosdec"),
+    _role("pm_dec_mas_yr", "mas/yr",
+          "pmdec pmde pm_dec pm_de pmdec_mas_yr pm_dec_mas_yr pmdelta pmdelta_j2000"),
+    _role("pm_ra_error_mas_yr", "mas/yr",
+          "pmra_error e_pmra pm_ra_error pm_ra_err pmra_err pmraerr sigma_pm_ra pm_raerr "
           "pm_ra_error_mas_yr pmalphaerr_j2000"),
-    _role("pm_dec_error_mas_yr", "mas/yr", "pmdec_error e_pmde e_pmdec pm_dec_error pm_dec_err pmdec_err pmdeerr sigma_pm_dec "
-          "pm_decerr pm_dec_error_mas_yr pmdeltaerr_j2000"),
+    _role("pm_dec_error_mas_yr", "mas/yr",
+          "pmdec_error e_pmde e_pmdec pm_dec_error pm_dec_err pmdec_err pmdeerr "
+          "sigma_pm_dec pm_decerr pm_dec_error_mas_yr pmdeltaerr_j2000"),
     *_CORRELATIONS,
     # Not of REFERENCE: what the colour and the quality cuts are made from.
     _role("bp", "mag", "phot_bp_mean_mag bpmag bp_mag"),
@@ -191,12 +207,15 @@ def column_unit(column: pa.Field) -> str:
 # --- names --------------------------------------------------------------------------------------
 
 
+_ENDINGS = "parquet parq pq fits? fts fz gz ecsv csv xml vot votable cat ldac bz2".split()
+
+
 def catalog_word(*texts: str | None) -> str:
     """Return the short word for a catalogue, for WCSNAME: GAIADR3, TYCHO2, or its own name.
 
     Examples
     --------
-    >>> catalog_word("gaia_edr3.parquet"), catalog_word("I/259 Tycho-2"), catalog_word("my stars.csv")
+    >>> catalog_word("gaia_edr3.parquet"), catalog_word("Tycho-2"), catalog_word("my stars.csv")
     ('GAIAEDR3', 'TYCHO2', 'MYSTARS')
     """
     given = [t for t in texts if t]
@@ -213,11 +232,22 @@ def catalog_word(*texts: str | None) -> str:
         if "gaia" in text.lower():
             return "GAIA"
     for text in given:
-        stem = re.sub(r"(\.(parquet|fits?|fz|gz|ecsv|csv|xml|vot|votable|cat|ldac|bz2))+$", "", text.lower())
+        stem = re.sub(rf"(\.({'|'.join(_ENDINGS)}))+$", "", text.lower())
         word = re.sub(r"[^A-Z0-9]", "", stem.upper())
         if word:
             return word[:24]
     return "REFCAT"
+
+
+def named_by_columns(schema: pa.Schema | None, epoch_yr: float | None, word: str) -> str:
+    """Return a better word for a catalogue that Gaia's columns and epoch give away."""
+    if schema is None or word in KNOWN_CATALOGS or epoch_yr is None:
+        return word
+    if not {"source_id", "phot_g_mean_mag", "ra_error", "ref_epoch"} <= set(schema.names):
+        return word
+    # The astrometry of EDR3 and of DR3 is the same.
+    releases = {2015.0: "GAIADR1", 2015.5: "GAIADR2", 2016.0: "GAIADR3"}
+    return releases.get(epoch_yr, word)
 
 
 # --- meaning ------------------------------------------------------------------------------------
@@ -361,7 +391,8 @@ def check_degrees(
         beyond = np.abs(values) > limit * (1 + 1e-12)
         if beyond.any():
             raise CatalogDamaged(
-                "{catalog}: column {column!r} has {n} values beyond ±{limit:g}, the first is {value:g}: not degrees",
+                "{catalog}: column {column!r} has {n} values beyond ±{limit:g}, the first is "
+                "{value:g}: not degrees",
                 catalog=catalog, column=name, n=int(beyond.sum()), limit=limit,
                 value=float(values[np.argmax(beyond)]),
                 hint="Declare the column's unit in the table, or convert it to degrees.",
@@ -435,9 +466,8 @@ def find_meaning(
     if not {"pm_ra_mas_yr", "pm_dec_mas_yr"} <= set(sources):
         notes.append("proper motions are unknown")
     index = next((n for n in INDEX_COLUMNS if n in schema.names), None)
-    return Meaning(
-        catalog, sources, index, known_epoch if ref_epoch_yr is None else ref_epoch_yr, error, tuple(notes)
-    )
+    epoch = known_epoch if ref_epoch_yr is None else ref_epoch_yr
+    return Meaning(catalog, sources, index, epoch, error, tuple(notes))
 
 
 def _usable(column: pa.Field, role: Role) -> bool:
@@ -464,157 +494,11 @@ def _source(column: pa.Field, role: Role, catalog: str) -> _Source:
     scale = unit_scale(unit, role.unit)
     if scale is None:
         raise CatalogDamaged(
-            "{catalog}: column {column!r} is in {unit!r}, a unit that converts to {expected} is expected",
+            "{catalog}: column {column!r} is in {unit!r}, a unit of {expected} is expected",
             catalog=catalog, column=column.name, unit=unit, expected=role.unit,
             hint="Correct the unit in the table, or rename the column if it is something else.",
         )
     return _Source(column.name, scale, True)
-
-
-# --- tables of any kind -------------------------------------------------------------------------
-
-
-def read_table(path: str | Path) -> pa.Table:
-    """Read a Parquet, FITS, ECSV, CSV or VOTable file as an Arrow table with units.
-
-    The kind is told by the file's first bytes, not by its name; gzip is seen through.
-
-    Raises
-    ------
-    CatalogMissing
-        If there is no such file.
-    CatalogDamaged
-        If it cannot be read as a table.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CatalogMissing(catalog=str(path), reason="there is no such file")
-    try:
-        reader = _reader(path)
-        return reader(path)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
-        text = str(error).strip().splitlines()
-        raise CatalogDamaged(
-            catalog=str(path), reason=f"not a table that can be read ({text[0] if text else type(error).__name__})",
-            hint="Parquet, FITS, ECSV, CSV and VOTable are read.",
-        ) from error
-
-
-def _reader(path: Path) -> Callable[[Path], pa.Table]:
-    import gzip
-
-    with path.open("rb") as stream:
-        head = stream.read(4096)
-    if head[:2] == b"\x1f\x8b":
-        with gzip.open(path) as stream:
-            head = stream.read(4096)
-    if not head.strip():
-        raise CatalogDamaged(catalog=str(path), reason="the file is empty")
-    if head[:4] == b"PAR1":
-        return _read_parquet
-    if head[:9] == b"SIMPLE  =":
-        return _read_fits
-    if head.lstrip().startswith(b"<") and b"VOTABLE" in head.upper():
-        return _read_votable
-    if b"%ECSV" in head[:200]:
-        return _read_ecsv
-    if b"\0" in head:
-        raise CatalogDamaged(catalog=str(path), reason="not a table of a kind that is read here")
-    return _read_csv
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(path).read()
-
-
-def _read_csv(path: Path) -> pa.Table:
-    from pyarrow import csv
-
-    return csv.read_csv(
-        path, convert_options=csv.ConvertOptions(null_values=["", "null", "NULL", "nan", "NaN", "--", "N/A"])
-    )
-
-
-def _read_ecsv(path: Path) -> pa.Table:
-    from astropy.table import Table
-
-    return _from_astropy(Table.read(path, format="ascii.ecsv"))
-
-
-def _read_votable(path: Path) -> pa.Table:
-    import warnings
-
-    from astropy.io.votable import parse_single_table
-    from astropy.io.votable.exceptions import VOWarning
-
-    with warnings.catch_warnings():
-        # Most services break the letter of the standard somewhere; the numbers are checked later.
-        warnings.simplefilter("ignore", VOWarning)
-        return _from_astropy(parse_single_table(path).to_table(use_names_over_ids=True))
-
-
-def _read_fits(path: Path) -> pa.Table:
-    import warnings
-
-    from astropy.io import fits
-
-    with warnings.catch_warnings(), fits.open(path, memmap=False) as hdus:
-        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
-        tables = [h for h in hdus if isinstance(h, (fits.BinTableHDU, fits.TableHDU)) and not
-                  isinstance(h, fits.CompImageHDU)]
-        # SCAMP's catalogues put the header of the image in a table of its own before the objects.
-        tables = [h for h in tables if h.name != "LDAC_IMHEAD"]
-        if not tables:
-            raise CatalogDamaged(catalog=str(path), reason="no table in this FITS file")
-        hdu = max(tables, key=lambda h: h.name == "LDAC_OBJECTS")
-        columns = {c.name: (np.asarray(hdu.data[c.name]), c.unit or "", c.null) for c in hdu.columns}
-    return _from_columns(columns)
-
-
-def _from_astropy(table: Any) -> pa.Table:
-    columns = {}
-    for name in table.colnames:
-        column = table[name]
-        unit = "" if column.unit is None else str(column.unit)
-        values = getattr(column, "value", column)
-        columns[name] = (values, unit, None)
-    return _from_columns(columns)
-
-
-def _from_columns(columns: Mapping[str, tuple[Any, str, Any]]) -> pa.Table:
-    """Return an Arrow table of name → (values, unit, the value that stands for null)."""
-    import pyarrow as pa
-
-    fields, arrays = [], []
-    for name, (values, unit, null) in columns.items():
-        array = _to_arrow(values, null)
-        if array is None:
-            continue
-        fields.append(pa.field(name, array.type, metadata={"unit": unit} if unit else None))
-        arrays.append(array)
-    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-
-
-def _to_arrow(values: Any, null: Any) -> pa.Array | None:
-    import pyarrow as pa
-
-    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
-    data = np.asarray(values.data if isinstance(values, np.ma.MaskedArray) else values)
-    if data.dtype.kind in "SU":
-        return pa.array([str(v.decode("latin-1") if isinstance(v, bytes) else v).strip() for v in data.ravel()]) \
-            if data.ndim == 1 else None
-    if data.dtype.kind == "O":
-        return pa.array([None if v is None else str(v) for v in data]) if data.ndim == 1 else None
-    if data.dtype.kind not in "iufb":
-        return None
-    data = np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
-    if null is not None and data.dtype.kind in "iu" and data.ndim == 1:
-        mask = data == null
-    if data.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(data.ravel()), data.shape[1])
-    return pa.array(data, mask=mask) if data.ndim == 1 else None
 
 
 def prepared(table: pa.Table, meaning: Meaning) -> tuple[pa.Table, Meaning]:
@@ -629,7 +513,8 @@ def prepared(table: pa.Table, meaning: Meaning) -> tuple[pa.Table, Meaning]:
     _refuse_other_angles(table, meaning)
     sources = dict(meaning.sources)
     for role, floor in (
-        ("ra_error_mas", 1e-3), ("dec_error_mas", 1e-3), ("pm_ra_mas_yr", 0.05), ("pm_dec_mas_yr", 0.05),
+        ("ra_error_mas", 1e-3), ("dec_error_mas", 1e-3), ("pm_ra_mas_yr", 0.05),
+        ("pm_dec_mas_yr", 0.05),
     ):
         source = sources.get(role)
         if source is None or source.declared or table.num_rows < 20:
@@ -642,6 +527,7 @@ def prepared(table: pa.Table, meaning: Meaning) -> tuple[pa.Table, Meaning]:
                 f"{np.percentile(values, 90):.2g}) are too small for mas: taken as unknown"
             )
             del sources[role]
+            sources.pop(role.replace("_mas_yr", "_error_mas_yr"), None)
     table, swapped = _with_mended_magnitudes(table, meaning)
     return table, replace(meaning, sources=sources, notes=(*meaning.notes, *notes, *swapped))
 

@@ -1,0 +1,162 @@
+"""Table files of any kind, as Arrow tables whose fields carry their units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cynosure.ground.errors import CatalogDamaged, CatalogMissing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["read_table"]
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """Read a Parquet, FITS, ECSV, CSV or VOTable file as an Arrow table with units.
+
+    The kind is told by the file's first bytes, not by its name; gzip is seen through.
+
+    Raises
+    ------
+    CatalogMissing
+        If there is no such file.
+    CatalogDamaged
+        If it cannot be read as a table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CatalogMissing(catalog=str(path), reason="there is no such file")
+    try:
+        reader = _reader(path)
+        return reader(path)
+    except (
+        OSError, ValueError, KeyError, TypeError, IndexError, EOFError, NotImplementedError,
+    ) as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CatalogDamaged(
+            catalog=str(path), reason=f"not a table that can be read ({text})",
+            hint="Parquet, FITS, ECSV, CSV and VOTable are read.",
+        ) from error
+
+
+def _reader(path: Path) -> Callable[[Path], pa.Table]:
+    import gzip
+
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    if head[:2] == b"\x1f\x8b":
+        with gzip.open(path) as stream:
+            head = stream.read(4096)
+    if not head.strip():
+        raise CatalogDamaged(catalog=str(path), reason="the file is empty")
+    if head[:4] == b"PAR1":
+        return _read_parquet
+    if head[:9] == b"SIMPLE  =":
+        return _read_fits
+    if head.lstrip().startswith(b"<") and b"VOTABLE" in head.upper():
+        return _read_votable
+    if b"%ECSV" in head[:200]:
+        return _read_ecsv
+    if b"\0" in head:
+        raise CatalogDamaged(catalog=str(path), reason="not a table of a kind that is read here")
+    return _read_csv
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read()
+
+
+def _read_csv(path: Path) -> pa.Table:
+    from pyarrow import csv
+
+    nulls = ["", "null", "NULL", "nan", "NaN", "--", "N/A"]
+    return csv.read_csv(path, convert_options=csv.ConvertOptions(null_values=nulls))
+
+
+def _read_ecsv(path: Path) -> pa.Table:
+    from astropy.table import Table
+
+    return _from_astropy(Table.read(path, format="ascii.ecsv"))
+
+
+def _read_votable(path: Path) -> pa.Table:
+    import warnings
+
+    from astropy.io.votable import parse_single_table
+    from astropy.io.votable.exceptions import VOWarning
+
+    with warnings.catch_warnings():
+        # Most services break the letter of the standard somewhere; the numbers are checked later.
+        warnings.simplefilter("ignore", VOWarning)
+        return _from_astropy(parse_single_table(path).to_table(use_names_over_ids=True))
+
+
+def _read_fits(path: Path) -> pa.Table:
+    import warnings
+
+    from astropy.io import fits
+
+    with warnings.catch_warnings(), fits.open(path, memmap=False) as hdus:
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+        tables = [h for h in hdus if isinstance(h, (fits.BinTableHDU, fits.TableHDU)) and not
+                  isinstance(h, fits.CompImageHDU)]
+        # SCAMP's catalogues put the header of the image in a table of its own before the objects.
+        tables = [h for h in tables if h.name != "LDAC_IMHEAD"]
+        if not tables:
+            raise CatalogDamaged(catalog=str(path), reason="no table in this FITS file")
+        hdu = max(tables, key=lambda h: h.name == "LDAC_OBJECTS")
+        columns = {
+            c.name: (np.asarray(hdu.data[c.name]), c.unit or "", c.null) for c in hdu.columns
+        }
+    return _from_columns(columns)
+
+
+def _from_astropy(table: Any) -> pa.Table:
+    columns = {}
+    for name in table.colnames:
+        column = table[name]
+        unit = "" if column.unit is None else str(column.unit)
+        values = getattr(column, "value", column)
+        columns[name] = (values, unit, None)
+    return _from_columns(columns)
+
+
+def _from_columns(columns: Mapping[str, tuple[Any, str, Any]]) -> pa.Table:
+    """Return an Arrow table of name → (values, unit, the value that stands for null)."""
+    import pyarrow as pa
+
+    fields, arrays = [], []
+    for name, (values, unit, null) in columns.items():
+        array = _to_arrow(values, null)
+        if array is None:
+            continue
+        fields.append(pa.field(name, array.type, metadata={"unit": unit} if unit else None))
+        arrays.append(array)
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _to_arrow(values: Any, null: Any) -> pa.Array | None:
+    import pyarrow as pa
+
+    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+    data = np.asarray(values.data if isinstance(values, np.ma.MaskedArray) else values)
+    if data.dtype.kind in "SU":
+        text = np.char.decode(data, "latin-1") if data.dtype.kind == "S" else data
+        return pa.array([t.strip() for t in text.tolist()]) if data.ndim == 1 else None
+    if data.dtype.kind == "O":
+        return pa.array([None if v is None else str(v) for v in data]) if data.ndim == 1 else None
+    if data.dtype.kind not in "iufb":
+        return None
+    data = np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
+    if null is not None and data.dtype.kind in "iu" and data.ndim == 1:
+        mask = data == null
+    if data.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(data.ravel()), data.shape[1])
+    return pa.array(data, mask=mask) if data.ndim == 1 else None

@@ -24,6 +24,7 @@ __all__ = [
     "poly_exponents",
     "poly_gradient",
     "rms",
+    "solve_normal",
 ]
 
 Floats = NDArray[np.float64]
@@ -182,3 +183,42 @@ def poly_gradient(u: ArrayLike, v: ArrayLike, degree: int) -> tuple[Floats, Floa
     du = [i * pu[i - 1] * pv[j] if i else zero for i, j in poly_exponents(degree)]
     dv = [j * pu[i] * pv[j - 1] if j else zero for i, j in poly_exponents(degree)]
     return np.stack(du, axis=-1), np.stack(dv, axis=-1)
+
+
+def solve_normal(
+    matrix: Floats, right: Floats, n_points: int, *, max_condition: float = 1e10,
+    what: str = "least squares",
+) -> LeastSquares:
+    """Solve the normal equations ``N x = r`` of a weighted least-squares problem.
+
+    For designs that are cheaper to sum than to store. The matrix is scaled to a unit diagonal;
+    its condition is the square of the design's, so a design of up to 1e7 keeps half the digits.
+
+    Parameters
+    ----------
+    matrix : (p, p) ndarray
+        ``A^T W A``.
+    right : (p,) ndarray
+        ``A^T W b``.
+    n_points : int
+        Number of observations, for the error.
+    max_condition : float
+        Largest condition of the design (the root of the matrix's).
+    what : str
+        Named in the error.
+
+    Raises
+    ------
+    Degenerate
+        If the observations do not determine the parameters.
+    """
+    p = len(right)
+    diagonal = np.sqrt(np.diag(matrix))
+    if n_points < p or not np.all(diagonal > 0):
+        raise Degenerate(what=what, n_points=n_points, n_parameters=p, condition=np.inf)
+    values, vectors = np.linalg.eigh(matrix / np.outer(diagonal, diagonal))
+    condition = float(np.sqrt(values[-1] / values[0])) if values[0] > 0 else np.inf
+    if condition > min(max_condition, 1e7):
+        raise Degenerate(what=what, n_points=n_points, n_parameters=p, condition=condition)
+    half = vectors / np.sqrt(values) / diagonal[:, None]
+    return LeastSquares(half @ (half.T @ right), half @ half.T, condition)

@@ -35,6 +35,11 @@ NO_VARIANCE = np.zeros((0, 0), dtype=np.float32)
 # Blends of more stars than this are left to the sweeps: the joint solution costs the cube.
 MAX_GROUP = 12
 
+# The normal matrix gives position errors to first order. A faint star's errors are larger, because
+# the gradient they are scaled by is itself noisy and the star was detected where noise raised it:
+# variance times 1 + 8 / snr^2, found from the pulls of simulated stars of S/N 4 to 15.
+SECOND_ORDER = 8.0
+
 # A PSF model is some per cent off in the core of a bright star; what it leaves there is no source.
 RESIDUAL_FRACTION = 0.03
 
@@ -250,12 +255,14 @@ def _store(
     out["flags"][rows[converged]] &= ~SourceFlag.NOT_CONVERGED
     c = covariance[good]
     out["x"][rows_good], out["y"][rows_good] = x[good], y[good]
-    out["x_err"][rows_good] = np.sqrt(c[:, 1, 1])
-    out["y_err"][rows_good] = np.sqrt(c[:, 2, 2])
+    snr2 = flux[good] ** 2 / c[:, 0, 0]
+    second = 1.0 + SECOND_ORDER / np.maximum(snr2, 1.0)
+    out["x_err"][rows_good] = np.sqrt(c[:, 1, 1] * second)
+    out["y_err"][rows_good] = np.sqrt(c[:, 2, 2] * second)
     out["xy_corr"][rows_good] = c[:, 1, 2] / np.sqrt(c[:, 1, 1] * c[:, 2, 2])
     out["flux_e"][rows_good] = flux[good] * gain
     out["flux_err_e"][rows_good] = np.sqrt(c[:, 0, 0]) * gain
-    out["snr"][rows_good] = flux[good] / np.sqrt(c[:, 0, 0])
+    out["snr"][rows_good] = np.sqrt(snr2)
     out["chi2_dof"][rows_good] = chi2[good]
 
 

@@ -1,0 +1,185 @@
+r"""The error model: what a residual should be.
+
+The covariance of the residual of star i is
+
+    Sigma_i = a^2 S_source,i + S_reference,i + sigma_0^2 I
+
+with S_source the covariance of the measured position, S_reference that of the reference star at
+the epoch, a the factor by which the measuring errors are wrong, and sigma_0 what neither knows:
+turbulence, unmodelled distortion, pixel phase. The two numbers are found by maximum likelihood,
+
+    minimise  1/2 sum_i [ln det Sigma_i + r_i^T Sigma_i^-1 r_i],
+
+over the stars that are not outliers (Mahalanobis distance squared below the 0.9999 quantile of
+chi^2 with two degrees of freedom). A residual of a star that took part in the fit is smaller than
+its error by sqrt(1 - h) with h its leverage; it is divided by that before it is judged. A weak
+prior (a within a factor 1.6 of 1) decides where few stars cannot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CHI2_OUTLIER", "ErrorModel", "fit_error_model", "mahalanobis2"]
+
+Floats = NDArray[np.float64]
+
+# The 0.9999 quantile of chi^2 with two degrees of freedom, -2 ln 1e-4.
+CHI2_OUTLIER = 18.42068
+
+# A sigma_0 below this is indistinguishable from none, and its logarithm must stay finite.
+LEAST_SIGMA0_MAS = 1e-3
+
+# Standard deviation of the prior on ln a.
+PRIOR_LN_A = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorModel:
+    """The error model of one image.
+
+    Attributes
+    ----------
+    a : float
+        Factor on the standard errors of the source positions.
+    sigma0_mas : float
+        Error added to every star, per axis.
+    """
+
+    a: float = 1.0
+    sigma0_mas: float = 0.0
+
+    def covariance(self, source: Floats, reference: Floats) -> Floats:
+        """Return the covariance (n, 3) - xx, yy, xy - of residuals, mas^2."""
+        out = self.a**2 * source + reference
+        out[:, :2] += self.sigma0_mas**2
+        return out
+
+
+def mahalanobis2(residual: Floats, covariance: Floats) -> Floats:
+    """Return ``r^T Sigma^-1 r`` of residuals (n, 2) with covariances (n, 3)."""
+    xx, yy, xy = covariance.T
+    x, y = residual.T
+    return (yy * x * x - 2.0 * xy * x * y + xx * y * y) / (xx * yy - xy * xy)
+
+
+def fit_error_model(
+    residual: Floats,
+    source: Floats,
+    reference: Floats,
+    leverage: Floats | None = None,
+    *,
+    start: ErrorModel | None = None,
+    rounds: int = 6,
+) -> tuple[ErrorModel, NDArray[np.bool_]]:
+    """Find the error model of residuals by maximum likelihood.
+
+    Parameters
+    ----------
+    residual : (n, 2) ndarray
+        Source minus reference, mas.
+    source, reference : (n, 3) ndarray
+        Covariances of the measured and of the reference positions, mas^2: xx, yy, xy.
+    leverage : (n, 2) ndarray, optional
+        Leverage of each residual per axis in the fit that made it; 0 for stars held out.
+    start : ErrorModel, optional
+        Where to start; otherwise from the median residual.
+    rounds : int
+        Most rounds of fitting and dropping outliers.
+
+    Returns
+    -------
+    model : ErrorModel
+    inlier : (n,) ndarray of bool
+        The stars that were not outliers in the last round.
+    """
+    if leverage is not None:
+        residual = residual / np.sqrt(np.clip(1.0 - leverage, 0.05, 1.0))
+    model = start or _rough(residual, source, reference)
+    inlier = mahalanobis2(residual, model.covariance(source, reference)) < 2.0 * CHI2_OUTLIER
+    for _ in range(rounds):
+        if inlier.sum() < 3:
+            break
+        model = _most_likely(residual[inlier], source[inlier], reference[inlier], model)
+        new = mahalanobis2(residual, model.covariance(source, reference)) < CHI2_OUTLIER
+        if np.array_equal(new, inlier):
+            break
+        inlier = new
+    return model, inlier
+
+
+def _rough(residual: Floats, source: Floats, reference: Floats) -> ErrorModel:
+    """Start with a = 1 and the sigma_0 that makes the median chi^2 what it should be."""
+    low, high = LEAST_SIGMA0_MAS, max(10.0 * float(np.median(np.abs(residual))), 1.0)
+    for _ in range(30):
+        middle = np.sqrt(low * high)
+        q = mahalanobis2(residual, ErrorModel(1.0, middle).covariance(source, reference))
+        if np.median(q) > 2.0 * np.log(2.0):  # the median of chi^2 with two degrees of freedom
+            low = middle
+        else:
+            high = middle
+    return ErrorModel(1.0, float(high))
+
+
+def _most_likely(
+    residual: Floats, source: Floats, reference: Floats, start: ErrorModel
+) -> ErrorModel:
+    """Minimise the negative log-likelihood over (ln a, ln sigma_0) by damped Newton steps."""
+    # Below a twentieth of the best star's error sigma_0 has no effect that could be seen.
+    best = np.sqrt(np.min(source[:, 0] + reference[:, 0]))
+    floor = np.log(max(LEAST_SIGMA0_MAS, 0.05 * best))
+    p = np.array([np.log(start.a), max(np.log(max(start.sigma0_mas, 1e-9)), floor)])
+    value, gradient, curvature = _likelihood(p, residual, source, reference)
+    damping = 1e-3
+    for _ in range(60):
+        step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature) + 1e-9), -gradient)
+        step = np.clip(step, -1.0, 1.0)
+        trial = np.clip(p + step, [np.log(0.05), floor], [np.log(50.0), 20.0])
+        new = _likelihood(trial, residual, source, reference)
+        if new[0] <= value:
+            moved = np.abs(trial - p).max()
+            p, (value, gradient, curvature) = trial, new
+            damping = max(damping / 5.0, 1e-9)
+            if moved < 1e-5:
+                break
+        else:
+            damping *= 10.0
+            if damping > 1e8:
+                break
+    return ErrorModel(float(np.exp(p[0])), float(np.exp(p[1])))
+
+
+def _likelihood(
+    p: Floats, residual: Floats, source: Floats, reference: Floats
+) -> tuple[float, Floats, Floats]:
+    """Return the negative log-likelihood with the prior, its gradient, and Fisher's matrix."""
+    a2, s2 = np.exp(2.0 * p)
+    xx, yy = a2 * source[:, 0] + reference[:, 0] + s2, a2 * source[:, 1] + reference[:, 1] + s2
+    xy = a2 * source[:, 2] + reference[:, 2]
+    det = xx * yy - xy * xy
+    ixx, iyy, ixy = yy / det, xx / det, -xy / det
+    x, y = residual.T
+    u, v = ixx * x + ixy * y, ixy * x + iyy * y
+    value = 0.5 * np.sum(np.log(det) + u * x + v * y)
+    # With D the derivative of Sigma: gradient 1/2 tr(Sigma^-1 D) - 1/2 u^T D u, and Fisher's
+    # matrix 1/2 tr(Sigma^-1 D1 Sigma^-1 D2).
+    parts = [(2 * a2 * source[:, 0], 2 * a2 * source[:, 1], 2 * a2 * source[:, 2]),
+             (2 * s2 * np.ones_like(xx), 2 * s2 * np.ones_like(xx), np.zeros_like(xx))]
+    gradient, rows = np.empty(2), []
+    for k, (dxx, dyy, dxy) in enumerate(parts):
+        trace = ixx * dxx + iyy * dyy + 2.0 * ixy * dxy
+        gradient[k] = 0.5 * np.sum(trace - (dxx * u * u + dyy * v * v + 2.0 * dxy * u * v))
+        rows.append((ixx * dxx + ixy * dxy, ixx * dxy + ixy * dyy, ixy * dxx + iyy * dxy,
+                     ixy * dxy + iyy * dyy))
+    fisher = np.empty((2, 2))
+    for i in range(2):
+        for j in range(2):
+            m, n = rows[i], rows[j]
+            fisher[i, j] = 0.5 * np.sum(m[0] * n[0] + m[1] * n[2] + m[2] * n[1] + m[3] * n[3])
+    value += 0.5 * (p[0] / PRIOR_LN_A) ** 2
+    gradient[0] += p[0] / PRIOR_LN_A**2
+    fisher[0, 0] += 1.0 / PRIOR_LN_A**2
+    return float(value), gradient, fisher

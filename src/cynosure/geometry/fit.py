@@ -1,0 +1,497 @@
+"""Fit a WCS to paired stars, with the order that stars held out choose.
+
+A *form* says what is fitted. ``shift``, ``rshift``, ``rscale`` and ``general`` move the plane of a
+model that is there already (its distortion stays); ``poly1`` … ``poly7`` fit the whole polynomial.
+All are linear in their parameters, so each is one generalised least-squares problem with the full
+2 x 2 covariance of every star,
+
+    minimise  sum_i r_i^T Sigma_i^-1 r_i,     Sigma_i from the error model,
+
+solved anew as outliers are dropped (Huber weights in between) and as the error model, which needs
+the residuals, settles. The covariance of the parameters gives the error of the WCS itself at any
+pixel.
+
+Of every set of pairs a seventh is held out, chosen by the stars' identity, so that the same stars
+are held out whoever asks. The form is the simplest whose held-out likelihood is not
+significantly worse than the best one's: one standard error of the paired difference (Breiman et
+al. 1984). Where stars are too few for that, five-fold cross-validation over all of them decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.geometry.errormodel import CHI2_OUTLIER, ErrorModel, fit_error_model, mahalanobis2
+from cynosure.geometry.wcs import SkyModel
+from cynosure.ground.errors import Degenerate
+from cynosure.ground.numeric import mad_std, n_terms, poly_design, solve_normal
+from cynosure.ground.settings import Range, Unit
+from cynosure.ground.sky import MAS_PER_DEG, project
+
+__all__ = ["FORMS", "Fit", "Pairs", "fit_wcs", "reserve"]
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+# Form, its parameters, and the fewest stars it is tried with: two equations a star, and at least
+# one star more than the parameters need. "general" and "poly1" need as much; for polynomials four
+# stars a coefficient keep the corners from ringing (survey practice).
+FORMS: dict[str, tuple[int, int]] = {
+    "shift": (2, 1),
+    "rshift": (3, 2),
+    "rscale": (4, 3),
+    "general": (6, 4),
+    **{f"poly{d}": (2 * n_terms(d), max(5, 4 * n_terms(d))) for d in range(1, 8)},
+}
+
+# Stars enough for a held-out seventh of them to judge the form.
+HELD_OUT_NEEDS = 150
+# A part in seven is 14 %.
+HOLD_OUT_ONE_IN = 7
+
+# The best measured stars decide the form; the faint half of a rich field adds time and no light.
+SELECTION_STARS = 5000
+
+# Weights of stars beyond this many standard deviations fall off (Huber), before they are dropped.
+HUBER_K = 2.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """Paired stars: pixels with covariance, and sky positions at the epoch with theirs.
+
+    Attributes
+    ----------
+    x, y : (n,) ndarray
+        Pixels, 0-based.
+    cov_px2 : (n, 3) ndarray
+        Variances of x and y and their covariance.
+    ra_deg, dec_deg : (n,) ndarray
+        Reference positions at the epoch.
+    cov_mas2 : (n, 3) ndarray
+        Their covariance, along ra (with cos dec) and dec.
+    ref_id : (n,) ndarray of int
+        Identity of the reference star.
+    """
+
+    x: Floats
+    y: Floats
+    cov_px2: Floats
+    ra_deg: Floats
+    dec_deg: Floats
+    cov_mas2: Floats
+    ref_id: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: NDArray[np.generic]) -> Pairs:
+        return Pairs(*(getattr(self, name)[rows] for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """The result of :func:`fit_wcs`.
+
+    Attributes
+    ----------
+    model : SkyModel
+        The WCS.
+    form : str
+        What was fitted, one of ``FORMS``.
+    errors : ErrorModel
+        The error model.
+    covariance : (p, p) ndarray
+        Of the parameters; see :meth:`wcs_error_mas`.
+    residual_mas : (n, 2) ndarray
+        Source minus reference, all pairs, along ra (with cos dec) and dec.
+    sigma2_mas2 : (n, 3) ndarray
+        The covariance the error model gives each residual.
+    leverage : (n, 2) ndarray
+        Of the used stars, 0 for the others.
+    used, reserved : (n,) ndarray of bool
+        Took part in the fit; held out of it.
+    chi2, dof : float, int
+        Of the used stars.
+    chi2_all : float
+        Of all pairs that are not outliers, with the same model: also those held out.
+    history : tuple of dict
+        One row a round: ``round, form, n_used, rms_mas, a, sigma0_mas``.
+    scores : dict
+        For each form tried, its held-out score (mean negative log-likelihood of a star) and
+        degrees of freedom.
+    """
+
+    model: SkyModel
+    form: str
+    errors: ErrorModel
+    covariance: Floats
+    residual_mas: Floats
+    sigma2_mas2: Floats
+    leverage: Floats
+    used: Bools
+    reserved: Bools
+    chi2: float
+    dof: int
+    chi2_all: float
+    history: tuple[dict[str, float | int | str], ...] = ()
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    base: SkyModel | None = None
+
+    @property
+    def order(self) -> int:
+        """The degree of the polynomial."""
+        return self.model.degree
+
+    def wcs_error_mas(self, x: Floats, y: Floats) -> Floats:
+        """Return the predicted standard error per axis (n, 2) of the WCS itself at pixels."""
+        base = self.base if self.base is not None else self.model
+        design = _Design(self.form, base, np.atleast_1d(x), np.atleast_1d(y))
+        grow = max(1.0, self.chi2 / max(self.dof, 1))
+        return np.sqrt(design.variance(self.covariance)[:, :2] * grow)
+
+
+def reserve(ref_id: NDArray[np.int64], one_in: int = HOLD_OUT_ONE_IN) -> Bools:
+    """Choose the stars to hold out, by a hash of their identity: the same ones every time."""
+    with np.errstate(over="ignore"):
+        h = ref_id.astype(np.uint64)
+        # The finaliser of SplitMix64 (Steele et al. 2014): every bit depends on every bit.
+        h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        h ^= h >> np.uint64(31)
+    return (h % np.uint64(one_in)) == 0
+
+
+def fit_wcs(
+    pairs: Pairs,
+    base: SkyModel,
+    shape: tuple[int, int],
+    *,
+    form: Literal[
+        "auto", "shift", "rshift", "rscale", "general",
+        "poly1", "poly2", "poly3", "poly4", "poly5", "poly6", "poly7",
+    ] = "auto",
+    max_order: Annotated[int, Range(1, 7)] = 7,
+    clipping_threshold: Annotated[float, Unit("sigma"), Range(1.5, 100)] = 5.0,
+    error_threshold: Annotated[float, Unit("sigma"), Range(1.5, 100)] = 4.3,
+    rounds: Annotated[int, Range(1, 50)] = 10,
+) -> Fit:
+    """Fit a WCS to pairs.
+
+    Parameters
+    ----------
+    pairs : Pairs
+        The paired stars.
+    base : SkyModel
+        A model good to a few pixels: where the fit starts, and whose distortion ``shift`` …
+        ``general`` keep.
+    shape : tuple of int
+        Rows and columns of the frame.
+    form : str
+        What to fit; ``auto`` lets held-out stars choose.
+    max_order : int
+        Highest polynomial to try.
+    clipping_threshold : float
+        First rounds, before there is an error model: pairs are dropped beyond this many robust
+        standard deviations of all residuals.
+    error_threshold : float
+        Later rounds: pairs are dropped beyond this many standard deviations of their own error,
+        as a Mahalanobis distance in the plane; 4.3 keeps all but one in ten thousand good ones.
+    rounds : int
+        Most rounds of fit, error model and clipping.
+
+    Raises
+    ------
+    Degenerate
+        If not even a shift is determined.
+    """
+    plane = _Plane(pairs, base, clipping_threshold, error_threshold, rounds)
+    held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
+    scores: dict[str, dict[str, float]] = {}
+    if form == "auto":
+        form, scores = _choose_form(plane.best(SELECTION_STARS), base, max_order, shape)
+    return plane.fit(form, ~held, scores)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------ choosing the form
+def _candidates(n: int, base: SkyModel, max_order: int, coverage: float) -> list[str]:
+    """List the forms that this many stars can be asked for, simplest first."""
+    names = [k for k in ("shift", "rshift", "rscale", "general") if n >= FORMS[k][1]]
+    for d in range(1, max_order + 1):
+        # A polynomial runs away where there are no stars; most of the frame must have some.
+        if n >= FORMS[f"poly{d}"][1] and (d == 1 or coverage >= (0.5 if d < 4 else 0.7)):
+            names.append(f"poly{d}")
+    if base.degree == 1 and "poly1" in names and "general" in names:
+        names.remove("general")  # the same thing
+    return names or ["shift"]
+
+
+def coverage(x: Floats, y: Floats, shape: tuple[int, int], cells: int = 4) -> float:
+    """Return the fraction of the cells of a grid over the frame that hold a star."""
+    if len(x) == 0:
+        return 0.0
+    i = (np.asarray(x) / shape[1] * cells).astype(int).clip(0, cells - 1)
+    j = (np.asarray(y) / shape[0] * cells).astype(int).clip(0, cells - 1)
+    return len(np.unique(j * cells + i)) / cells**2
+
+
+def _choose_form(
+    plane: _Plane, base: SkyModel, max_order: int, shape: tuple[int, int]
+) -> tuple[str, dict[str, dict[str, float]]]:
+    pairs = plane.pairs
+    held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
+    enough = len(pairs) >= HELD_OUT_NEEDS
+    folds = [held] if enough else [np.arange(len(pairs)) % 5 == k for k in range(5)]
+    names = _candidates(
+        int((~folds[0]).sum()), base, max_order, coverage(pairs.x, pairs.y, shape)
+    )
+    losses: dict[str, Floats] = {}
+    worse = 0
+    best = np.inf
+    for name in names:
+        loss = _held_out_loss(plane, name, folds, held if not enough else None)
+        if loss is None:
+            continue
+        losses[name] = loss
+        mean = float(loss.mean())
+        worse = worse + 1 if mean > best else 0
+        best = min(best, mean)
+        if worse >= 3 and name.startswith("poly") and name > "poly3":
+            break  # three orders in a row have not helped
+    if not losses:
+        return names[0], {}
+    winner = min(losses, key=lambda k: float(losses[k].mean()))
+    chosen = winner
+    for name in losses:  # simplest first
+        difference = losses[name] - losses[winner]
+        if difference.mean() <= difference.std() / np.sqrt(len(difference)):
+            chosen = name
+            break
+    scores = {k: {"score": float(v.mean()), "n": float(len(v))} for k, v in losses.items()}
+    return chosen, scores
+
+
+def _held_out_loss(
+    plane: _Plane, name: str, folds: list[Bools], never: Bools | None
+) -> Floats | None:
+    """Return the negative log-likelihood of each held-out star, robust against outliers."""
+    losses = []
+    for fold in folds:
+        train = ~fold if never is None else ~fold & ~never
+        try:
+            fit = plane.fit(name, train, {}, rounds=4)
+        except Degenerate:
+            return None
+        test = fold if never is None else fold & ~never
+        cov = fit.sigma2_mas2[test] + plane.prediction_variance(fit, test)
+        q = mahalanobis2(fit.residual_mas[test], cov)
+        det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
+        # Student's t with 5 degrees of freedom: a wrong pair costs the same whatever the form.
+        losses.append(0.5 * np.log(det) + 3.5 * np.log1p(q / 5.0))
+    return np.concatenate(losses)
+
+
+# ------------------------------------------------------------------------------------- the fit
+class _Design:
+    """The design of a form at some pixels: how xi and eta, in mas, depend on the parameters.
+
+    A polynomial uses the same terms for both axes, so its normal matrix is made of three blocks
+    of half the size.
+    """
+
+    def __init__(self, form: str, base: SkyModel, x: Floats, y: Floats):
+        self.both = form.startswith("poly")
+        if self.both:
+            u, v = (x - base.x0) / base.scale_px, (y - base.y0) / base.scale_px
+            self.ax = self.ay = poly_design(u, v, int(form[4:])) * MAS_PER_DEG
+            return
+        xi, eta = (v * MAS_PER_DEG for v in base.pixel_to_plane(x, y))
+        one, zero = np.full(len(xi), MAS_PER_DEG), np.zeros(len(xi))
+        ax = {"shift": [one, zero], "rshift": [one, zero, -eta], "rscale": [one, zero, -eta, xi],
+              "general": [one, zero, xi, eta, zero, zero]}[form]
+        ay = {"shift": [zero, one], "rshift": [zero, one, xi], "rscale": [zero, one, xi, eta],
+              "general": [zero, one, zero, zero, xi, eta]}[form]
+        self.ax, self.ay = np.stack(ax, axis=1), np.stack(ay, axis=1)
+
+    def __getitem__(self, rows: NDArray[np.generic]) -> _Design:
+        part = object.__new__(_Design)
+        part.both, part.ax, part.ay = self.both, self.ax[rows], self.ay[rows]
+        return part
+
+    def apply(self, p: Floats) -> Floats:
+        """Return the values (n, 2) for parameters."""
+        px, py = np.split(p, 2) if self.both else (p, p)
+        return np.stack([self.ax @ px, self.ay @ py], axis=1)
+
+    def normal(self, w: Floats, goal: Floats) -> tuple[Floats, Floats]:
+        """Return normal matrix and right side for weights w (n, 3), the inverse covariances."""
+        t, s = self.ax, self.ay
+        gx = w[:, 0] * goal[:, 0] + w[:, 2] * goal[:, 1]
+        gy = w[:, 2] * goal[:, 0] + w[:, 1] * goal[:, 1]
+        xx, xy, yy = (t.T @ (w[:, 0:1] * t), t.T @ (w[:, 2:3] * s), s.T @ (w[:, 1:2] * s))
+        if self.both:
+            return np.block([[xx, xy], [xy.T, yy]]), np.concatenate([t.T @ gx, s.T @ gy])
+        return xx + xy + xy.T + yy, t.T @ gx + s.T @ gy
+
+    def variance(self, c: Floats) -> Floats:
+        """Return the covariance (n, 3) of the values for the parameters' covariance."""
+        h = len(c) // 2
+        cxx, cyy, cxy = (c[:h, :h], c[h:, h:], c[:h, h:]) if self.both else (c, c, c)
+        return np.stack([
+            np.einsum("ij,ij->i", self.ax @ cxx, self.ax),
+            np.einsum("ij,ij->i", self.ay @ cyy, self.ay),
+            np.einsum("ij,ij->i", self.ax @ cxy, self.ay),
+        ], axis=1)
+
+
+def _assemble(form: str, base: SkyModel, p: Floats) -> SkyModel:
+    """Return the model that parameters describe."""
+    if form.startswith("poly"):
+        return base.replaced(coeff=p.reshape(2, -1).copy())
+    matrix = {"shift": lambda: np.eye(2),
+              "rshift": lambda: _rotation(p[2]),
+              "rscale": lambda: np.array([[1 + p[3], -p[2]], [p[2], 1 + p[3]]]),
+              "general": lambda: np.eye(2) + p[2:].reshape(2, 2)}[form]()
+    coeff = matrix @ base.coeff
+    coeff[:, 0] += p[:2]
+    return base.replaced(coeff=coeff)
+
+
+def _rotation(angle: float) -> Floats:
+    c, s = np.cos(np.arctan(angle)), np.sin(np.arctan(angle))
+    return np.array([[c, -s], [s, c]])
+
+
+class _Plane:
+    """Pairs on the tangent plane of a model, ready to be fitted many times."""
+
+    def __init__(
+        self, pairs: Pairs, base: SkyModel, clipping: float, threshold: float, rounds: int
+    ):
+        self.pairs, self.base = pairs, base
+        self.clipping, self.threshold, self.rounds = clipping, threshold, rounds
+        xi, eta = project(pairs.ra_deg, pairs.dec_deg, base.ra0_deg, base.dec0_deg)
+        self.target = np.stack([xi, eta], axis=1) * MAS_PER_DEG
+        self.source_cov = _to_sky(base, pairs)
+        self.designs: dict[str, _Design] = {}
+
+    def best(self, most: int) -> _Plane:
+        """Return the plane with the best measured stars only, in their order."""
+        if len(self.pairs) <= most:
+            return self
+        size = self.source_cov[:, 0] + self.source_cov[:, 1]
+        rows = np.sort(np.argpartition(size, most)[:most])
+        return _Plane(self.pairs[rows], self.base, self.clipping, self.threshold, self.rounds)
+
+    def design(self, form: str) -> _Design:
+        """Return the design of a form, made once."""
+        if form not in self.designs:
+            self.designs[form] = _Design(form, self.base, self.pairs.x, self.pairs.y)
+        return self.designs[form]
+
+    def offset(self, form: str) -> Floats:
+        """Return what the design must explain: all of the target, or its distance to the base."""
+        if form.startswith("poly"):
+            return self.target
+        xi, eta = self.base.pixel_to_plane(self.pairs.x, self.pairs.y)
+        return self.target - np.stack([xi, eta], axis=1) * MAS_PER_DEG
+
+    def fit(
+        self, form: str, train: Bools, scores: dict[str, dict[str, float]],
+        rounds: int | None = None,
+    ) -> Fit:
+        """Fit one form to the stars of `train`."""
+        design, goal = self.design(form), self.offset(form)
+        errors, use, weight = self._start(form, train)
+        history: list[dict[str, float | int | str]] = []
+        for k in range(rounds or self.rounds):
+            cov = errors.covariance(self.source_cov, self.pairs.cov_mas2)
+            p, covariance, lever = self._solve(form, design, goal, cov, use, weight)
+            residual = design.apply(p) - goal
+            new_errors, _ = fit_error_model(
+                residual[train & use], self.source_cov[train & use],
+                self.pairs.cov_mas2[train & use], lever[train & use], start=errors if k else None,
+            )
+            cov = new_errors.covariance(self.source_cov, self.pairs.cov_mas2)
+            q = mahalanobis2(residual / np.sqrt(np.clip(1 - lever, 0.05, 1)), cov)
+            new_use = train & (q < self.threshold**2)
+            # Never drop so many that the form is no longer determined.
+            if new_use.sum() < max(FORMS[form][1], 0.3 * train.sum()):
+                new_use = use
+            history.append({
+                "round": k, "form": form, "n_used": int(use.sum()),
+                "rms_mas": float(np.sqrt(np.mean(residual[use] ** 2))),
+                "a": new_errors.a, "sigma0_mas": new_errors.sigma0_mas,
+            })
+            settled = (
+                np.array_equal(new_use, use)
+                and abs(np.log(new_errors.a / errors.a)) < 1e-3
+                and abs(np.log(new_errors.sigma0_mas / errors.sigma0_mas)) < 1e-2
+            )
+            errors, use = new_errors, new_use
+            weight = np.minimum(1.0, HUBER_K / np.sqrt(np.maximum(q, 1e-12)))
+            if settled:
+                break
+        return self._record(form, p, covariance, lever, errors, residual, use, train, history, scores)
+
+    def _start(self, form: str, train: Bools) -> tuple[ErrorModel, Bools, Floats]:
+        """Drop gross outliers by the residuals of the base, corrected for their median."""
+        offset = self.offset("shift")
+        offset = offset - np.median(offset[train], axis=0)
+        size = np.hypot(*offset.T)
+        spread = max(float(np.mean(mad_std(offset[train], axis=0))), 1e-6)
+        use = train & (size < self.clipping * np.sqrt(2.0) * spread)
+        if use.sum() < FORMS[form][1]:
+            use = train.copy()
+        return ErrorModel(1.0, max(spread, 1e-3)), use, np.ones(len(train))
+
+    def _solve(
+        self, form: str, design: _Design, goal: Floats, cov: Floats, use: Bools, weight: Floats,
+    ) -> tuple[Floats, Floats, Floats]:
+        """Solve the generalised least squares; return parameters, covariance and leverages."""
+        det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
+        w = np.stack([cov[:, 1], cov[:, 0], -cov[:, 2]], axis=1)
+        w *= (np.where(use, weight, 0.0) / det)[:, None]
+        matrix, right = design.normal(w, goal)
+        solved = solve_normal(matrix, right, 2 * int(use.sum()), what=f"WCS fit ({form})")
+        variance = design.variance(solved.covariance)
+        # h = diag(A C A^T W), the share of each residual that the fit took up
+        lever = w[:, :2] * variance[:, :2] + (w[:, 2] * variance[:, 2])[:, None]
+        return solved.x, solved.covariance, np.clip(lever, 0.0, 1.0)
+
+    def prediction_variance(self, fit: Fit, rows: Bools) -> Floats:
+        """Return the variance that the parameters' own errors add at some stars, mas^2."""
+        return self.design(fit.form)[rows].variance(fit.covariance)
+
+    def _record(
+        self, form: str, p: Floats, covariance: Floats, lever: Floats, errors: ErrorModel,
+        residual: Floats, use: Bools, train: Bools,
+        history: list[dict[str, float | int | str]], scores: dict[str, dict[str, float]],
+    ) -> Fit:
+        cov = errors.covariance(self.source_cov, self.pairs.cov_mas2)
+        q = mahalanobis2(residual, cov)
+        n_parameters = FORMS[form][0]
+        return Fit(
+            model=_assemble(form, self.base, p), form=form, errors=errors, covariance=covariance,
+            residual_mas=residual, sigma2_mas2=cov, leverage=np.where(use[:, None], lever, 0.0),
+            used=use, reserved=~train, chi2=float(q[use].sum()),
+            dof=max(2 * int(use.sum()) - n_parameters, 0),
+            chi2_all=float(q[q < CHI2_OUTLIER].sum()), history=tuple(history), scores=scores,
+            base=self.base,
+        )
+
+
+def _to_sky(model: SkyModel, pairs: Pairs) -> Floats:
+    """Return the covariances of the pixels on the plane, mas^2: J C J^T."""
+    j = model.jacobian(pairs.x, pairs.y) * MAS_PER_DEG
+    cxx, cyy, cxy = pairs.cov_px2.T
+    a, b, c, d = j[:, 0, 0], j[:, 0, 1], j[:, 1, 0], j[:, 1, 1]
+    return np.stack([
+        a * a * cxx + b * b * cyy + 2 * a * b * cxy,
+        c * c * cxx + d * d * cyy + 2 * c * d * cxy,
+        a * c * cxx + b * d * cyy + (a * d + b * c) * cxy,
+    ], axis=1)

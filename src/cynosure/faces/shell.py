@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,19 +96,20 @@ class Shell:
     json: bool = False
     workers: int = 1
     timeout_s: float | None = None
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.workers < 1 or (self.timeout_s is not None and not self.timeout_s > 0):
             raise SettingError("--workers and --timeout must be positive")
 
     def settings(self) -> Settings:
-        """Return the settings: built-in < user < project < --config < --set."""
+        """Return the settings: built-in < user < project < --config < `changes` < --set."""
         from cynosure.pipelines.run import default_settings
 
         settings = default_settings()
         for path in [*user_files(), *self.config]:
             settings = settings.with_file(path)
-        return settings.with_texts(list(self.texts))
+        return settings.updated(self.changes, "the task").with_texts(self.texts)
 
     def say(self, text: str = "") -> None:
         """Print for people, on standard output; nothing with --quiet or --json."""

@@ -35,8 +35,7 @@ def show(shell: Shell, sections: tuple[str, ...]) -> int:
             origin = settings.origin(section, name)
             unit = f"{setting.unit}, " if setting.unit else ""
             text = f"{name} = {toml_value(value)}"
-            line = f"{text:<36} # {unit}{origin}"
-            shell.say(line if value is not None else f"# {line}")
+            shell.say(f"{text:<36} # {unit}{origin}")
             shell.emit({"section": section, "name": name, "value": value, "origin": origin})
         shell.say()
     return int(ExitCode.OK)

@@ -7,7 +7,9 @@ rounds and clips.
 
 from __future__ import annotations
 
+import math
 from enum import IntFlag
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -20,11 +22,14 @@ __all__ = [
     "PixelTruth",
     "add_artefacts_into",
     "add_sky_into",
+    "blank_blocks_into",
     "bleed_into",
     "count_into",
     "digitise",
     "draw_trail_into",
+    "kill_columns_into",
     "saturation_adu",
+    "sky_level",
     "sky_values",
 ]
 
@@ -46,6 +51,9 @@ class PixelTruth(IntFlag):
     BAD_COLUMN = 8
     TRAIL = 16
     MISSING = 32  # NaN, or zero in an integer file
+
+
+TRAIL_BIT = int(PixelTruth.TRAIL)
 
 
 def sky_values(detector: Detector, u: Floats, v: Floats) -> Floats:
@@ -71,12 +79,19 @@ def add_sky_into(image: Pixels, detector: Detector) -> None:
     if not any(detector.sky_terms):
         image += np.float32(detector.sky_e)
         return
-    u = np.linspace(-1, 1, nx)[None, :]
-    v = np.linspace(-1, 1, ny)[:, None]
+    # The polynomial as a product of matrices: powers of v, coefficients, powers of u.
+    degree = max(sum(_exponents(k)) for k in range(len(detector.sky_terms)))
+    coefficients = np.zeros((degree + 1, degree + 1))
+    coefficients[0, 0] = 1.0
+    for k, term in enumerate(detector.sky_terms):
+        i, j = _exponents(k)
+        coefficients[j, i] += term
+    powers = np.arange(degree + 1)
+    along_u = np.linspace(-1, 1, nx)[None, :] ** powers[:, None]
+    rows = (detector.sky_e * coefficients @ along_u).astype(np.float32)
+    along_v = (np.linspace(-1, 1, ny)[:, None] ** powers).astype(np.float32)
     for start in range(0, ny, ROWS):
-        image[start : start + ROWS] += sky_values(detector, u, v[start : start + ROWS]).astype(
-            np.float32
-        )
+        image[start : start + ROWS] += np.maximum(along_v[start : start + ROWS] @ rows, 0)
 
 
 def count_into(image: Pixels, rng: np.random.Generator) -> None:
@@ -110,85 +125,102 @@ def _counted(block, normal):  # type: ignore[no-untyped-def]
                 block[j, i] = max(np.floor(value + np.float32(0.5)), np.float32(0))
 
 
-@njit(cache=True, nogil=True)
-def bleed_into(image, full_well, bleeding):  # type: ignore[no-untyped-def]
-    """Hold pixels at the full well; half of the excess flows up its column, half down.
+def bleed_into(image: Pixels, full_well_e: float, bleeding: bool) -> None:
+    """Hold pixels at the full well; half of the excess flows up its column, half down."""
+    _bleed(image, np.float32(full_well_e), bleeding)
 
-    Returns the number of saturated pixels.
-    """
+
+@njit(cache=True, nogil=True)
+def _bleed(image, full_well, bleeding):  # type: ignore[no-untyped-def]
+    # One sweep over the rows for each direction, with the charge on its way in each column. The
+    # first leaves the overfull pixels as they are, for the second to find them.
     ny, nx = image.shape
-    count = 0
-    for j in range(ny):
-        for i in range(nx):
-            excess = image[j, i] - full_well
-            if not excess > 0:
-                continue
-            image[j, i] = full_well
-            count += 1
-            if not bleeding:
-                continue
-            for direction in (-1, 1):
-                rest = excess * 0.5
-                k = j + direction
-                while 0 <= k < ny and rest > 0:
-                    room = full_well - image[k, i]
-                    # A pixel that is over the well itself is met later (or was before): charge
-                    # flows past it.
-                    if room > 0:
-                        taken = min(room, rest)
-                        image[k, i] += taken
-                        rest -= taken
-                    k += direction
-    return count
+    for sweep in range(2 if bleeding else 1):
+        down = sweep == 1 or not bleeding
+        carried = np.zeros(nx)
+        for row in range(ny):
+            j = ny - 1 - row if down else row
+            for i in range(nx):
+                excess = image[j, i] - full_well
+                if excess > 0:
+                    carried[i] += 0.5 * excess
+                    if down:
+                        image[j, i] = full_well
+                elif carried[i] > 0 and bleeding:
+                    taken = min(-excess, carried[i])
+                    image[j, i] += taken
+                    carried[i] -= taken
 
 
 def draw_trail_into(
-    image: Pixels, rng: np.random.Generator, electrons: float, sigma_px: float
-) -> tuple[float, float, float, float]:
-    """Draw a straight trail across the whole frame: a Gaussian of width `sigma_px`.
-
-    Returns
-    -------
-    x0, y0, x1, y1 : float
-        Two points of its ridge.
-    """
+    image: Pixels,
+    truth: NDArray[np.uint8],
+    rng: np.random.Generator,
+    electrons: float,
+    sigma_px: float,
+) -> None:
+    """Draw a straight trail across the whole frame: a Gaussian of width `sigma_px`."""
     ny, nx = image.shape
     angle = rng.uniform(0, np.pi)
     x, y = rng.uniform(0.15, 0.85) * nx, rng.uniform(0.15, 0.85) * ny
     c, s = np.cos(angle), np.sin(angle)
-    _trail(image, x, y, c, s, electrons, np.sqrt(sigma_px**2 + 1.0 / 12.0))
-    reach = nx + ny
-    return x - reach * c, y - reach * s, x + reach * c, y + reach * s
+    _trail(image, truth, x, y, c, s, electrons, np.sqrt(sigma_px**2 + 1.0 / 12.0))
 
 
 @njit(cache=True, nogil=True)
-def _trail(image, x, y, c, s, electrons, sigma):  # type: ignore[no-untyped-def]
+def _trail(image, truth, x, y, c, s, electrons, sigma):  # type: ignore[no-untyped-def]
     ny, nx = image.shape
     peak = electrons / (np.sqrt(2 * np.pi) * sigma)
     for j in range(ny):
-        for i in range(nx):
+        # |across| < 5 sigma is a range of columns; a level trail has the whole row or none of it.
+        i0, i1 = 0, nx - 1
+        if abs(s) > 1e-6:
+            middle, half = x + (j - y) * c / s, 5 * sigma / abs(s)
+            i0, i1 = max(i0, math.ceil(middle - half)), min(i1, math.floor(middle + half))
+        for i in range(i0, i1 + 1):
             across = (j - y) * c - (i - x) * s
             if abs(across) < 5 * sigma:
+                if abs(across) < 3 * sigma:
+                    truth[j, i] |= TRAIL_BIT
                 image[j, i] += peak * np.exp(-0.5 * (across / sigma) ** 2)
 
 
 def add_artefacts_into(
-    image: Pixels, truth: NDArray[np.uint8] | None, artefacts: Artefacts, rng: np.random.Generator
+    image: Pixels, truth: NDArray[np.uint8], artefacts: Artefacts, rng: np.random.Generator
 ) -> None:
     """Add cosmic rays and hot pixels to counted electrons, and mark them in `truth`."""
     ny, nx = image.shape
-    rays = np.zeros((0, 2), dtype=np.int64)
     if artefacts.cosmic_rays:
         rows, columns, charge = _cosmic_rays(rng, artefacts, ny, nx)
         np.add.at(image, (rows, columns), charge.astype(np.float32))
-        rays = np.stack([rows, columns], axis=1)
+        truth[rows, columns] |= np.uint8(PixelTruth.COSMIC)
     n_hot = rng.binomial(image.size, artefacts.hot_fraction) if artefacts.hot_fraction else 0
     rows, columns = rng.integers(ny, size=n_hot), rng.integers(nx, size=n_hot)
     charge = artefacts.hot_e * np.exp(np.log(3.0) * rng.standard_normal(n_hot))
     np.add.at(image, (rows, columns), charge.astype(np.float32))
-    if truth is not None:
-        truth[rays[:, 0], rays[:, 1]] |= PixelTruth.COSMIC
-        truth[rows, columns] |= PixelTruth.HOT
+    truth[rows, columns] |= np.uint8(PixelTruth.HOT)
+
+
+def kill_columns_into(
+    image: Pixels, truth: NDArray[np.uint8], artefacts: Artefacts, rng: np.random.Generator
+) -> None:
+    """Take all charge from the dead columns."""
+    columns = rng.integers(image.shape[1], size=artefacts.bad_columns)
+    image[:, columns] = 0.0
+    truth[:, columns] |= np.uint8(PixelTruth.BAD_COLUMN)
+
+
+def blank_blocks_into(
+    numbers: NDArray[Any], truth: NDArray[np.uint8], artefacts: Artefacts, rng: np.random.Generator
+) -> None:
+    """Blank blocks of a digitised frame: NaN, or zero where the type has no NaN."""
+    ny, nx = numbers.shape
+    size = artefacts.nan_block_px
+    for _ in range(artefacts.nan_blocks):
+        y, x = rng.integers(max(ny - size, 0) + 1), rng.integers(max(nx - size, 0) + 1)
+        block = slice(y, y + size), slice(x, x + size)
+        numbers[block] = np.nan if numbers.dtype.kind == "f" else 0
+        truth[block] |= np.uint8(PixelTruth.MISSING)
 
 
 def _cosmic_rays(
@@ -209,6 +241,13 @@ def _cosmic_rays(
     return rows[inside], columns[inside], (total / steps)[track][inside]
 
 
+def sky_level(detector: Detector) -> tuple[float, float]:
+    """Return the mean value of the sky in the file, and its noise, in ADU."""
+    sky = 0.0 if detector.sky_subtracted else detector.sky_e
+    noise = np.sqrt(detector.sky_e + detector.read_noise_e**2)
+    return sky / detector.gain_e_adu + detector.bias_adu, float(noise / detector.gain_e_adu)
+
+
 def saturation_adu(detector: Detector) -> float:
     """Return the value at which the file's pixels saturate."""
     limit = np.inf
@@ -222,31 +261,30 @@ def saturation_adu(detector: Detector) -> float:
     )
 
 
-def digitise(image: Pixels, detector: Detector, rng: np.random.Generator) -> NDArray[np.generic]:
-    """Add read noise and convert electrons to the numbers of the file.
-
-    `image` is used up.
-    """
-    if detector.read_noise_e > 0:
-        for start in range(0, len(image), ROWS):
-            block = image[start : start + ROWS]
-            block += np.float32(detector.read_noise_e) * rng.standard_normal(
-                block.shape, dtype=np.float32
-            )
-    # One factor and one offset, applied by blocks that stay in the cache.
-    factor = np.float32(1.0 / detector.gain_e_adu)
+def digitise(image: Pixels, detector: Detector, rng: np.random.Generator) -> NDArray[Any]:
+    """Add read noise and convert electrons to the numbers of the file; `image` is used up."""
     sky = detector.sky_e / detector.gain_e_adu if detector.sky_subtracted else 0.0
-    offset = np.float32(detector.bias_adu - sky)
-    top = np.float32(saturation_adu(detector))
     integer = detector.dtype.startswith(("uint", "int"))
-    low = np.iinfo(detector.dtype).min if integer else -np.inf
+    low = float(np.iinfo(detector.dtype).min) if integer else -np.inf
     out = np.empty(image.shape, dtype=detector.dtype)
     for start in range(0, len(image), ROWS):
         block = image[start : start + ROWS]
-        block *= factor
-        block += offset
-        if integer:
-            np.rint(block, out=block)
-        np.clip(block, low, top, out=block)
-        out[start : start + ROWS] = block
+        if detector.read_noise_e > 0:
+            normal = rng.standard_normal(block.shape, dtype=np.float32)
+            normal *= np.float32(detector.read_noise_e)
+            block += normal
+        _converted(
+            block, out[start : start + ROWS], 1.0 / detector.gain_e_adu, detector.bias_adu - sky,
+            low, saturation_adu(detector), integer,
+        )  # fmt: skip
     return out
+
+
+@njit(cache=True, nogil=True)
+def _converted(block, out, factor, offset, low, top, rounded):  # type: ignore[no-untyped-def]
+    for j in range(block.shape[0]):
+        for i in range(block.shape[1]):
+            value = block[j, i] * factor + offset
+            if rounded:
+                value = np.floor(value + 0.5)
+            out[j, i] = min(max(value, low), top)

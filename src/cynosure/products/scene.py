@@ -373,6 +373,9 @@ class Artefacts:
         Blocks of NaN on each chip (floating-point files), or of zero (integer files).
     nan_block_px : int
         Size of such a block.
+    mask : bool
+        Whether ``NAME_mask.fits`` is written: the sum of :class:`~.detector.PixelTruth` of each
+        pixel.
     """
 
     cosmic_rays: Annotated[int, Range(0, 1e6)] = 0
@@ -384,6 +387,7 @@ class Artefacts:
     trail_e: Annotated[float, Unit("e-/px"), Range(0, 1e9)] = 600.0
     nan_blocks: Annotated[int, Range(0, 1e4)] = 0
     nan_block_px: Annotated[int, Unit("px"), Range(1, 1e5)] = 40
+    mask: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,7 +398,8 @@ class Header:
     ----------
     wcs : str
         ``tan``: a linear WCS with the errors below; ``true``: the true WCS with the pointing,
-        rotation and scale off by them; ``none``: no WCS.
+        rotation and scale off by them; ``pointing``: no WCS, but RA, DEC and SECPIX with the
+        errors below; ``none``: nothing.
     pointing_error_deg : float
         Distance of the header's centre from the true one, in a random direction.
     rotation_error_deg : float
@@ -405,7 +410,7 @@ class Header:
         Whether a single chip is written as an image extension; several chips always are.
     """
 
-    wcs: Literal["tan", "true", "none"] = "tan"
+    wcs: Literal["tan", "true", "pointing", "none"] = "tan"
     pointing_error_deg: Annotated[float, Unit("deg"), Range(0, 180)] = 0.0
     rotation_error_deg: Annotated[float, Unit("deg"), Range(-180, 180)] = 0.0
     scale_error: Annotated[float, Range(-0.5, 0.5)] = 0.0

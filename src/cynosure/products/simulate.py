@@ -5,13 +5,14 @@
 'demo'
 
 :func:`simulate_scene` writes, for a scene ``NAME``: ``NAME.fits`` (what a telescope would give),
-``reference.parquet`` (what Gaia would give), ``NAME_truth.parquet``, ``NAME_truth.wcs.fits`` and
-``NAME.scene.toml``. The same scene and seed give the same bits.
+``reference.parquet`` (what Gaia would give), ``NAME_truth.parquet``, ``NAME_truth.wcs.fits``,
+``NAME.scene.toml`` and ``NAME.faults.json``. The same scene and seed give the same bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +30,20 @@ from cynosure.products import camera as cam
 from cynosure.products.bounds import scene_bounds
 from cynosure.products.cards import believed_header, tpv_header
 from cynosure.products.detector import (
+    PixelTruth,
     add_artefacts_into,
     add_sky_into,
+    blank_blocks_into,
     bleed_into,
     count_into,
     digitise,
     draw_trail_into,
+    kill_columns_into,
     saturation_adu,
+    sky_level,
     sky_values,
 )
+from cynosure.products.faults import FAULTS, Faults
 from cynosure.products.render import (
     FWHM_TO_SIGMA,
     Mixture,
@@ -60,9 +66,10 @@ from cynosure.products.starfield import (
 )
 
 if TYPE_CHECKING:
-    from astropy.io.fits import Header
+    from astropy.io.fits import HDUList, Header
 
 __all__ = [
+    "FAULTS",
     "TRUTH",
     "Scene",
     "SceneFiles",
@@ -127,7 +134,20 @@ class SceneFiles:
 
     Attributes
     ----------
-    image, reference, truth, truth_wcs, scene, faults : Path
+    image : Path
+        What a telescope would give.
+    reference : Path
+        What Gaia would give, under Gaia's names.
+    truth : Path
+        Schema `TRUTH`.
+    truth_wcs : Path
+        The true WCS as TPV, headers without pixels.
+    scene : Path
+        The scene with every setting and its seed: simulated again, it gives the same bits.
+    faults : Path
+        What the faults did.
+    mask : Path
+        Truth of the pixels; written where ``artefacts.mask`` asks for it.
     """
 
     image: Path
@@ -136,6 +156,7 @@ class SceneFiles:
     truth_wcs: Path
     scene: Path
     faults: Path
+    mask: Path
 
     @classmethod
     def of(cls, name: str, out: str | Path) -> SceneFiles:
@@ -148,6 +169,7 @@ class SceneFiles:
             out / f"{name}_truth.wcs.fits",
             out / f"{name}.scene.toml",
             out / f"{name}.faults.json",
+            out / f"{name}_mask.fits",
         )
 
 
@@ -199,22 +221,37 @@ def simulate_scene(
     SettingError
         For a fault that has no such name.
     """
+    faults = Faults(scene.faults)
     scene = dataclasses.replace(scene, seed=scene.content_seed() if seed is None else int(seed))
     files = SceneFiles.of(scene.name, out)
     _prepare(files, overwrite)
+    resolved = scene_toml(scene)
+    scene = faults.on_scene(scene)
     streams = _Streams(scene.seed)
     plane = cam.build_focal_plane(scene, streams("distortion"))
     stars, gaia = _make_sky(scene, plane, streams, refcat)
-    objects = _objects(scene, plane, streams, stars, gaia)
-    chips = [_make_chip(scene, streams, chip, part) for chip, part in enumerate(objects)]
-    headers = [
-        _pixel_header(scene, m) for m in cam.believed_models(scene, plane, streams("header"))
+    objects = [
+        faults.on_objects(rows, scene) for rows in _objects(scene, plane, streams, stars, gaia)
     ]
-    _write_image(files.image, scene, chips, headers)
-    _write_truth_wcs(files.truth_wcs, plane.models)
-    write_parquet(files.truth, np.concatenate([_finished(scene, part) for part in objects]), TRUTH)
-    write_parquet(files.reference, gaia, GAIA)
-    write_text(files.scene, scene_toml(scene), overwrite=True)
+    chips, masks = [], []
+    for chip, rows in enumerate(objects):
+        numbers, mask = _make_chip(scene, streams, chip, rows)
+        chips.append(faults.on_pixels(numbers, sky_level(scene.detector), streams("faults"), chip))
+        masks.append(mask)
+    headers = []
+    for chip, model in enumerate(cam.believed_models(scene, plane, streams("header"))):
+        header = _pixel_header(scene, faults.on_model(model, scene, chip))
+        headers.append(faults.on_header(header, scene, chip))
+    _write_image(files.image, faults.on_hdus(_image_hdus(scene, chips, headers)))
+    faults.on_file(files.image)
+    if scene.artefacts.mask:
+        _write_image(files.mask, _image_hdus(scene, masks, _blank_headers(len(masks))))
+    _write_image(files.truth_wcs, _truth_hdus(scene, plane.models))
+    write_parquet(files.truth, np.concatenate([_finished(scene, rows) for rows in objects]), TRUTH)
+    write_parquet(files.reference, faults.on_catalog(gaia), GAIA)
+    write_text(files.scene, resolved, overwrite=True)
+    record = {"scene": scene.name, "seed": scene.seed, "faults": faults.record()}
+    write_text(files.faults, json.dumps(record, indent=2) + "\n", overwrite=True)
     return files
 
 
@@ -371,20 +408,27 @@ def _render_into(image: NDArray[np.float32], scene: Scene, part: Table) -> None:
             render_stars_into(image, one["x"], one["y"], one["flux_e"], mixture, CUTOFF * noise)
 
 
-def _make_chip(scene: Scene, streams: _Streams, chip: int, part: Table) -> NDArray[Any]:
-    """Return the pixels of a chip as they are in the file."""
+def _make_chip(
+    scene: Scene, streams: _Streams, chip: int, rows: Table
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """Return the pixels of a chip as they are in the file, and their truth."""
     camera, detector, artefacts = scene.camera, scene.detector, scene.artefacts
     image = np.zeros((camera.height_px, camera.width_px), dtype=np.float32)
+    mask = np.zeros(image.shape, dtype=np.uint8)
     add_sky_into(image, detector)
-    _render_into(image, scene, part)
-    rng = streams(f"artefacts {chip}")
+    _render_into(image, scene, rows)
+    rng, noise = streams(f"artefacts {chip}"), streams(f"noise {chip}")
     for _ in range(artefacts.trails):
-        draw_trail_into(image, rng, artefacts.trail_e, scene.psf.fwhm_px * FWHM_TO_SIGMA)
-    noise = streams(f"noise {chip}")
+        draw_trail_into(image, mask, rng, artefacts.trail_e, scene.psf.fwhm_px * FWHM_TO_SIGMA)
     count_into(image, noise)
-    add_artefacts_into(image, None, artefacts, rng)
-    bleed_into(image, np.float32(detector.full_well_e), detector.bleeding)
-    return digitise(image, detector, noise)
+    add_artefacts_into(image, mask, artefacts, rng)
+    bleed_into(image, detector.full_well_e, detector.bleeding)
+    if artefacts.mask:
+        mask[image >= detector.full_well_e] |= np.uint8(PixelTruth.SATURATED)
+    kill_columns_into(image, mask, artefacts, rng)
+    numbers = digitise(image, detector, noise)
+    blank_blocks_into(numbers, mask, artefacts, rng)
+    return numbers, mask
 
 
 # --------------------------------------------------------------------------------- the files
@@ -404,37 +448,51 @@ def _pixel_header(scene: Scene, model: SkyModel) -> Header:
     header["GAIN"] = (detector.gain_e_adu, "[e-/adu]")
     header["RDNOISE"] = (detector.read_noise_e, "[e-]")
     header["SATURATE"] = (saturation_adu(detector), "[adu]")
-    if scene.header.wcs != "none":
+    if scene.header.wcs == "pointing":
+        center = model.pixel_to_sky((camera.width_px - 1) / 2, (camera.height_px - 1) / 2)
+        header["RA"], header["DEC"] = float(center[0]), float(center[1])
+        header["SECPIX"] = (camera.scale_arcsec * (1.0 + scene.header.scale_error), "[arcsec/px]")
+    elif scene.header.wcs != "none":
         header.update(believed_header(model))
     return header
 
 
-def _write_image(
-    path: Path, scene: Scene, chips: list[NDArray[Any]], headers: list[Header]
-) -> None:
+def _blank_headers(n: int) -> list[Header]:
+    from astropy.io.fits import Header
+
+    return [Header() for _ in range(n)]
+
+
+def _image_hdus(scene: Scene, chips: list[NDArray[Any]], headers: list[Header]) -> HDUList:
     from astropy.io import fits
 
     if len(chips) == 1 and not scene.header.extensions:
-        hdus: list[Any] = [fits.PrimaryHDU(chips[0], headers[0])]
-    else:
-        hdus = [
-            fits.PrimaryHDU(header=fits.Header({"OBJECT": scene.name[:60], "NEXTEND": len(chips)}))
-        ]
-        for k, (data, header) in enumerate(zip(chips, headers), 1):
-            hdus.append(fits.ImageHDU(data, header, name="SCI", ver=k))
-    with atomic_path(path, overwrite=True) as temporary, temporary.open("wb") as stream:
-        fits.HDUList(hdus).writeto(stream)
+        return fits.HDUList([fits.PrimaryHDU(chips[0], headers[0])])
+    primary = fits.PrimaryHDU()
+    primary.header["OBJECT"] = scene.name[:60]
+    primary.header["NEXTEND"] = len(chips)
+    pairs = enumerate(zip(chips, headers), 1)
+    return fits.HDUList([primary, *(fits.ImageHDU(d, h, name="SCI", ver=k) for k, (d, h) in pairs)])
 
 
-def _write_truth_wcs(path: Path, models: tuple[SkyModel, ...]) -> None:
+def _truth_hdus(scene: Scene, models: tuple[SkyModel, ...]) -> HDUList:
+    """Return the true WCS as headers without pixels, laid out as the image is."""
     from astropy.io import fits
 
-    if len(models) == 1:
-        hdus: list[Any] = [fits.PrimaryHDU(header=tpv_header(models[0]))]
-    else:
-        hdus = [fits.PrimaryHDU()]
-        hdus += [
-            fits.ImageHDU(header=tpv_header(m), name="SCI", ver=k) for k, m in enumerate(models, 1)
-        ]
+    headers = []
+    for model in models:
+        header = tpv_header(model)
+        header["IMAGEW"] = (scene.camera.width_px, "[px] width of the image")
+        header["IMAGEH"] = (scene.camera.height_px, "[px] height of the image")
+        headers.append(header)
+    if len(models) == 1 and not scene.header.extensions:
+        return fits.HDUList([fits.PrimaryHDU(header=headers[0])])
+    pairs = enumerate(headers, 1)
+    return fits.HDUList(
+        [fits.PrimaryHDU(), *(fits.ImageHDU(header=h, name="SCI", ver=k) for k, h in pairs)]
+    )
+
+
+def _write_image(path: Path, hdus: HDUList) -> None:
     with atomic_path(path, overwrite=True) as temporary, temporary.open("wb") as stream:
-        fits.HDUList(hdus).writeto(stream)
+        hdus.writeto(stream)

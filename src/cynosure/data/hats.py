@@ -9,7 +9,6 @@ cell of order 29. A collection is a folder of such folders with ``collection.pro
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from cynosure.data.coverage import Coverage
 from cynosure.data.place import Place
-from cynosure.data.reftables import INDEX_COLUMNS, Meaning
+from cynosure.data.reftables import INDEX_COLUMNS, Meaning, array_values
 from cynosure.data.tables import REFERENCE
 from cynosure.ground import sky
 from cynosure.ground.errors import CatalogDamaged, CatalogMissing
@@ -265,6 +264,8 @@ class HatsStore:
         self, stars_of: Callable[[int], list[NDArray[np.void]]], parts: Integers
     ) -> NDArray[np.void]:
         if self.place.fs is not None and len(parts) > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
             with ThreadPoolExecutor(REMOTE_THREADS) as pool:
                 pieces = list(pool.map(stars_of, map(int, parts)))
         else:
@@ -295,7 +296,7 @@ class HatsStore:
         if name is None or name not in table.column_names or len(ra) == 0 or self._hipscat():
             return
         rows = np.linspace(0, len(ra) - 1, min(len(ra), 64)).astype(np.int64)
-        cells = table.column(name).to_numpy()[rows].astype(np.int64)
+        cells = array_values(table.column(name))[rows].astype(np.int64)
         far = sky.separation_deg(
             ra[rows] % 360.0, dec[rows], *sky.radec(sky.healpix_center(cells, self.index_order))
         )

@@ -124,6 +124,8 @@ def at_epoch(
     epoch_yr: float,
     *,
     unknown_pm_mas_yr: float = 7.0,
+    unknown_pm_error_mas_yr: float = 1.0,
+    unknown_epoch_yr: float = 20.0,
     parallax: bool = True,
 ) -> tuple[Floats, Floats, Floats]:
     """Move reference stars to an epoch, with their covariance.
@@ -131,7 +133,8 @@ def at_epoch(
     The direction is ``r(t) ~ r0 + (t - t0) (p mu_ra + q mu_dec) - plx E(t)`` with p east, q north
     and E the Earth's barycentric position (ESA 1997, SP-1200 volume 1, 1.2; radial velocity is
     left out, its term is below 0.1 mas in 20 years for all but a handful of stars). The
-    covariance is ``J C J^T`` with the full 5 x 5 covariance of Gaia.
+    covariance is ``J C J^T`` with the full 5 x 5 covariance of Gaia. What is unknown moves
+    nothing and widens the error; an unknown parallax does neither, it is below a mas.
 
     Parameters
     ----------
@@ -142,6 +145,11 @@ def at_epoch(
     unknown_pm_mas_yr : float
         Error a star's motion is given per axis where the catalogue has no motion for it. Half of
         the stars of G < 19 move less than this.
+    unknown_pm_error_mas_yr : float
+        Error of a motion that the catalogue gives without one.
+    unknown_epoch_yr : float
+        Time by which a position without an epoch may be off; such a star is not moved, and what
+        it may have moved in that time is its error.
     parallax : bool
         Whether the parallax is applied.
 
@@ -154,6 +162,7 @@ def at_epoch(
     n = len(reference)
     ra0, dec0 = reference["ra_deg"], reference["dec_deg"]
     dt = np.asarray(epoch_yr - reference["ref_epoch_yr"], dtype=float)
+    dated = np.isfinite(dt)
     known = np.isfinite(reference["pm_ra_mas_yr"]) & np.isfinite(reference["pm_dec_mas_yr"])
     mu_ra = np.where(known, reference["pm_ra_mas_yr"], 0.0)
     mu_dec = np.where(known, reference["pm_dec_mas_yr"], 0.0)
@@ -161,20 +170,29 @@ def at_epoch(
     east, north = east_north(ra0, dec0)
     factor = -earth_position_au(epoch_yr) if parallax else np.zeros(3)
     f_ra, f_dec = east @ factor, north @ factor
-    shift_ra = mu_ra * dt + plx * f_ra
-    shift_dec = mu_dec * dt + plx * f_dec
+    shift_ra = mu_ra * np.where(dated, dt, 0.0) + plx * f_ra
+    shift_dec = mu_dec * np.where(dated, dt, 0.0) + plx * f_dec
+    start = unit_vectors(ra0, dec0)
     moved = (
-        unit_vectors(ra0, dec0)
+        (1.0 + plx / MAS_PER_RAD * (start @ factor))[:, None] * start
         + (shift_ra / MAS_PER_RAD)[:, None] * east
         + (shift_dec / MAS_PER_RAD)[:, None] * north
     )
     ra, dec = radec(moved)
     unmoved = (shift_ra == 0) & (shift_dec == 0)
     ra, dec = np.where(unmoved, ra0 % 360.0, ra), np.where(unmoved, dec0, dec)
-    return ra, dec, _moved_covariance(reference, dt, f_ra, f_dec, known, unknown_pm_mas_yr)
+    # The errors of the five parameters; those of a motion that is not known, or not dated.
+    sigma = np.stack([np.asarray(reference[name], dtype=float) for name in _ERRORS])
+    sigma[3:] = np.where(np.isnan(sigma[3:]), unknown_pm_error_mas_yr, sigma[3:])
+    sigma[3:, ~known] = unknown_pm_mas_yr
+    undated = np.stack([mu_ra, mu_dec])[:, ~dated]
+    sigma[3:, ~dated] = np.hypot(sigma[3:, ~dated], undated)
+    dt = np.where(dated, dt, unknown_epoch_yr)
+    covariance = _moved_covariance(reference, np.nan_to_num(sigma), dt, f_ra, f_dec, known & dated)
+    return ra, dec, covariance
 
 
-# The five parameters of Gaia in the order of the covariance, and the columns of their errors.
+# The five parameters of Gaia in the order of the covariance: their errors and correlations.
 _ERRORS = (
     "ra_error_mas", "dec_error_mas", "parallax_error_mas", "pm_ra_error_mas_yr",
     "pm_dec_error_mas_yr",
@@ -188,38 +206,25 @@ _CORRELATIONS = {
 
 
 def _moved_covariance(
-    reference: NDArray[np.void], dt: Floats, f_ra: Floats, f_dec: Floats,
-    known: NDArray[np.bool_], unknown_pm_mas_yr: float,
+    reference: NDArray[np.void], sigma: Floats, dt: Floats, f_ra: Floats, f_dec: Floats,
+    known: NDArray[np.bool_],
 ) -> Floats:
-    sigma = [np.nan_to_num(reference[name]).astype(float) for name in _ERRORS]
-    for k in (3, 4):
-        sigma[k] = np.where(known, sigma[k], unknown_pm_mas_yr)
-    # Rows of the Jacobian: d(ra*, dec) / d(ra*, dec, parallax, pm_ra, pm_dec).
-    j_ra = [np.ones_like(dt), None, f_ra, dt, None]
-    j_dec = [None, np.ones_like(dt), f_dec, None, dt]
-    out = np.zeros((len(dt), 3))
-    for i in range(5):
-        for k in range(i, 5):
-            if i == k:
-                c = sigma[i] ** 2
-            else:
-                rho = np.nan_to_num(reference[_CORRELATIONS[i, k]]).astype(float)
-                c = np.where(known | (k < 3), rho, 0.0) * sigma[i] * sigma[k]
-            double = 1.0 if i == k else 2.0
-            if j_ra[i] is not None and j_ra[k] is not None:
-                out[:, 0] += double * j_ra[i] * j_ra[k] * c
-            if j_dec[i] is not None and j_dec[k] is not None:
-                out[:, 1] += double * j_dec[i] * j_dec[k] * c
-            out[:, 2] += _cross(j_ra, j_dec, i, k) * c
+    """Return ``J C J^T`` (n, 3); correlations with a motion count where the motion is known."""
+    one, zero = np.ones_like(dt), np.zeros_like(dt)
+    # Rows of the Jacobian d(ra*, dec) / d(ra*, dec, parallax, pm_ra, pm_dec), times the errors.
+    a = np.stack([one, zero, f_ra, dt, zero]) * sigma
+    b = np.stack([zero, one, f_dec, zero, dt]) * sigma
+    out = np.stack([(a * a).sum(axis=0), (b * b).sum(axis=0), (a * b).sum(axis=0)], axis=-1)
+    for (i, k), name in _CORRELATIONS.items():
+        rho = np.nan_to_num(reference[name]).astype(float)
+        if k > 2:
+            rho[~known] = 0.0
+        if not rho.any():
+            continue
+        out[:, 0] += 2.0 * rho * a[i] * a[k]
+        out[:, 1] += 2.0 * rho * b[i] * b[k]
+        out[:, 2] += rho * (a[i] * b[k] + a[k] * b[i])
     return out
-
-
-def _cross(j_ra: list[Floats | None], j_dec: list[Floats | None], i: int, k: int) -> Floats | float:
-    total: Floats | float = 0.0
-    for a, b in {(i, k), (k, i)}:
-        if j_ra[a] is not None and j_dec[b] is not None:
-            total = total + j_ra[a] * j_dec[b]  # type: ignore[operator]
-    return total
 
 
 def rows_within(

@@ -1,0 +1,367 @@
+"""Growing verification: score a hypothesis star by star, outward from where it was born.
+
+A hypothesis (a few stars of the image said to be a few stars of the sky) fixes a similarity that
+is only right near those stars: a lens may distort the frame by a per cent. So the stars of the
+image are taken in order of their distance from the birthplace. Each is predicted by what the
+stars before it have taught, scored, and only then learnt from; the model is a polynomial in the
+complex pixel coordinate u,
+
+    w = c0 + c1 u + c2 u* + c3 u^2 + c4 u u* + c5 u*^2 + ... + c9 u*^3,
+
+of which the similarity (c0, c1) is free and the rest has a Gaussian prior of the size that a lens
+distortion of relative amplitude epsilon would give it. The fit is recursive least squares (a
+Kalman filter with a constant state), the pairing soft (Bar-Shalom & Tse 1975, Automatica 11, 451:
+a pair enters with the probability that it is true). Three amplitudes run side by side.
+
+The score is the log-odds against chance,
+
+    L = sum_i ln[ (1 - f) + f N(d_i; 0, s_i^2) / rho_i ],
+
+with d_i the distance of the nearest reference star that is still free, s_i the error of the
+prediction, rho_i the local density of the reference stars and f the fraction matched so far. As
+every source is scored before the model has seen it, exp(L) is a martingale where the match is
+chance, and the probability that a wrong hypothesis ever reaches L is below exp(-L) (Ville's
+inequality), however flexible the polynomial: acceptance at 30 leaves 1e-13 a hypothesis.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+__all__ = [
+    "LEVELS",
+    "N_TERMS",
+    "Grid",
+    "Growth",
+    "evaluate",
+    "grow",
+    "make_grid",
+]
+
+Floats = NDArray[np.float64]
+Complexes = NDArray[np.complex128]
+Ints = NDArray[np.int64]
+
+N_TERMS = 10
+# Relative amplitudes of distortion that are tried side by side: none to speak of, that of a
+# camera lens, that of a wide or a bad one (1 % at the corner, and a little more).
+LEVELS = np.array([4e-4, 3e-3, 1.2e-2])
+# A level this far below the best has lost; it is no longer followed.
+LEVEL_LOST = 20.0
+GATE_SIGMA = 3.7
+NU_SIGMA = 6.0  # weight, in measurements, of the assumed centroid error against the found one
+MIN_SIGMA_PX = 0.05
+MAX_SIGMA_PX = 3.0
+
+
+class Grid(NamedTuple):
+    """Points in square cells, for neighbour searches inside compiled loops.
+
+    Attributes
+    ----------
+    x0, y0, size : float
+        Corner of the first cell, and width of a cell.
+    nx, ny : int
+        Number of cells.
+    start : (nx ny + 1,) ndarray
+        Where each cell begins in `point`.
+    point : (n,) ndarray of complex
+        The points x + iy, cell by cell.
+    label : (n,) ndarray of int
+        The number of each point in the list the grid was made of.
+    density : (nx ny,) ndarray
+        Points in a unit of area, over 3 x 3 cells; 0 where there are none.
+    mean_density : float
+        Points in a unit of area, over the cells that have any near.
+    """
+
+    x0: float
+    y0: float
+    size: float
+    nx: int
+    ny: int
+    start: Ints
+    point: Complexes
+    label: Ints
+    density: Floats
+    mean_density: float
+
+
+class Growth(NamedTuple):
+    """What :func:`grow` returns.
+
+    Attributes
+    ----------
+    log_odds : float
+    n_seen, n_matched : int
+        Sources scored, and those of them that were paired.
+    sigma_px : float
+        Error of a position, as found.
+    level : int
+        The amplitude of :data:`LEVELS` that did best.
+    """
+
+    log_odds: float
+    n_seen: int
+    n_matched: int
+    sigma_px: float
+    level: int
+
+
+@njit(cache=True, nogil=True)
+def make_grid(points: Complexes, per_cell: float) -> Grid:
+    """Sort points into square cells of about `per_cell` points each."""
+    n = points.size
+    x0, x1, y0, y1 = 0.0, 1.0, 0.0, 1.0
+    if n:
+        x0, x1 = points.real.min(), points.real.max()
+        y0, y1 = points.imag.min(), points.imag.max()
+    width = max(x1 - x0, 1e-9)
+    height = max(y1 - y0, 1e-9)
+    size = max(np.sqrt(width * height * per_cell / max(n, 1)), max(width, height) / 2000.0)
+    nx, ny = int(width / size) + 1, int(height / size) + 1
+    start = np.zeros(nx * ny + 1, np.int64)
+    cell = np.empty(n, np.int64)
+    for i in range(n):
+        cell[i] = int((points[i].imag - y0) / size) * nx + int((points[i].real - x0) / size)
+        start[cell[i] + 1] += 1
+    counts = start[1:].copy()
+    for k in range(nx * ny):
+        start[k + 1] += start[k]
+    point = np.empty(n, np.complex128)
+    label = np.empty(n, np.int64)
+    place = start[:-1].copy()
+    for i in range(n):
+        point[place[cell[i]]] = points[i]
+        label[place[cell[i]]] = i
+        place[cell[i]] += 1
+    density = np.zeros(nx * ny)
+    covered = 0
+    for j in range(ny):
+        for i in range(nx):
+            total, cells = 0, 0
+            for jj in range(max(j - 1, 0), min(j + 2, ny)):
+                for ii in range(max(i - 1, 0), min(i + 2, nx)):
+                    total += counts[jj * nx + ii]
+                    cells += 1
+            density[j * nx + i] = total / (cells * size * size)
+            covered += total > 0
+    mean_density = n / max(covered * size * size, 1e-300)
+    return Grid(x0, y0, size, nx, ny, start, point, label, density, mean_density)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _nearest_free(grid: Grid, p: complex, radius: float, owner: Ints, mark: int) -> tuple[int, float]:
+    """Return the nearest point that does not carry `mark`, or -1, and its squared distance."""
+    best, best2 = -1, radius * radius
+    i0 = int(np.floor((p.real - radius - grid.x0) / grid.size))
+    i1 = int(np.floor((p.real + radius - grid.x0) / grid.size))
+    j0 = int(np.floor((p.imag - radius - grid.y0) / grid.size))
+    j1 = int(np.floor((p.imag + radius - grid.y0) / grid.size))
+    for j in range(max(j0, 0), min(j1, grid.ny - 1) + 1):
+        for i in range(max(i0, 0), min(i1, grid.nx - 1) + 1):
+            for k in range(grid.start[j * grid.nx + i], grid.start[j * grid.nx + i + 1]):
+                dx, dy = grid.point[k].real - p.real, grid.point[k].imag - p.imag
+                d2 = dx * dx + dy * dy
+                if d2 < best2 and owner[grid.label[k]] != mark:
+                    best, best2 = grid.label[k], d2
+    return best, best2
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _density_at(grid: Grid, p: complex) -> float:
+    """Return the local density of the points; 0 outside what they cover."""
+    i = int(np.floor((p.real - grid.x0) / grid.size))
+    j = int(np.floor((p.imag - grid.y0) / grid.size))
+    if i < 0 or j < 0 or i >= grid.nx or j >= grid.ny:
+        return 0.0
+    return grid.density[j * grid.nx + i]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _terms(u: complex, phi: Complexes) -> None:
+    v = u.conjugate()
+    phi[0] = 1.0
+    phi[1] = u
+    phi[2] = v
+    phi[3] = u * u
+    phi[4] = u * v
+    phi[5] = v * v
+    phi[6] = phi[3] * u
+    phi[7] = phi[3] * v
+    phi[8] = u * phi[5]
+    phi[9] = v * phi[5]
+
+
+@njit(cache=True, nogil=True)
+def evaluate(coeff: Complexes, z: Complexes, z0: complex, norm: float) -> Complexes:
+    """Return the polynomial of the module's head at the points `z`."""
+    out = np.empty(z.size, np.complex128)
+    phi = np.empty(N_TERMS, np.complex128)
+    for i in range(z.size):
+        _terms((z[i] - z0) / norm, phi)
+        total = 0.0j
+        for k in range(N_TERMS):
+            total += coeff[k] * phi[k]
+        out[i] = total
+    return out
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+def _predict(coeff: Complexes, cov: Complexes, phi: Complexes, gain: Complexes) -> tuple[complex, float]:
+    """Return the prediction and its variance per axis; ``gain`` becomes ``cov @ conj(phi)``."""
+    value = 0.0j
+    variance = 0.0
+    for i in range(N_TERMS):
+        value += coeff[i] * phi[i]
+        total = 0.0j
+        for k in range(N_TERMS):
+            total += cov[i, k] * phi[k].conjugate()
+        gain[i] = total
+        variance += (phi[i] * total).real
+    return value, max(variance, 0.0)
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+def _learn(coeff: Complexes, cov: Complexes, gain: Complexes, error: complex, variance: float) -> None:
+    """Update the model with one measurement of total variance `variance` per axis."""
+    for i in range(N_TERMS):
+        coeff[i] += gain[i] * error / variance
+        for k in range(N_TERMS):
+            cov[i, k] -= gain[i] * gain[k].conjugate() / variance
+
+
+@njit(cache=True, nogil=True)
+def grow(
+    z: Complexes, order: Ints, seeds: Ints, seed_refs: Ints, w: Complexes, grid: Grid,
+    a: complex, b: complex, z0: complex, norm: float, slope_sd: float, offset_sd: float,
+    sigma_px: float, min_fraction: float, give_up: float, owner: Ints, mark: int, match: Ints, chance: Floats,
+    coeff_out: Complexes,
+) -> Growth:
+    """Grow a match from its seeds over the sources in `order`; see the module's head.
+
+    Parameters
+    ----------
+    z : (n,) ndarray of complex
+        Sources, in pixels (mirrored where the hypothesis is).
+    order : (k,) ndarray of int
+        The sources to score, nearest to the birthplace first. Seeds among them are passed over.
+    seeds, seed_refs : (s,) ndarray of int
+        Sources and reference stars that make the hypothesis; learnt from, never scored.
+    w : (m,) ndarray of complex
+        Reference stars on the plane, in nominal pixels.
+    grid : Grid
+        Of `w`.
+    a, b : complex
+        The similarity ``w = a (z - z0) + b``.
+    z0 : complex
+        The birthplace.
+    norm : float
+        Half the diagonal of the frame, px.
+    slope_sd, offset_sd : float
+        Prior errors of a and of b (px).
+    sigma_px : float
+        Error of a position per axis, as first guess.
+    min_fraction : float
+        The least share of matched sources that is expected.
+    give_up : float
+        The score at which the growth ends.
+    owner : (m,) ndarray of int
+        Scratch; reference stars whose entry is `mark` are taken.
+    mark : int
+        A number that is not in `owner` yet.
+    match : (n,) ndarray of int
+        Filled with the reference star of each source, or -1.
+    chance : (n,) ndarray
+        Filled with the probability that the pair is true.
+    coeff_out : (10,) ndarray of complex
+        Filled with the coefficients in ``(z - z0) / norm``.
+    """
+    n_levels = LEVELS.size
+    coeff = np.zeros((n_levels, N_TERMS), np.complex128)
+    cov = np.zeros((n_levels, N_TERMS, N_TERMS), np.complex128)
+    gain = np.empty((n_levels, N_TERMS), np.complex128)
+    phi = np.empty(N_TERMS, np.complex128)
+    value = np.empty(n_levels, np.complex128)
+    total = np.zeros(n_levels)
+    spread = np.empty(n_levels)
+    noise = np.full(n_levels, sigma_px * sigma_px)
+    noise_sum = np.full(n_levels, NU_SIGMA * sigma_px * sigma_px)
+    noise_n = np.full(n_levels, NU_SIGMA)
+    for m in range(n_levels):
+        coeff[m, 0], coeff[m, 1] = b, a * norm
+        cov[m, 0, 0], cov[m, 1, 1] = offset_sd**2, (slope_sd * norm) ** 2
+        # A radial distortion epsilon |u|^2 u, seen from a point off the axis, has these sizes.
+        for k in range(2, N_TERMS):
+            size = 1.5 if 3 <= k <= 5 else 1.0
+            cov[m, k, k] = (size * LEVELS[m] * norm) ** 2
+    match[:] = -1
+    for s in range(seeds.size):
+        match[seeds[s]] = seed_refs[s]
+        chance[seeds[s]] = 1.0
+        owner[seed_refs[s]] = mark
+        _terms((z[seeds[s]] - z0) / norm, phi)
+        for m in range(n_levels):
+            at, var = _predict(coeff[m], cov[m], phi, gain[m])
+            _learn(coeff[m], cov[m], gain[m], w[seed_refs[s]] - at, var + noise[m])
+    cap = 0.8 / np.sqrt(grid.mean_density)
+    floor = 0.1 * grid.mean_density
+    n_seen, n_hit, best = 0, 0, 0
+    for o in range(order.size):
+        i = order[o]
+        if match[i] >= 0:
+            continue
+        _terms((z[i] - z0) / norm, phi)
+        gate = 0.0
+        for m in range(n_levels):
+            if total[m] < total[best] - LEVEL_LOST:
+                continue
+            value[m], var = _predict(coeff[m], cov[m], phi, gain[m])
+            spread[m] = var + noise[m]
+            gate = max(gate, spread[m])
+        rho = _density_at(grid, value[best])
+        if rho <= 0.0:
+            continue
+        rho = max(rho, floor)
+        fraction = min(max((n_hit + 2.0) / (n_seen + 4.0), min_fraction), 0.85)
+        gate = min(GATE_SIGMA * np.sqrt(gate), cap)
+        j, _ = _nearest_free(grid, value[best], gate, owner, mark)
+        n_seen += 1
+        sure = 0.0
+        for m in range(n_levels):
+            if total[m] < total[best] - LEVEL_LOST:
+                continue
+            odds = 0.0
+            if j >= 0:
+                error = w[j] - value[m]
+                d2 = error.real**2 + error.imag**2
+                odds = fraction * np.exp(-0.5 * d2 / spread[m]) / (2.0 * np.pi * spread[m] * rho)
+            total[m] += np.log(1.0 - fraction + odds)
+            if j >= 0:
+                true = odds / (1.0 - fraction + odds)
+                if m == best:
+                    sure = true
+                if true > 0.05:
+                    var = spread[m] - noise[m]
+                    share = true * noise[m] / spread[m]
+                    noise_sum[m] += share * noise[m] * 0.5 * d2 / spread[m]
+                    noise_n[m] += share
+                    _learn(coeff[m], cov[m], gain[m], error, var + noise[m] / true)
+                    noise[m] = min(max(noise_sum[m] / noise_n[m], MIN_SIGMA_PX**2), MAX_SIGMA_PX**2)
+        if sure > 0.5:
+            match[i], chance[i], owner[j] = j, sure, mark
+            n_hit += 1
+        for m in range(n_levels):
+            if total[m] > total[best]:
+                best = m
+        if total[best] < give_up:
+            break
+    coeff_out[:] = coeff[best]
+    sum_odds = 0.0
+    for m in range(n_levels):
+        sum_odds += np.exp(max(total[m] - total[best], -700.0)) / n_levels
+    return Growth(total[best] + np.log(sum_odds), n_seen, n_hit, np.sqrt(noise[best]), best)

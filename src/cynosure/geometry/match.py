@@ -1,0 +1,331 @@
+"""Recognising the stars of an image whose pointing is roughly known.
+
+The ladder, each rung only where the one before found nothing that the odds accept:
+
+1. *offsets*: with rotation and scale known to a few degrees and per cents, the differences of all
+   source and reference positions pile up at the pointing error;
+2. *quads* of neighbours, in lists cut to the same density, then in denser ones;
+3. *regions*: the frame in pieces, each matched alone, joined through the pairs they found.
+
+Every hypothesis is judged in the same way (:mod:`cynosure.geometry.growth`): grown outward from
+its birthplace and scored star by star before each star is used. A match is accepted when its
+log-odds exceed `min_log_odds` and the best hypothesis that says something else is at least
+`min_lead` lower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cynosure.data.frame import Pointing
+from cynosure.geometry.growth import make_grid
+from cynosure.geometry.hypotheses import (
+    PREFILTER,
+    Limits,
+    neighbours,
+    no_hypotheses,
+    search,
+    select,
+    source_quads,
+)
+from cynosure.geometry.offsets import search_offsets
+from cynosure.geometry.pairs import depth_match, pair
+from cynosure.geometry.recognition import (
+    MIN_SEP_PX,
+    RANK,
+    Hypothesis,
+    Match,
+    Sources,
+    Stars,
+    conclude,
+    densify,
+    hypotheses_of,
+    prepare_sources,
+)
+from cynosure.ground.errors import NoMatch, NotEnoughReference, NotEnoughStars
+from cynosure.ground.settings import Range, Unit
+from cynosure.ground.sky import project, radec, unit_vectors
+
+__all__ = ["Match", "depth_match", "match_pointing", "pair"]
+
+Floats = NDArray[np.float64]
+Complexes = NDArray[np.complex128]
+Ints = NDArray[np.int64]
+
+MIN_STARS = 5  # four make a quad, and a quad alone proves nothing
+# Above this a search need not go on: exp(-45) times any number of hypotheses is nothing.
+ENOUGH = 45.0
+PROMISING = 8.0  # a hypothesis worth growing over fainter stars
+DISTORTION = 0.03  # the local scale of a frame may differ this much from its mean
+SCALE_STEP = 1.44  # the scales that one set of lists serves, largest over smallest
+# With rotation known better than this the offsets are tried.
+OFFSETS_ROTATION_DEG = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Rung:
+    """One try at quads: how many sources, how much denser than them each list, how many neighbours."""
+
+    n_target: int
+    dense_z: float
+    dense_w: float
+    near_z: int
+    near_w: int
+    budget: int
+
+
+LADDER = (
+    _Rung(60, 1, 1, 7, 7, 3_000_000),
+    _Rung(150, 1, 1, 7, 7, 3_000_000),
+    _Rung(60, 1, 2, 7, 10, 3_000_000),
+    _Rung(60, 2, 1, 10, 7, 3_000_000),
+    _Rung(400, 1, 1, 7, 7, 3_000_000),
+    _Rung(40, 1, 4, 8, 16, 6_000_000),
+    _Rung(40, 4, 1, 16, 8, 6_000_000),
+)
+
+
+def match_pointing(
+    x: ArrayLike, y: ArrayLike, flux: ArrayLike,
+    ra_deg: ArrayLike, dec_deg: ArrayLike, mag: ArrayLike,
+    pointing: Pointing, shape: tuple[int, int],
+    *,
+    sigma_px: Annotated[float, Unit("px"), Range(0.01, 10.0)] = 0.5,
+    name: str = "image",
+    code_tolerance: Annotated[float, Range(0.001, 0.1)] = 0.02,
+    min_log_odds: Annotated[float, Range(5.0, 1000.0)] = 30.0,
+    min_lead: Annotated[float, Range(0.0, 1000.0)] = 10.0,
+) -> Match:
+    """Recognise the stars of an image near a rough pointing.
+
+    Parameters
+    ----------
+    x, y, flux : (n,) array_like
+        Sources, 0-based pixels, in any order. The flux is used as an order only.
+    ra_deg, dec_deg, mag : (m,) array_like
+        Reference stars at the epoch of the image, in any order, over all of the sky that the
+        image may show.
+    pointing : Pointing
+        What is known. Without a centre the middle of the reference stars is taken, without a
+        scale every one at which the frame fits among them is tried.
+    shape : tuple of int
+        Rows and columns of the image.
+    sigma_px : float
+        Error of a source's position per axis, as a first guess; the growth finds the true one.
+    name : str
+        What messages call the image.
+    code_tolerance : float
+        How far quads may differ in code space.
+    min_log_odds : float
+        Log-odds from which a match is accepted.
+    min_lead : float
+        How far the second-best hypothesis, of those that say something else, must be behind.
+
+    Returns
+    -------
+    Match
+
+    Raises
+    ------
+    NotEnoughStars, NotEnoughReference
+        If fewer than five of either can take part.
+    NoMatch
+        If no hypothesis is accepted; its fact `tried` says what was tried, with numbers.
+    """
+    sources = prepare_sources(x, y, flux, shape)
+    ra, dec = np.asarray(ra_deg, float), np.asarray(dec_deg, float)
+    if len(sources.z) < MIN_STARS:
+        raise NotEnoughStars(image=name, n_sources=len(sources.z), needed=MIN_STARS)
+    tried: list[str] = []
+    known: list[Hypothesis] = []
+    fields = _fields(sources, ra, dec, np.asarray(mag, float), pointing, name)
+    n_reference = max(len(f.stars.w) for f in fields)
+    for stage in _stages(pointing):
+        for field in fields:
+            limits = field.limits(pointing, sources, sigma_px, code_tolerance)
+            found = stage(sources, field.stars, limits, pointing, tried)
+            best = _judge(found, known, sources, field.stars, min_log_odds, min_lead)
+            if best is None:
+                continue
+            second = max((h.log_odds for h in known if not best.says_the_same(h)), default=0.0)
+            evidence = {"tried": tried, "second_log_odds": second}
+            return conclude(best, sources, field.stars, ra, dec, n_reference, evidence)
+    best_odds = max((h.log_odds for h in known), default=0.0)
+    raise NoMatch(
+        image=name, n_sources=len(sources.z), n_reference=n_reference, tried=tried,
+        best_log_odds=round(best_odds, 1), needed_log_odds=min_log_odds,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Field:
+    """The reference stars at one nominal scale, and the scales that it stands for."""
+
+    stars: Stars
+    scale_min: float
+    scale_max: float
+    radius: float
+
+    def limits(
+        self, pointing: Pointing, sources: Sources, sigma_px: float, tol: float
+    ) -> Limits:
+        known = pointing.rotation_deg is not None and pointing.rotation_error_deg < 179.0
+        return Limits(
+            tol, self.scale_min, self.scale_max, float(np.radians(pointing.rotation_deg or 0.0)),
+            float(np.radians(pointing.rotation_error_deg) + 0.05) if known else 4.0,
+            sources.center, self.radius, sources.norm, sigma_px, ENOUGH,
+        )
+
+
+def _fields(
+    sources: Sources, ra: Floats, dec: Floats, mag: Floats, pointing: Pointing, name: str
+) -> list[_Field]:
+    """Project the reference stars, and divide the range of scales."""
+    good = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    if len(good) < MIN_STARS:
+        raise NotEnoughReference(image=name, n_reference=len(good), needed=MIN_STARS)
+    ra0, dec0 = pointing.ra_deg, pointing.dec_deg
+    if ra0 is None or dec0 is None:
+        ra0, dec0 = (float(v) for v in radec(unit_vectors(ra[good], dec[good]).sum(axis=0)))
+    xi, eta = project(ra[good], dec[good], ra0, dec0)
+    good, xi, eta = (v[np.isfinite(xi)] for v in (good, xi, eta))
+    order = np.argsort(np.nan_to_num(mag[good], nan=np.inf), kind="stable")
+    row, w = good[order], -xi[order] + 1j * eta[order]
+    extent = float(np.abs(w).max(initial=0.0))
+    radius = extent if pointing.radius_deg is None else 1.1 * pointing.radius_deg
+    fields = []
+    for scale, low, high in _scales(pointing, sources, w, extent):
+        reach = radius + 1.1 * high * scale * sources.norm
+        kept = np.flatnonzero(np.abs(w) <= reach)
+        if len(kept) < MIN_STARS:
+            continue
+        near = w[kept] / scale
+        stars = Stars(
+            near, row[kept], mag[row[kept]], scale, ra0, dec0, make_grid(near, 4.0).mean_density
+        )
+        fields.append(_Field(stars, low, high, radius / scale + 0.05 * sources.norm))
+    if not fields:
+        raise NotEnoughReference(image=name, n_reference=len(good), needed=MIN_STARS)
+    return fields
+
+
+def _scales(
+    pointing: Pointing, sources: Sources, w: Complexes, extent: float
+) -> list[tuple[float, float, float]]:
+    """Return nominal scales (deg), and the least and largest scale relative to each."""
+    if pointing.scale_arcsec is None:
+        # From a frame as wide as the reference stars to one that holds a dozen of them.
+        high = extent / sources.norm
+        low = high * max(np.sqrt(12.0 / len(w)), 1e-3)
+    else:
+        low = pointing.scale_arcsec / 3600.0 / (1.0 + pointing.scale_error)
+        high = pointing.scale_arcsec / 3600.0 * (1.0 + pointing.scale_error)
+    if high / low <= SCALE_STEP:
+        middle = np.sqrt(low * high)
+        return [(middle, low / middle * (1 - DISTORTION), high / middle * (1 + DISTORTION))]
+    n = int(np.ceil(np.log(high / low) / np.log(SCALE_STEP)))
+    edges = np.geomspace(high, low, n + 1)
+    middle = np.sqrt(edges[1:] * edges[:-1])
+    half = np.sqrt(edges[0] / edges[1])
+    return [(float(m), (1 - DISTORTION) / half, (1 + DISTORTION) * half) for m in middle]
+
+
+def _judge(
+    found: list[Hypothesis], known: list[Hypothesis], sources: Sources, stars: Stars,
+    min_log_odds: float, min_lead: float,
+) -> Hypothesis | None:
+    """Add the newly found to the known; return the best if it is accepted."""
+    grown = [densify(h, sources, stars) if h.log_odds > PROMISING else h for h in found[:3]]
+    known.extend(grown + found[3:])
+    if not grown:
+        return None
+    best = max(grown, key=lambda h: h.log_odds)
+    second = max((h.log_odds for h in known if not best.says_the_same(h)), default=0.0)
+    if best.log_odds < min_log_odds or best.log_odds - second < min_lead:
+        return None
+    return best
+
+
+Stage = Callable[[Sources, Stars, Limits, Pointing, list[str]], list[Hypothesis]]
+
+
+def _stages(pointing: Pointing) -> list[Stage]:
+    """Return the rungs of the ladder, in order."""
+    stages: list[Stage] = []
+    if pointing.rotation_deg is not None and pointing.rotation_error_deg <= OFFSETS_ROTATION_DEG:
+        stages.append(_offsets)
+    return stages + [partial(_quads, rung=rung) for rung in LADDER]
+
+
+def _lists(
+    sources: Sources, stars: Stars, n_target: int, dense_z: float, dense_w: float
+) -> tuple[Ints, Ints]:
+    """Cut both lists to about the same density; the reference stars nearest the pointing first."""
+    n = min(n_target, len(sources.z))
+    radius = np.sqrt(RANK * sources.area / (np.pi * n))
+    radius = max(radius, np.sqrt(RANK / (np.pi * stars.density)))
+    i = select(sources.z, radius / np.sqrt(dense_z), RANK, MIN_SEP_PX)
+    j = select(stars.w, radius / np.sqrt(dense_w), RANK, 1.0)
+    return i, j[np.argsort(np.abs(stars.w[j]), kind="stable")]
+
+
+def _offsets(
+    sources: Sources, stars: Stars, limits: Limits, pointing: Pointing, tried: list[str]
+) -> list[Hypothesis]:
+    i, j = _lists(sources, stars, 120, 1.0, 1.0)
+    z, w = sources.z[i], stars.w[j]
+    if len(z) < MIN_STARS or len(w) < MIN_STARS:
+        return []
+    grid = make_grid(w, 2.0)
+    slope_error = float(np.hypot(limits.rotation_error, limits.scale_max - 1.0))
+    out: list[Hypothesis] = []
+    for parity in (pointing.parity,) if pointing.parity else (1, -1):
+        found = no_hypotheses(len(z))
+        peak = search_offsets(
+            z if parity > 0 else z.conj(), w, grid, limits, parity, slope_error,
+            np.full(len(w), -1), found,
+        )
+        new = hypotheses_of(found, i, j, "offsets")
+        tried.append(
+            f"offsets: {len(z)} sources, {len(w)} reference, parity {parity:+d}, peak of {peak}, "
+            f"log-odds {_best(new):.1f}"
+        )
+        out += new
+        if _best(new) > limits.enough:
+            break
+    return sorted(out, key=lambda h: -h.log_odds)
+
+
+def _best(found: list[Hypothesis]) -> float:
+    return max((h.log_odds for h in found), default=0.0)
+
+
+def _quads(
+    sources: Sources, stars: Stars, limits: Limits, pointing: Pointing, tried: list[str],
+    *, rung: _Rung,
+) -> list[Hypothesis]:
+    i, j = _lists(sources, stars, rung.n_target, rung.dense_z, rung.dense_w)
+    z, w = sources.z[i], stars.w[j]
+    if len(z) < MIN_STARS or len(w) < MIN_STARS:
+        return []
+    close = neighbours(z, max(rung.near_z, PREFILTER))
+    near_z = np.ascontiguousarray(close[:, : rung.near_z])
+    quads = source_quads(z, near_z, pointing.parity, limits.tol)
+    found = no_hypotheses(len(z))
+    search(
+        np.stack([z, z.conj()]), close, quads, w, neighbours(w, rung.near_w), make_grid(w, 2.0),
+        limits, 0, rung.budget, np.full(len(w), -1), found,
+    )
+    out = hypotheses_of(found, i, j, "quads")
+    tried.append(
+        f"quads: {len(z)} sources, {len(w)} reference at {3600 * stars.scale_deg:.3g} arcsec/px, "
+        f"{found.counts[0]} looked up, {found.counts[1]} agree, {found.counts[3]} grown, "
+        f"log-odds {_best(out):.1f}"
+    )
+    return out

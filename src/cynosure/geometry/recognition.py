@@ -1,0 +1,304 @@
+"""From a hypothesis that grew to a match: more stars, the model of the frame, the pairs.
+
+What a search finds is a model that was learnt from a few dozen stars. Here it goes on growing over
+a thousand fainter ones, a polynomial with the prior of a lens is fitted to the pairs on the plane
+that touches the sky at the frame's own centre, and the brightest sources are paired once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cynosure.geometry.growth import LEVELS, N_TERMS, evaluate, grow, make_grid
+from cynosure.geometry.hypotheses import Found, select
+from cynosure.geometry.pairs import mutual_nearest
+from cynosure.geometry.wcs import SkyModel
+from cynosure.ground.numeric import lstsq, mad_std, poly_design, poly_exponents
+from cynosure.ground.sky import deproject, project
+
+__all__ = [
+    "MIN_SEP_PX",
+    "RANK",
+    "Hypothesis",
+    "Match",
+    "Sources",
+    "Stars",
+    "conclude",
+    "densify",
+    "hypotheses_of",
+    "prepare_sources",
+]
+
+Floats = NDArray[np.float64]
+Complexes = NDArray[np.complex128]
+Ints = NDArray[np.int64]
+
+RANK = 8  # a star is listed while fewer than this many brighter ones are near
+MIN_SEP_PX = 2.0  # sources closer than this are one source detected twice
+DENSE = 1000  # sources that the second growth takes in
+MAX_PAIRS = 5000  # the brightest sources that the last pairing takes in
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Match:
+    """The stars of an image, recognised.
+
+    Attributes
+    ----------
+    source_index, reference_index : (m,) ndarray of int
+        The pairs, one to one.
+    model : SkyModel
+        From pixels to the sky, good to about a pixel over the frame; where fits begin.
+    log_odds : float
+        Natural logarithm of the odds against chance.
+    n_sources, n_reference : int
+        How many of each took part.
+    scale_arcsec : float
+        Size of a pixel at the frame's centre.
+    rotation_deg : float
+        Angle of the +y axis from north through east, at the frame's centre.
+    parity : int
+        +1 where east is to the left when north is up, -1 for a mirrored image.
+    evidence : dict
+        How it was found, JSON-safe.
+    """
+
+    source_index: Ints
+    reference_index: Ints
+    model: SkyModel
+    log_odds: float
+    n_sources: int
+    n_reference: int
+    scale_arcsec: float
+    rotation_deg: float
+    parity: int
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sources:
+    """The sources, brightest first, as complex pixels; `row` is their number in the caller's list."""
+
+    z: Complexes
+    row: Ints
+    flux: Floats
+    shape: tuple[int, int]
+
+    @property
+    def center(self) -> complex:
+        return complex((self.shape[1] - 1) / 2, (self.shape[0] - 1) / 2)
+
+    @property
+    def norm(self) -> float:
+        return float(np.hypot(*self.shape) / 2)
+
+    @property
+    def area(self) -> float:
+        """Of the part of the frame that has sources, px^2."""
+        if len(self.z) < 2:
+            return float(self.shape[0] * self.shape[1])
+        box = np.ptp(self.z.real) * np.ptp(self.z.imag) * (1 + 2 / len(self.z))
+        return float(np.clip(box, 1.0, self.shape[0] * self.shape[1]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stars:
+    """Reference stars on the plane ``w = (-xi + i eta) / scale``, brightest first."""
+
+    w: Complexes
+    row: Ints
+    mag: Floats
+    scale_deg: float
+    ra0_deg: float
+    dec0_deg: float
+    density: float
+
+
+def prepare_sources(x: ArrayLike, y: ArrayLike, flux: ArrayLike, shape: tuple[int, int]) -> Sources:
+    x, y, flux = (np.asarray(v, dtype=float) for v in (x, y, flux))
+    order = np.argsort(-np.nan_to_num(flux, nan=-np.inf), kind="stable")
+    order = order[np.isfinite(x[order]) & np.isfinite(y[order])]
+    return Sources(x[order] + 1j * y[order], order, flux[order], shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hypothesis:
+    """A hypothesis that was grown, with its pairs as rows of the brightness-sorted lists."""
+
+    log_odds: float
+    parity: int
+    level: int
+    sigma_px: float
+    z0: complex
+    coeff: Complexes
+    i: Ints
+    j: Ints
+    stage: str
+
+    def says_the_same(self, other: Hypothesis) -> bool:
+        """Say whether most of the other's pairs are also this one's."""
+        mine = dict(zip(self.i.tolist(), self.j.tolist()))
+        common = sum(mine.get(i) == j for i, j in zip(other.i.tolist(), other.j.tolist()))
+        return common > 0.5 * min(len(self.i), len(other.i))
+
+
+def hypotheses_of(found: Found, i: Ints, j: Ints, stage: str) -> list[Hypothesis]:
+    """Return what a search found, best first, in rows of the full lists."""
+    out = []
+    for k in np.argsort(-found.log_odds, kind="stable"):
+        if not np.isfinite(found.log_odds[k]):
+            break
+        hit = np.flatnonzero(found.match[k] >= 0)
+        out.append(Hypothesis(
+            float(found.log_odds[k]), int(found.parity[k]), int(found.level[k]),
+            float(found.sigma_px[k]), complex(found.z0[k]), found.coeff[k].copy(),
+            i[hit], j[found.match[k][hit]], stage,
+        ))
+    return out
+
+
+def densify(h: Hypothesis, sources: Sources, stars: Stars) -> Hypothesis:
+    """Go on growing a hypothesis over more, fainter stars."""
+    n = min(DENSE, len(sources.z))
+    radius = np.sqrt(RANK * sources.area / (np.pi * n))
+    radius = max(radius, np.sqrt(RANK / (np.pi * stars.density)))
+    i = np.union1d(select(sources.z, radius, RANK, MIN_SEP_PX), h.i)
+    j = np.union1d(select(stars.w, radius, RANK, 1.0), h.j)
+    z, w = sources.z[i], stars.w[j]
+    if h.parity < 0:
+        z = z.conj()
+    match, chance = np.full(len(z), -1), np.zeros(len(z))
+    coeff = np.zeros(N_TERMS, np.complex128)
+    a = h.coeff[1] / sources.norm
+    growth = grow(
+        z, np.argsort(np.abs(z - h.z0), kind="stable"), np.searchsorted(i, h.i),
+        np.searchsorted(j, h.j), w, make_grid(w, 2.0), a, h.coeff[0], h.z0, sources.norm,
+        0.05 * abs(a), 0.02 * sources.norm, h.sigma_px, 0.02, -np.inf, np.full(len(w), -1), 0,
+        match, chance, coeff,
+    )
+    hit = np.flatnonzero(match >= 0)
+    return Hypothesis(
+        h.log_odds + max(growth.log_odds, 0.0), h.parity, growth.level, growth.sigma_px, h.z0,
+        coeff, i[hit], j[match[hit]], h.stage,
+    )
+
+
+def _fit(
+    x: Floats, y: Floats, ra: Floats, dec: Floats, tangent: tuple[float, float],
+    sources: Sources, scale_deg: float, level: int, sigma_px: float,
+) -> tuple[SkyModel, Floats]:
+    """Fit a polynomial to pairs, with the prior of a lens, robustly; return residuals in px."""
+    n = len(x)
+    degree = 3 if n >= 24 or (level > 0 and n >= 8) else 2 if n >= 10 else 1
+    c, norm = sources.center, sources.norm
+    design = poly_design((x - c.real) / norm, (y - c.imag) / norm, degree)
+    plane = np.column_stack(project(ra, dec, *tangent)) / scale_deg
+    order = poly_exponents(degree).sum(axis=1)
+    prior = np.flatnonzero(order >= 2)
+    size = np.where(order == 2, 1.5, 1.0)[prior] * LEVELS[level] * norm
+    rows = np.zeros((len(prior), design.shape[1]))
+    rows[np.arange(len(prior)), prior] = 1.0
+    weights = np.ones(n)
+    values = np.concatenate([plane, np.zeros((len(prior), 2))])
+    sd = sigma_px
+    for _ in range(3):
+        solved = lstsq(
+            np.concatenate([design, rows]), values,
+            np.concatenate([weights / sd**2, 1.0 / size**2]), what="match",
+        ).x
+        residual = np.hypot(*(plane - design @ solved).T)
+        # For a two-dimensional Gaussian the median radius is 1.1774 sigma.
+        sd = max(float(np.median(residual)) / 1.1774, 0.02)
+        weights = np.clip(1.0 - (residual / (5.0 * sd)) ** 2, 1e-6, None) ** 2
+    model = SkyModel(*tangent, c.real, c.imag, norm, solved.T * scale_deg)
+    return model, residual
+
+
+def _polish(
+    h: Hypothesis, sources: Sources, stars: Stars, ra: Floats, dec: Floats
+) -> tuple[SkyModel, Ints, Ints, Floats]:
+    """Turn a grown hypothesis into a model over the frame and the pairs of the bright sources."""
+    at = evaluate(h.coeff, np.array([_seen(sources.center, h.parity)]), h.z0, sources.norm)[0]
+    a0, d0 = deproject(-at.real * stars.scale_deg, at.imag * stars.scale_deg, stars.ra0_deg, stars.dec0_deg)
+    tangent = (float(a0), float(d0))
+    scale_deg = stars.scale_deg * float(abs(h.coeff[1])) / sources.norm
+    i, j = h.i, h.j
+    n = min(MAX_PAIRS, len(sources.z))
+    z = sources.z[:n]
+    near = _reachable(h, sources, stars, n)
+    ra_near, dec_near = ra[stars.row[near]], dec[stars.row[near]]
+    plane = np.column_stack(project(ra_near, dec_near, *tangent)) / scale_deg
+    spacing = np.sqrt(sources.area / max(len(near), 1))
+    rms = h.sigma_px
+    for radius in (6.0, 5.0, 5.0):
+        model, residual = _fit(
+            sources.z[i].real, sources.z[i].imag, ra[stars.row[j]], dec[stars.row[j]],
+            tangent, sources, scale_deg, h.level, rms,
+        )
+        rms = max(float(np.median(residual)) / 1.1774, 0.05)
+        xi, eta = model.pixel_to_plane(z.real, z.imag)
+        reach = min(max(radius * rms, 0.5), 0.5 * spacing)
+        i, k, _ = mutual_nearest((xi + 1j * eta) / scale_deg, plane[:, 0] + 1j * plane[:, 1], reach)
+        j = near[k]
+    model, residual = _fit(
+        sources.z[i].real, sources.z[i].imag, ra[stars.row[j]], dec[stars.row[j]],
+        tangent, sources, scale_deg, h.level, rms,
+    )
+    return model, i, j, residual
+
+
+def _seen(z: complex, parity: int) -> complex:
+    return z if parity > 0 else z.conjugate()
+
+
+def _reachable(h: Hypothesis, sources: Sources, stars: Stars, n: int) -> Ints:
+    """Return the reference stars in the frame that are bright enough for the `n` sources."""
+    ny, nx = sources.shape
+    edge = np.array([0, nx / 2, nx]), np.array([0, ny / 2, ny])
+    box = (edge[0][:, None] + 1j * edge[1][None, :]).ravel()
+    corners = evaluate(h.coeff, box if h.parity > 0 else box.conj(), h.z0, sources.norm)
+    margin = 0.02 * sources.norm
+    w = stars.w
+    inside = (
+        (w.real > corners.real.min() - margin) & (w.real < corners.real.max() + margin)
+        & (w.imag > corners.imag.min() - margin) & (w.imag < corners.imag.max() + margin)
+    )
+    inside = np.flatnonzero(inside)
+    flux = sources.flux[:n]
+    good = np.isfinite(stars.mag[h.j]) & (sources.flux[h.i] > 0)
+    if good.sum() >= 5 and np.any(flux > 0):
+        zero = stars.mag[h.j][good] + 2.5 * np.log10(sources.flux[h.i][good])
+        faintest = np.median(zero) - 2.5 * np.log10(flux[flux > 0].min())
+        slack = 1.0 + 3.0 * float(mad_std(zero))
+        inside = inside[~(stars.mag[inside] > faintest + slack)]
+    return inside
+
+
+def conclude(
+    h: Hypothesis, sources: Sources, stars: Stars, ra_deg: Floats, dec_deg: Floats,
+    n_reference: int, evidence: dict[str, Any],
+) -> Match:
+    """Make the match of a hypothesis that was accepted."""
+    model, i, j, residual = _polish(h, sources, stars, ra_deg, dec_deg)
+    c = sources.center
+    cd = model.jacobian(c.real, c.imag)
+    det = float(np.linalg.det(cd))
+    source_index, reference_index = sources.row[i], stars.row[j]
+    order = np.argsort(source_index, kind="stable")
+    evidence = {
+        **evidence,
+        "method": h.stage,
+        "n_matched": len(order),
+        "rms_px": float(np.sqrt(np.mean(residual**2) / 2.0)),
+        "distortion_level": float(LEVELS[h.level]),
+        "degree": model.degree,
+    }
+    return Match(
+        source_index[order], reference_index[order], model, h.log_odds, len(sources.z), n_reference,
+        3600.0 * float(np.sqrt(abs(det))), float(np.degrees(np.arctan2(cd[0, 1], cd[1, 1])) % 360.0),
+        1 if det < 0 else -1, evidence,
+    )

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.ground.errors import ImageError
+
 if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.wcs import WCS
 
-__all__ = ["Exposure", "Frame", "Pointing"]
+__all__ = ["Exposure", "Frame", "Pointing", "check_pixels"]
+
+# An image narrower than this has no star with its background around it.
+MIN_SIDE_PX = 16
+# About as many pixels as a first look takes; only where they are all alike are all looked at.
+SAMPLE = 20_000
+MAX_SATURATED = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,10 @@ class Frame:
         Julian year of mid-exposure; None where the header has no date.
     exptime_s, gain_e_adu, read_noise_e, saturation_adu : float
         gain 1, read noise 0 and saturation infinity where unknown.
+    filter : str
+        As the header names it.
+    plane : int, optional
+        0-based plane of a cube that the pixels are of; None where the HDU is a plain image.
     """
 
     data: NDArray[np.float32]
@@ -91,6 +103,7 @@ class Frame:
     read_noise_e: float = 0.0
     saturation_adu: float = float("inf")
     filter: str = ""
+    plane: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -116,8 +129,8 @@ class Exposure:
         Name of the instrument file that was used.
     pointing : Pointing
         What header and instrument say about where the first frame's centre points.
-    sha256 : str
-        Checksum of the file.
+    digest : str or callable
+        Checksum of the file, or what computes it; :attr:`sha256` asks it.
     notes : tuple of str
         What was found odd or mended while reading, in plain words.
     """
@@ -126,5 +139,56 @@ class Exposure:
     path: str = ""
     instrument: str = "generic"
     pointing: Pointing = field(default_factory=Pointing)
-    sha256: str = ""
+    digest: Any = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file in hexadecimal; empty where there is no file."""
+        return self.digest if isinstance(self.digest, str) else self.digest()
+
+
+def check_pixels(frame: Frame) -> None:
+    """Refuse pixels in which there can be no star.
+
+    Raises
+    ------
+    ImageError
+        If the frame is too small, has no usable pixel, or all of them are alike or saturated.
+    """
+    data = frame.data
+    if min(data.shape) < MIN_SIDE_PX:
+        raise ImageError(
+            image=frame.name,
+            reason=f"{data.shape[1]}x{data.shape[0]} pixels are too few for a star field",
+            width=data.shape[1],
+            height=data.shape[0],
+            hint=f"At least {MIN_SIDE_PX} pixels a side are needed.",
+        )
+    step = max(1, int(np.sqrt(data.size / SAMPLE)))
+    for view in (np.s_[::step, ::step], np.s_[:, :]):
+        reason = _nothing_to_see(frame, view)
+        if not reason:
+            return
+    raise ImageError(
+        image=frame.name, reason=reason, hint="Check the exposure, the mask and the file."
+    )
+
+
+def _nothing_to_see(frame: Frame, view: tuple[slice, slice]) -> str:
+    """Say why no star can be seen in a part of the frame; empty where one could be."""
+    pixels = frame.data[view]
+    finite = np.isfinite(pixels)
+    if not finite.any():
+        return "every pixel is NaN"
+    usable = finite if frame.mask is None else finite & ~frame.mask[view]
+    if not usable.any():
+        return "every pixel is masked"
+    values = pixels[usable]
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return "every pixel is zero" if low == 0 else f"every pixel is {low:g}"
+    saturated = float(np.mean(values >= frame.saturation_adu))
+    if saturated > MAX_SATURATED:
+        return f"{saturated:.0%} of the pixels are saturated (at or above {frame.saturation_adu:g} ADU)"
+    return ""

@@ -1,0 +1,438 @@
+"""Reading exposures: FITS, compressed or not, with one extension or many; TIFF and PNG.
+
+:func:`read` is the door: whatever an image is stored in, an :class:`Exposure` comes out, with the
+pixels as float32, bad ones masked, the epoch of mid-exposure, the pointing, the WCS it came with,
+and notes on everything that had to be assumed.
+
+This and ``fitswrite`` are the only places that open FITS files; 1-based pixels stay in headers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.companions import companions_of, joined, label, role_of
+from cynosure.data.facts import detector_of, pointing_of
+from cynosure.data.fitsbytes import Unit, float_pixels
+from cynosure.data.fitsfile import (
+    FitsFile,
+    FitsInMemory,
+    LazyDigest,
+    Selector,
+    file_sha256,
+    planes,
+    split_path,
+)
+from cynosure.data.fitswrite import output_name, write_header_only, write_solved
+from cynosure.data.frame import Exposure, Frame, check_pixels
+from cynosure.data.header import epoch_of, text
+from cynosure.data.instrument import Instrument, identify, load_instrument
+from cynosure.data.raster import RASTERS, read_raster
+from cynosure.data.wcsread import is_wcs_keyword, read_wcs
+from cynosure.ground.errors import ImageError
+from cynosure.ground.files import atomic_path
+
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+
+__all__ = [
+    "atomic_path",
+    "check_pixels",
+    "debayered",
+    "file_sha256",
+    "output_name",
+    "read",
+    "split_path",
+    "write_header_only",
+    "write_solved",
+]
+
+# Structural cards that an extension does not inherit from the primary header.
+NOT_INHERITED = re.compile(
+    r"(SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|BZERO|BSCALE|BLANK|CHECKSUM|DATASUM|EXTNAME|EXTVER|EXTLEVEL"
+    r"|ZHECKSUM|ZDATASUM|COMMENT|HISTORY|)"
+)
+
+
+def read(
+    source: Any,
+    *,
+    instrument: str | Path | Instrument | None = None,
+    extension: str | int | None = None,
+    epoch_yr: float | None = None,
+    bayer: str | None = None,
+) -> Exposure:
+    """Read an exposure.
+
+    Parameters
+    ----------
+    source : path, HDUList, (data, header), ndarray or CCDData
+        A path may select an extension: ``mosaic.fits[SCI,2]``, ``cube.fits[0,3]`` (HDU 0, plane 3).
+    instrument : str, Path or Instrument, optional
+        Name or file of the instrument; found from the header where absent.
+    extension : str or int, optional
+        As in the brackets of a path: ``2``, ``"SCI"``, ``"SCI,2"``, ``"0,3"`` or ``"0,all"``.
+    epoch_yr : float, optional
+        Julian year of mid-exposure; stands in for a header without a date, or overrides it.
+    bayer : str, optional
+        The colour pattern of a raw colour camera from the first pixel, such as ``"rggb"``: every
+        2 x 2 cell becomes one pixel, the mean of its greens (see :func:`debayered`); ``"sum"``
+        takes the mean of all four. The WCS and the plate scale are halved with it.
+
+    Returns
+    -------
+    Exposure
+
+    Raises
+    ------
+    ImageError
+        If there is no image to be read, with the reason.
+    SettingError
+        If the instrument is not known.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> exposure = read((np.zeros((20, 30)), None), epoch_yr=2020.5)
+    >>> exposure.frames[0].shape, exposure.frames[0].epoch_yr
+    ((20, 30), 2020.5)
+    """
+    if isinstance(source, (str, os.PathLike)):
+        path, selected = split_path(str(source))
+        if path.suffix.lower() in RASTERS:
+            return _read_raster(path, instrument, epoch_yr, bayer)
+        selector = Selector.of(extension if extension is not None else selected, str(source))
+        with FitsFile(path) as file:
+            return _assemble(file, instrument, selector, epoch_yr, bayer)
+    selector = Selector.of(extension, "image")
+    return _assemble(FitsInMemory.of(source), instrument, selector, epoch_yr, bayer)
+
+
+# --- from units to an exposure --------------------------------------------------------------
+
+
+def _assemble(
+    file: FitsFile,
+    instrument: str | Path | Instrument | None,
+    selector: Selector | None,
+    epoch_yr: float | None,
+    bayer: str | None,
+) -> Exposure:
+    primary = file.header(file.units[0])
+    images = [u for u in file.units if u.is_image]
+    if not images:
+        kinds = ", ".join(str(u.name or f"HDU {u.index}") for u in file.units)
+        raise ImageError(
+            image=file.name,
+            reason=f"no image extension (it has {len(file.units)} HDU: {kinds})",
+            hint="Is it a table or a header? Give the image itself.",
+        )
+    camera = _instrument(instrument, primary, file.header(images[0]))
+    roles = {u.index: role_of(u, camera) for u in images}
+    science = _science(file, images, roles, selector, camera)
+    frames: list[Frame] = []
+    notes: list[str] = []
+    for unit in science:
+        for plane in _chosen_planes(file, unit, selector, camera):
+            made, said = _frame(
+                file, unit, plane, len(frames), images, roles, camera, primary, bayer
+            )
+            frames.append(made if epoch_yr is None else made.replaced(epoch_yr=epoch_yr))
+            notes += said
+    if epoch_yr is not None:
+        notes = [n for n in notes if "epoch" not in n]
+    pointing, said = pointing_of(frames[0], camera, primary)
+    notes += said
+    return Exposure(
+        tuple(frames),
+        path=str(file.path) if file.path is not None else file.name,
+        instrument=camera.name,
+        pointing=pointing,
+        digest=file.digest(),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _instrument(
+    given: str | Path | Instrument | None, primary: Header, first: Header
+) -> Instrument:
+    if isinstance(given, Instrument):
+        return given
+    if given is not None:
+        return load_instrument(given)
+    name = identify(primary)
+    return load_instrument(name if name != "generic" else identify(first))
+
+
+def _science(
+    file: FitsFile,
+    images: list[Unit],
+    roles: dict[int, str],
+    selector: Selector | None,
+    camera: Instrument,
+) -> list[Unit]:
+    if selector is not None:
+        chosen = [u for u in file.units if selector.takes(u)]
+        if not chosen:
+            raise ImageError(
+                image=file.name,
+                reason=f"it has no HDU {_wanted(selector)}",
+                hint="It has " + ", ".join(label(u) for u in images) + ".",
+            )
+        pictures = [u for u in chosen if u.is_image]
+        if not pictures:
+            raise ImageError(image=file.name, reason=f"HDU {_wanted(selector)} is no image")
+        return pictures
+    for wanted in ("science", "unknown"):
+        found = [u for u in images if roles[u.index] == wanted and len(u.shape) >= 2]
+        if found:
+            return found
+    raise ImageError(
+        image=file.name,
+        reason="no science extension among " + ", ".join(label(u) for u in images),
+        hint="Say which one with --extension NAME,VERSION, or image.fits[NAME,VERSION].",
+    )
+
+
+def _wanted(selector: Selector) -> str:
+    if selector.hdu is not None:
+        return str(selector.hdu)
+    return f"{selector.name},{selector.version}" if selector.version else str(selector.name)
+
+
+def _chosen_planes(
+    file: FitsFile, unit: Unit, selector: Selector | None, camera: Instrument
+) -> list[int | None]:
+    """Return the planes to be read; None stands for the only one."""
+    count = planes(unit.shape)
+    wanted = selector.plane if selector is not None else None
+    if wanted is None and count == 1:
+        return [None]
+    if wanted == "all" or (wanted is None and camera.planes == "chips"):
+        return list(range(count))
+    size = "x".join(str(n) for n in reversed(unit.shape))
+    if wanted is None:
+        raise ImageError(
+            image=file.name,
+            planes=count,
+            reason=f"HDU {unit.index} is a cube of {size} pixels, {count} planes",
+            hint=f"Choose a plane, counted from 0, with --extension {unit.index},0 or {file.name}[{unit.index},0]; "
+            f"[{unit.index},all] takes each plane for a detector.",
+        )
+    if not isinstance(wanted, int) or wanted >= count:
+        raise ImageError(
+            image=file.name,
+            reason=f"HDU {unit.index} ({size}) has no plane {wanted}: it has 0 to {count - 1}",
+        )
+    return [wanted]
+
+
+def _frame(
+    file: FitsFile,
+    unit: Unit,
+    plane: int | None,
+    chip: int,
+    images: list[Unit],
+    roles: dict[int, str],
+    camera: Instrument,
+    primary: Header,
+    bayer: str | None,
+) -> tuple[Frame, list[str]]:
+    data, finite = file.plane(unit, plane or 0)
+    own = file.header(unit)
+    if plane is not None and camera.plane_table >= 0:
+        own = _plane_header(file, own, camera.plane_table, plane)
+    header = inherited(own, primary) if unit.index > 0 else own
+    name = (
+        file.name
+        if len(images) == 1 and plane is None
+        else f"{file.name}[{_frame_label(unit, plane)}]"
+    )
+    hdulist = file.hdulist() if any(k.startswith(("CPDIS", "D2IMDIS")) for k in own) else None
+    wcs, notes = read_wcs(own, hdulist=hdulist, shape=data.shape)
+    mask = None if finite else ~np.isfinite(data)
+    variance, flagged, said = companions_of(file, unit, data.shape, images, roles, camera)
+    mask = joined(mask, flagged, _outside_data_section(header, data.shape, camera))
+    moment = epoch_of(header, dict(camera.aliases))
+    frame = Frame(
+        data,
+        name=name,
+        chip=chip,
+        hdu=unit.index,
+        header=header,
+        variance=variance,
+        mask=mask,
+        wcs=wcs,
+        epoch_yr=moment.epoch_yr,
+        plane=plane,
+        **detector_of(header, camera, unit),
+    )
+    notes = [*notes, *said, *([moment.note] if moment.note else [])]
+    pattern = bayer or camera.values.get("bayer")
+    return (debayered(frame, pattern) if pattern else frame), notes
+
+
+def _frame_label(unit: Unit, plane: int | None) -> str:
+    label = f"{unit.name},{unit.version}" if unit.name and unit.index else str(unit.index)
+    return label if plane is None else f"{label},{plane}"
+
+
+def inherited(own: Header, primary: Header) -> Header:
+    """Return an extension's header with the cards of the primary header that it lacks.
+
+    The primary's WCS is not inherited: it is of the whole mosaic, not of one array.
+    """
+    header = own.copy()
+    known = set(own)
+    extra = [
+        card
+        for card in primary.cards
+        if card.keyword not in known
+        and not NOT_INHERITED.fullmatch(card.keyword)
+        and not is_wcs_keyword(card.keyword)
+    ]
+    header.extend(extra, end=True)
+    return header
+
+
+def _plane_header(file: FitsFile, header: Header, table_hdu: int, plane: int) -> Header:
+    """Return the header of one plane: the columns of a table replace the cards (GEIS groups)."""
+    if table_hdu >= len(file.hdulist()):
+        return header
+    table = file.hdulist()[table_hdu].data
+    if table is None or plane >= len(table):
+        return header
+    header = header.copy()
+    for name in table.names:
+        value = table[name][plane]
+        value = value.item() if isinstance(value, np.generic) else value
+        if re.fullmatch(r"[A-Z0-9_-]{1,8}", name) and (
+            not isinstance(value, float) or math.isfinite(value)
+        ):
+            header[name] = value
+    return header
+
+
+def _outside_data_section(
+    header: Header, shape: tuple[int, int], camera: Instrument
+) -> NDArray[np.bool_] | None:
+    """Mask what lies outside DATASEC (overscan) of a raw frame; None where all is inside.
+
+    A DATASEC that does not fit the array was left over from before a crop and is not believed.
+    """
+    match = re.fullmatch(
+        r"\[(\d+):(\d+),(\d+):(\d+)\]", text(header, ("DATASEC",)).replace(" ", "")
+    )
+    if match is None or camera.values.get("trim") is False:
+        return None
+    x1, x2, y1, y2 = (int(g) for g in match.groups())
+    ny, nx = shape
+    if not (1 <= x1 < x2 <= nx and 1 <= y1 < y2 <= ny) or (x2 - x1 + 1, y2 - y1 + 1) == (nx, ny):
+        return None
+    outside = np.ones(shape, dtype=bool)
+    outside[y1 - 1 : y2, x1 - 1 : x2] = False
+    return outside
+
+
+# --- pixels without a header, and colour cameras --------------------------------------------
+
+
+def _read_raster(
+    path: Path,
+    instrument: str | Path | Instrument | None,
+    epoch_yr: float | None,
+    bayer: str | None,
+) -> Exposure:
+    from astropy.io.fits import Header
+
+    data, when = read_raster(path)
+    camera = (
+        instrument
+        if isinstance(instrument, Instrument)
+        else load_instrument(instrument or "generic")
+    )
+    header = Header()
+    if when:
+        header["DATE-OBS"] = when
+    pixels, finite = float_pixels(data)
+    moment = epoch_of(header)
+    top = float(np.iinfo(data.dtype).max) if data.dtype.kind in "iu" else math.inf
+    values = camera.values
+    frame = Frame(
+        pixels,
+        name=path.name,
+        header=header,
+        mask=None if finite else ~np.isfinite(pixels),
+        epoch_yr=epoch_yr if epoch_yr is not None else moment.epoch_yr,
+        exptime_s=float(values.get("exptime_s", math.nan)),
+        gain_e_adu=float(values.get("gain_e_adu", 1.0)),
+        read_noise_e=float(values.get("read_noise_e", 0.0)),
+        saturation_adu=min(top, float(values.get("saturation_adu", math.inf))),
+    )
+    pattern = bayer or values.get("bayer")
+    frame = debayered(frame, pattern) if pattern else frame
+    pointing, notes = pointing_of(frame, camera, header)
+    said = [] if frame.epoch_yr is not None else [moment.note]
+    return Exposure(
+        (frame,),
+        path=str(path),
+        instrument=camera.name,
+        pointing=pointing,
+        digest=LazyDigest(path),
+        notes=("pixels without a FITS header", *said, *notes),
+    )
+
+
+def debayered(frame: Frame, pattern: str) -> Frame:
+    """Return a colour camera's raw frame with every 2 x 2 cell made one pixel.
+
+    The two greens of a cell are averaged: they have the same pass band, and their mean lies at the
+    centre of the cell, whatever the pattern; ``"sum"`` takes the mean of all four. Positions are
+    those of the cells: pixel (x, y) of the new frame is (2 x + 0.5, 2 y + 0.5) of the old one.
+
+    Parameters
+    ----------
+    frame : Frame
+    pattern : str
+        ``rggb``, ``bggr``, ``grbg``, ``gbrg``, or ``sum``.
+    """
+    pattern = pattern.lower()
+    if pattern not in ("rggb", "bggr", "grbg", "gbrg", "sum"):
+        raise ImageError(
+            image=frame.name,
+            reason=f"{pattern!r} is no Bayer pattern",
+            hint="One of rggb, bggr, grbg, gbrg, sum.",
+        )
+    cells = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    use = cells if pattern == "sum" else [c for c, letter in zip(cells, pattern) if letter == "g"]
+    ny, nx = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+    parts = [(slice(j, ny, 2), slice(i, nx, 2)) for j, i in use]
+    data = sum(frame.data[p] for p in parts) / np.float32(len(parts))
+    mask = None
+    if frame.mask is not None:
+        mask = np.logical_or.reduce([frame.mask[p] for p in parts])
+    variance = None
+    if frame.variance is not None:
+        variance = sum(frame.variance[p] for p in parts) / np.float32(len(parts) ** 2)
+    wcs = None
+    if frame.wcs is not None:
+        wcs = (
+            frame.wcs.slice((np.s_[0:ny:2], np.s_[0:nx:2]))
+            if not frame.wcs.has_distortion
+            else None
+        )
+    return frame.replaced(
+        data=np.ascontiguousarray(data, dtype=np.float32),
+        mask=mask,
+        variance=variance,
+        wcs=wcs,
+        gain_e_adu=frame.gain_e_adu * len(parts),
+        read_noise_e=frame.read_noise_e * math.sqrt(len(parts)),
+    )

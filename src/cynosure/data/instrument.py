@@ -1,0 +1,430 @@
+"""Instruments are TOML files: what the headers of one camera mean.
+
+An instrument file says which keywords hold what, which extensions are science, errors and masks,
+what the bits of a mask mean, the plate scale, how the camera was mounted and *when* that changed,
+and default settings. ``generic`` knows the usual keywords of all and is used where nothing fits;
+every other file only says what is different. The shipped files lie in ``cynosure/instruments``; an
+own one is given by its path (``docs/how-to/own-instrument.md``).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cynosure.data.header import ALIASES, mjd_of_text
+from cynosure.ground.errors import SettingError
+from cynosure.ground.settings import unknown_name
+
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+
+__all__ = ["Companion", "Flip", "Instrument", "identify", "instrument_names", "load_instrument"]
+
+FOLDER = Path(__file__).parents[1] / "instruments"
+ROLES = ("science", "error", "variance", "ivar", "weight", "mask")
+
+# What each table of an instrument file may hold, and of what type. Keys ending in * are free.
+SCHEMA: dict[str, dict[str, tuple[type, ...]]] = {
+    "": {
+        "name": (str,),
+        "title": (str,),
+        "status": (str,),
+        "notes": (str,),
+        "identify": (list,),
+        "header": (dict,),
+        "values": (dict,),
+        "layout": (dict,),
+        "companion": (list,),
+        "mask": (dict,),
+        "flip": (list,),
+        "settings": (dict,),
+    },
+    "header": {name: (str, list) for name in ALIASES},
+    "values": {
+        "scale_arcsec": (float, int),
+        "scale_error": (float, int),
+        "gain_e_adu": (float, int),
+        "read_noise_e": (float, int),
+        "saturation_adu": (float, int),
+        "pointing_error_deg": (float, int),
+        "rotation_deg": (float, int),
+        "rotation_error_deg": (float, int),
+        "parity": (int,),
+        "exptime_s": (float, int),
+        "date_is": (str,),
+        "units": (str,),
+        "trim": (bool,),
+        "bayer": (str,),
+    },
+    "layout": {**{role: (str, list) for role in ROLES}, "planes": (str,), "plane_table": (int,)},
+    "companion": {"role": (str,), "replace": (list,)},
+    "mask": {"kind": (str,), "bad": (list,), "keyword": (str,), "planes": (dict,)},
+    "flip": {
+        "before": (str,),
+        "after": (str,),
+        "parity": (int,),
+        "mirror": (bool,),
+        "turn_deg": (float, int),
+        "rotation_deg": (float, int),
+        "rotation_error_deg": (float, int),
+        "only": (dict,),
+        "ra_offset_deg": (float, int),
+        "dec_offset_deg": (float, int),
+        "why": (str,),
+    },
+}
+STATUSES = ("verified", "documents", "draft")
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """How the camera was mounted in a range of dates.
+
+    Attributes
+    ----------
+    after_mjd, before_mjd : float
+        The range, UTC; infinite where open.
+    parity : int or None
+        Replaces the parity.
+    mirror : bool
+        Reverses the parity.
+    turn_deg : float
+        Added to the rotation.
+    rotation_deg, rotation_error_deg : float or None
+        Replace the rotation and its error.
+    ra_offset_deg, dec_offset_deg : float
+        Added to the pointing of the header (ra without cos dec).
+    only : dict of str to str
+        Header keywords and patterns: the cameras it holds for; empty for all.
+    """
+
+    after_mjd: float = -math.inf
+    before_mjd: float = math.inf
+    parity: int | None = None
+    mirror: bool = False
+    turn_deg: float = 0.0
+    rotation_deg: float | None = None
+    rotation_error_deg: float | None = None
+    ra_offset_deg: float = 0.0
+    dec_offset_deg: float = 0.0
+    only: Mapping[str, str] = field(default_factory=dict)
+    why: str = ""
+
+    def holds(self, mjd: float, header: Header | None = None) -> bool:
+        """Say whether the flip holds at a date; never for an unknown one."""
+        if self.only and (
+            header is None or not all(_matches(header.get(k), p) for k, p in self.only.items())
+        ):
+            return False
+        return self.after_mjd <= mjd < self.before_mjd
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A file beside the image: its role, and what to replace in the image's name to find it."""
+
+    role: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """What an instrument file says, checked.
+
+    Attributes
+    ----------
+    name, title, status, notes : str
+        ``status`` is ``verified`` (on real data), ``documents`` (written from them), ``draft``.
+    identify : tuple of dict
+        Each maps header keywords to patterns; all of one must match.
+    aliases : dict
+        Keywords for each quantity: the file's own first, the generic ones after them.
+    values : dict
+        Numbers that hold where the header says nothing (and scale, rotation, parity of the mount).
+    layout : dict of role to tuple of EXTNAME patterns
+    planes : str
+        ``"chips"`` where the planes of a cube are detectors; ``""`` where a cube is refused.
+    plane_table : int
+        HDU of the table that holds the header values of each plane; -1 for none.
+    companions : tuple of Companion
+    mask_kind : str
+        ``"bits"`` or ``"values"``.
+    mask_bad : tuple of int
+        Bits, or values, that make a pixel unusable; empty for any that is not zero.
+    mask_planes : dict of name to int
+    flips : tuple of Flip
+    settings : dict
+        Default settings, section by section.
+    """
+
+    name: str = "generic"
+    title: str = ""
+    status: str = "verified"
+    notes: str = ""
+    identify: tuple[dict[str, str], ...] = ()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(ALIASES))
+    values: Mapping[str, Any] = field(default_factory=dict)
+    layout: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    planes: str = ""
+    plane_table: int = -1
+    companions: tuple[Companion, ...] = ()
+    mask_kind: str = "bits"
+    mask_bad: tuple[int, ...] = ()
+    mask_planes: Mapping[str, int] = field(default_factory=dict)
+    flips: tuple[Flip, ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def matches(self, header: Header) -> bool:
+        """Say whether a header is of this instrument."""
+        return any(
+            all(_matches(header.get(key), pattern) for key, pattern in rule.items())
+            for rule in self.identify
+        )
+
+    def mount(self, mjd: float, header: Header | None = None) -> dict[str, Any]:
+        """Return parity, rotation, and pointing offsets as they were at a date (MJD, UTC).
+
+        Returns
+        -------
+        dict
+            ``parity`` (0 unknown), ``rotation_deg`` (None unknown), ``rotation_error_deg``,
+            ``ra_offset_deg``, ``dec_offset_deg``.
+        """
+        v = self.values
+        out = {
+            "parity": v.get("parity", 0),
+            "rotation_deg": v.get("rotation_deg"),
+            "rotation_error_deg": v.get("rotation_error_deg", 180.0),
+            "ra_offset_deg": 0.0,
+            "dec_offset_deg": 0.0,
+        }
+        for flip in self.flips:
+            if not flip.holds(mjd, header):
+                continue
+            if flip.parity is not None:
+                out["parity"] = flip.parity
+            if flip.mirror:
+                out["parity"] = -out["parity"]
+            if flip.rotation_deg is not None:
+                out["rotation_deg"] = flip.rotation_deg
+            if out["rotation_deg"] is not None:
+                out["rotation_deg"] = (out["rotation_deg"] + flip.turn_deg) % 360.0
+            if flip.rotation_error_deg is not None:
+                out["rotation_error_deg"] = flip.rotation_error_deg
+            out["ra_offset_deg"] += flip.ra_offset_deg
+            out["dec_offset_deg"] += flip.dec_offset_deg
+        return out
+
+
+def _matches(value: Any, pattern: str) -> bool:
+    """Match a header value against a shell pattern, without regard to case and outer blanks."""
+    if value is None:
+        return False
+    return fnmatch.fnmatchcase(str(value).strip().upper(), pattern.upper())
+
+
+def instrument_names() -> tuple[str, ...]:
+    """Return the names of the shipped instruments."""
+    return tuple(sorted(p.stem for p in FOLDER.glob("*.toml")))
+
+
+def load_instrument(name: str | Path) -> Instrument:
+    """Load an instrument by its shipped name or the path of its file.
+
+    Raises
+    ------
+    SettingError
+        If there is none of that name, or the file has an unknown key or a wrong value; the hint
+        names the nearest one that exists.
+
+    Examples
+    --------
+    >>> load_instrument("decam_cp").title
+    'DECam, NOIRLab community pipeline'
+    """
+    text = str(name)
+    if text.endswith(".toml") or "/" in text:
+        return _load(Path(name))
+    if text not in instrument_names():
+        raise unknown_name("instrument", text, list(instrument_names()), "--instrument")
+    return _shipped(text)
+
+
+@cache
+def _shipped(name: str) -> Instrument:
+    return _load(FOLDER / f"{name}.toml")
+
+
+def identify(header: Header) -> str:
+    """Return the name of the shipped instrument that a header is of; ``generic`` where none fits."""
+    for name in _identifiable(header):
+        if load_instrument(name).matches(header):
+            return name
+    return "generic"
+
+
+def _identifiable(header: Header) -> list[str]:
+    """Return the shipped instruments whose file could match, without parsing the others.
+
+    Every rule names INSTRUME, TELESCOP or another keyword; the cheap test is one line of text.
+    """
+    return [
+        n
+        for n, keys in _rule_keys().items()
+        if any(all(k in header for k in rule) for rule in keys)
+    ]
+
+
+@cache
+def _rule_keys() -> dict[str, tuple[tuple[str, ...], ...]]:
+    out = {}
+    for path in sorted(FOLDER.glob("*.toml")):
+        rules = _rules_only(path)
+        if rules:
+            out[path.stem] = rules
+    return out
+
+
+def _rules_only(path: Path) -> tuple[tuple[str, ...], ...]:
+    """Read the keywords of the [[identify]] tables of a shipped file."""
+    rules: list[list[str]] = []
+    inside = False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        line = line.strip()
+        if line.startswith("["):
+            inside = line == "[[identify]]"
+            if inside:
+                rules.append([])
+        elif inside and (match := re.match(r'"?([A-Z0-9_ -]+?)"?\s*=', line)):
+            rules[-1].append(match[1])
+    return tuple(tuple(r) for r in rules)
+
+
+def _load(path: Path) -> Instrument:
+    try:
+        with path.open("rb") as stream:
+            content = tomllib.load(stream)
+    except OSError as error:
+        raise SettingError("{path}: {reason}", path=str(path), reason=error.strerror) from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(
+            "{path}: not TOML ({reason})", path=str(path), reason=str(error)
+        ) from error
+    _check(content, path)
+    layout = content.get("layout", {})
+    mask = content.get("mask", {})
+    planes = {str(k): int(v) for k, v in mask.get("planes", {}).items()}
+    return Instrument(
+        name=content.get("name", path.stem),
+        title=content.get("title", ""),
+        status=content.get("status", "draft"),
+        notes=content.get("notes", ""),
+        identify=tuple({k: str(v) for k, v in r.items()} for r in content.get("identify", [])),
+        aliases=_aliases(content.get("header", {})),
+        values=dict(content.get("values", {})),
+        layout={k: _texts(v) for k, v in layout.items() if k in ROLES},
+        planes=layout.get("planes", ""),
+        plane_table=layout.get("plane_table", -1),
+        companions=tuple(Companion(c["role"], *c["replace"]) for c in content.get("companion", [])),
+        mask_kind=mask.get("kind", "bits"),
+        mask_planes=planes,
+        mask_bad=tuple(_mask_number(b, planes, path) for b in mask.get("bad", [])),
+        flips=tuple(_flip(f, path) for f in content.get("flip", [])),
+        settings=content.get("settings", {}),
+    )
+
+
+def _texts(value: str | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _aliases(own: Mapping[str, str | list[str]]) -> dict[str, tuple[str, ...]]:
+    """Return the aliases with an instrument's own keywords first."""
+    merged = {}
+    for quantity, generic in ALIASES.items():
+        names = _texts(own.get(quantity, []))
+        merged[quantity] = names + tuple(n for n in generic if n not in names)
+    if "ra" in own or "dec" in own:  # they are read in pairs
+        ra, dec = _texts(own.get("ra", [])), _texts(own.get("dec", []))
+        merged["ra"], merged["dec"] = ra + ALIASES["ra"], dec + ALIASES["dec"]
+    return merged
+
+
+def _mask_number(value: int | str, planes: Mapping[str, int], path: Path) -> int:
+    if isinstance(value, int):
+        return value
+    if value not in planes:
+        raise unknown_name("mask plane", value, list(planes), f"{path.name} [mask] bad")
+    return planes[value]
+
+
+def _flip(table: Mapping[str, Any], path: Path) -> Flip:
+    limits = {}
+    for key in ("after", "before"):
+        if key in table:
+            limits[f"{key}_mjd"] = mjd_of_text(table[key])
+            if not math.isfinite(limits[f"{key}_mjd"]):
+                raise SettingError(
+                    "{path} [[flip]] {key} = {value!r}: not a date",
+                    path=path.name,
+                    key=key,
+                    value=table[key],
+                    hint="Write it as 2021-05-24T11:35:53 (UTC).",
+                )
+    rest = {k: v for k, v in table.items() if k not in ("after", "before")}
+    return Flip(**limits, **rest)
+
+
+def _check(content: Mapping[str, Any], path: Path) -> None:
+    _check_table(content, "", path)
+    for name in ("header", "values", "layout", "mask"):
+        _check_table(content.get(name, {}), name, path)
+    for name in ("companion", "flip"):
+        for table in content.get(name, []):
+            _check_table(table, name, path)
+    if content.get("status", "draft") not in STATUSES:
+        raise unknown_name("status", str(content["status"]), list(STATUSES), path.name)
+    for companion in content.get("companion", []):
+        if companion.get("role") not in ROLES:
+            raise unknown_name(
+                "role", str(companion.get("role")), list(ROLES), f"{path.name} [[companion]]"
+            )
+        if len(companion.get("replace", [])) != 2:
+            raise SettingError(
+                "{path} [[companion]] replace: two texts are expected",
+                path=path.name,
+                hint='For instance replace = ["_ooi_", "_oow_"].',
+            )
+    if content.get("values", {}).get("parity", 0) not in (-1, 0, 1):
+        raise SettingError("{path} [values] parity: -1, 0 or 1 is expected", path=path.name)
+    if content.get("values", {}).get("date_is", "start") not in ("start", "mid", "end"):
+        raise SettingError("{path} [values] date_is: start, mid or end is expected", path=path.name)
+    if content.get("mask", {}).get("kind", "bits") not in ("bits", "values"):
+        raise SettingError("{path} [mask] kind: bits or values is expected", path=path.name)
+
+
+def _check_table(table: Mapping[str, Any], name: str, path: Path) -> None:
+    known = SCHEMA[name]
+    where = f"{path.name} [{name}]" if name else path.name
+    for key, value in table.items():
+        if key not in known:
+            raise unknown_name("key", key, list(known), where)
+        if not isinstance(value, known[key]) or (
+            isinstance(value, bool) and bool not in known[key]
+        ):
+            raise SettingError(
+                "{where} {key} = {value!r}: {expected} is expected",
+                where=where,
+                key=key,
+                value=value,
+                expected=" or ".join(t.__name__ for t in known[key]),
+            )

@@ -8,6 +8,8 @@ so each chip's true WCS is a :class:`~cynosure.geometry.wcs.SkyModel` exactly.
 
 from __future__ import annotations
 
+import datetime
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,14 +47,16 @@ class FocalPlane:
 
 def epoch_yr(camera: Camera) -> float:
     """Return the Julian year of mid-exposure."""
-    import datetime
-
     import erfa
 
-    start = datetime.datetime.fromisoformat(camera.date_obs.rstrip("Z"))
+    start = datetime.datetime.fromisoformat(camera.date_obs)
     seconds = start.second + start.microsecond * 1e-6
-    utc = erfa.dtf2d("UTC", start.year, start.month, start.day, start.hour, start.minute, seconds)
-    day, fraction = erfa.taitt(*erfa.utctai(*utc))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", erfa.ErfaWarning)  # leap seconds of the future
+        utc = erfa.dtf2d(
+            "UTC", start.year, start.month, start.day, start.hour, start.minute, seconds
+        )
+        day, fraction = erfa.taitt(*erfa.utctai(*utc))
     return float(2000.0 + (day - 2451545.0 + fraction + camera.exptime_s / 172800.0) / 365.25)
 
 

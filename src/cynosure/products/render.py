@@ -45,8 +45,8 @@ Floats = NDArray[np.float64]
 
 FWHM_TO_SIGMA = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
 # Above this variance (px^2) of its minor axis a Gaussian is broad: the sixth moment of the pixel,
-# which the correction leaves out, is 7e-6 of the peak there.
-BROAD_VARIANCE = 2.3
+# which the correction leaves out, is 3e-6 of the peak there.
+BROAD_VARIANCE = 3.0
 # Above this one the fourth moment, too, is below 1e-6.
 SMOOTH_VARIANCE = 60.0
 # Coma moves a quarter of the light, and that quarter is broader by this factor in variance.
@@ -292,7 +292,8 @@ def render_stars_into(
 ) -> None:
     """Add objects to an image in place; arguments as in :func:`render_stars`."""
     nodes, node_weights = _legendre(8)
-    _render(image, x, y, flux_e, *mixture.arrays, cutoff_e, nodes, node_weights)
+    arguments = (image, x, y, flux_e, *mixture.arrays, cutoff_e, nodes, node_weights)
+    _render(*arguments)
 
 
 def central_share(mixture: Mixture) -> Floats:

@@ -9,6 +9,7 @@ name of a packaged one or by path; :func:`scene_toml` writes one back, complete.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import tomllib
@@ -207,6 +208,14 @@ class Camera:
             )
         if self.parity == 0:
             raise SettingError("camera.parity = 0: it is 1 or -1")
+        try:
+            datetime.datetime.fromisoformat(self.date_obs)
+        except ValueError as error:
+            raise SettingError(
+                "camera.date_obs = {value!r}: not a date",
+                value=self.date_obs,
+                hint="For instance 2025-07-02T12:00:00.",
+            ) from error
 
     @property
     def n_chips(self) -> int:

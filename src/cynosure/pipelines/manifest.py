@@ -97,12 +97,17 @@ class Manifest:
         ``command``, ``settings``, ``catalog`` and what else describes the run.
     state : str
         ``running``, ``finished`` or ``interrupted``.
+    software : dict
+        Versions (:func:`versions`).
+    started : str
+        Date and time in UTC.
     """
 
     folder: Path
     rows: dict[str, Row] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     state: str = "running"
+    software: dict[str, str] = field(default_factory=lambda: versions())
     started: str = field(default_factory=lambda: _now())
     _clock: float = field(default_factory=time.monotonic)
 
@@ -128,7 +133,8 @@ class Manifest:
                 for stem, values in content["images"].items()
             }
             facts = {k: v for k, v in content.items() if k not in _OWN}
-            return cls(folder, rows, facts, content["state"], content["started"])
+            own = (content[name] for name in ("state", "software", "started"))
+            return cls(folder, rows, facts, *own)
         except (KeyError, TypeError, ValueError) as error:
             raise CatalogDamaged(
                 catalog=str(path), reason=f"not a manifest of schema {SCHEMA}",
@@ -145,7 +151,7 @@ class Manifest:
         self.state = state or self.state
         content = {
             "schema": SCHEMA,
-            "software": versions(),
+            "software": self.software,
             "state": self.state,
             "started": self.started,
             "written": _now(),

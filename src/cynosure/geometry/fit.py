@@ -1,8 +1,8 @@
 """Fit a WCS to paired stars, with the order that stars held out choose.
 
 A *form* says what is fitted. ``shift``, ``rshift``, ``rscale`` and ``general`` move the plane of a
-model that is there already (its distortion stays); ``poly1`` … ``poly7`` fit the whole polynomial.
-All are linear in their parameters, so each is one generalised least-squares problem with the full
+model that is there already: the WCS that the image came with, whose distortion stays, or else a
+linear one. ``poly1`` … ``poly7`` fit the whole polynomial. All are linear in their parameters, so each is one generalised least-squares problem with the full
 2 x 2 covariance of every star,
 
     minimise  sum_i r_i^T Sigma_i^-1 r_i,     Sigma_i from the error model,
@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from cynosure.geometry.errormodel import CHI2_OUTLIER, ErrorModel, fit_error_model, mahalanobis2
 from cynosure.geometry.wcs import SkyModel
 from cynosure.ground.errors import Degenerate
-from cynosure.ground.numeric import mad_std, n_terms, poly_design, solve_normal
+from cynosure.ground.numeric import lstsq, mad_std, n_terms, poly_design, solve_normal
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.sky import MAS_PER_DEG, project
 
-__all__ = ["FORMS", "Fit", "Pairs", "fit_wcs", "reserve"]
+__all__ = ["FORMS", "Fit", "Pairs", "fit_wcs", "linear_part", "reserve"]
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -170,6 +170,7 @@ def fit_wcs(
     pairs: Pairs,
     base: SkyModel,
     shape: tuple[int, int],
+    prior: SkyModel | None = None,
     *,
     form: Literal[
         "auto", "shift", "rshift", "rscale", "general",
@@ -187,10 +188,12 @@ def fit_wcs(
     pairs : Pairs
         The paired stars.
     base : SkyModel
-        A model good to a few pixels: where the fit starts, and whose distortion ``shift`` …
-        ``general`` keep.
+        A model good to a few pixels: where the fit starts.
     shape : tuple of int
         Rows and columns of the frame.
+    prior : SkyModel, optional
+        A model made from other stars than these, on the same tangent plane as `base`: ``shift`` …
+        ``general`` keep its distortion. Without it they move the linear part of `base`.
     form : str
         What to fit; ``auto`` lets held-out stars choose.
     max_order : int
@@ -209,25 +212,35 @@ def fit_wcs(
     Degenerate
         If not even a shift is determined.
     """
-    plane = _Plane(pairs, base, clipping_threshold, error_threshold, rounds)
+    lower = linear_part(base, shape) if prior is None else prior
+    plane = _Plane(pairs, base, lower, clipping_threshold, error_threshold, rounds)
     held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
     scores: dict[str, dict[str, float]] = {}
     if form == "auto":
-        form, scores = _choose_form(plane.best(SELECTION_STARS), base, max_order, shape)
+        form, scores = _choose_form(plane.best(SELECTION_STARS), lower, max_order, shape)
     return plane.fit(form, ~held, scores)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------ choosing the form
-def _candidates(n: int, base: SkyModel, max_order: int, coverage: float) -> list[str]:
+def _candidates(n: int, lower: SkyModel, max_order: int, coverage: float) -> list[str]:
     """List the forms that this many stars can be asked for, simplest first."""
     names = [k for k in ("shift", "rshift", "rscale", "general") if n >= FORMS[k][1]]
     for d in range(1, max_order + 1):
         # A polynomial runs away where there are no stars; most of the frame must have some.
         if n >= FORMS[f"poly{d}"][1] and (d == 1 or coverage >= (0.5 if d < 4 else 0.7)):
             names.append(f"poly{d}")
-    if base.degree == 1 and "poly1" in names and "general" in names:
+    if lower.degree == 1 and "poly1" in names and "general" in names:
         names.remove("general")  # the same thing
     return names or ["shift"]
+
+
+def linear_part(model: SkyModel, shape: tuple[int, int]) -> SkyModel:
+    """Return the linear model closest to a model over the frame."""
+    ny, nx = shape
+    x, y = np.meshgrid(np.linspace(0, nx - 1, 9), np.linspace(0, ny - 1, 9))
+    plane = np.stack(model.pixel_to_plane(x.ravel(), y.ravel()), axis=1)
+    u, v = (x.ravel() - model.x0) / model.scale_px, (y.ravel() - model.y0) / model.scale_px
+    return model.replaced(coeff=lstsq(poly_design(u, v, 1), plane, what="linear part").x.T)
 
 
 def coverage(x: Floats, y: Floats, shape: tuple[int, int], cells: int = 4) -> float:
@@ -240,14 +253,14 @@ def coverage(x: Floats, y: Floats, shape: tuple[int, int], cells: int = 4) -> fl
 
 
 def _choose_form(
-    plane: _Plane, base: SkyModel, max_order: int, shape: tuple[int, int]
+    plane: _Plane, lower: SkyModel, max_order: int, shape: tuple[int, int]
 ) -> tuple[str, dict[str, dict[str, float]]]:
     pairs = plane.pairs
     held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
     enough = len(pairs) >= HELD_OUT_NEEDS
     folds = [held] if enough else [np.arange(len(pairs)) % 5 == k for k in range(5)]
     names = _candidates(
-        int((~folds[0]).sum()), base, max_order, coverage(pairs.x, pairs.y, shape)
+        int((~folds[0]).sum()), lower, max_order, coverage(pairs.x, pairs.y, shape)
     )
     losses: dict[str, Floats] = {}
     worse = 0
@@ -370,9 +383,10 @@ class _Plane:
     """Pairs on the tangent plane of a model, ready to be fitted many times."""
 
     def __init__(
-        self, pairs: Pairs, base: SkyModel, clipping: float, threshold: float, rounds: int
+        self, pairs: Pairs, base: SkyModel, lower: SkyModel, clipping: float, threshold: float,
+        rounds: int,
     ):
-        self.pairs, self.base = pairs, base
+        self.pairs, self.base, self.lower = pairs, base, lower
         self.clipping, self.threshold, self.rounds = clipping, threshold, rounds
         xi, eta = project(pairs.ra_deg, pairs.dec_deg, base.ra0_deg, base.dec0_deg)
         self.target = np.stack([xi, eta], axis=1) * MAS_PER_DEG
@@ -385,19 +399,28 @@ class _Plane:
             return self
         size = self.source_cov[:, 0] + self.source_cov[:, 1]
         rows = np.sort(np.argpartition(size, most)[:most])
-        return _Plane(self.pairs[rows], self.base, self.clipping, self.threshold, self.rounds)
+        return _Plane(
+            self.pairs[rows], self.base, self.lower, self.clipping, self.threshold, self.rounds
+        )
+
+    def start(self, form: str) -> SkyModel:
+        """Return the model that a form moves."""
+        return self.base if form.startswith("poly") else self.lower
 
     def design(self, form: str) -> _Design:
         """Return the design of a form, made once."""
         if form not in self.designs:
-            self.designs[form] = _Design(form, self.base, self.pairs.x, self.pairs.y)
+            self.designs[form] = _Design(form, self.start(form), self.pairs.x, self.pairs.y)
         return self.designs[form]
 
     def offset(self, form: str) -> Floats:
-        """Return what the design must explain: all of the target, or its distance to the base."""
+        """Return what the design must explain: all of the target, or its distance to a model."""
         if form.startswith("poly"):
             return self.target
-        xi, eta = self.base.pixel_to_plane(self.pairs.x, self.pairs.y)
+        return self._distance(self.lower)
+
+    def _distance(self, model: SkyModel) -> Floats:
+        xi, eta = model.pixel_to_plane(self.pairs.x, self.pairs.y)
         return self.target - np.stack([xi, eta], axis=1) * MAS_PER_DEG
 
     def fit(
@@ -440,7 +463,7 @@ class _Plane:
 
     def _start(self, form: str, train: Bools) -> tuple[ErrorModel, Bools, Floats]:
         """Drop gross outliers by the residuals of the base, corrected for their median."""
-        offset = self.offset("shift")
+        offset = self._distance(self.base)
         offset = offset - np.median(offset[train], axis=0)
         size = np.hypot(*offset.T)
         spread = max(float(np.mean(mad_std(offset[train], axis=0))), 1e-6)
@@ -476,12 +499,12 @@ class _Plane:
         q = mahalanobis2(residual, cov)
         n_parameters = FORMS[form][0]
         return Fit(
-            model=_assemble(form, self.base, p), form=form, errors=errors, covariance=covariance,
+            model=_assemble(form, self.start(form), p), form=form, errors=errors, covariance=covariance,
             residual_mas=residual, sigma2_mas2=cov, leverage=np.where(use[:, None], lever, 0.0),
             used=use, reserved=~train, chi2=float(q[use].sum()),
             dof=max(2 * int(use.sum()) - n_parameters, 0),
             chi2_all=float(q[q < CHI2_OUTLIER].sum()), history=tuple(history), scores=scores,
-            base=self.base,
+            base=self.start(form),
         )
 
 

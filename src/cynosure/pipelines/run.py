@@ -24,17 +24,15 @@ __all__ = ["SECTIONS", "Record", "Run", "default_settings", "run_images"]
 
 # A section of the settings is the keyword-only arguments of one function.
 SECTIONS = {
-    "background": "cynosure.pixels.background:background",
-    "detect": "cynosure.pixels.detect:detect",
+    "background": "cynosure.pixels.background:estimate_background",
+    "detect": "cynosure.pixels.detect:detect_sources",
     "psf": "cynosure.pixels.psf:build_psf",
-    "measure": "cynosure.pixels.measure:measure",
-    "refcat": "cynosure.data.refcat:select",
-    "match": "cynosure.geometry.match:match",
+    "measure": "cynosure.pixels.measure:fit_psf",
+    "refcat": "cynosure.pipelines.plate:select_reference",
+    "match": "cynosure.geometry.match:match_pointing",
     "blind": "cynosure.geometry.quads:solve_blind",
     "fit": "cynosure.geometry.fit:fit_wcs",
-    "errormodel": "cynosure.geometry.errormodel:fit_error_model",
     "quality": "cynosure.solutions.quality:judge",
-    "solve": "cynosure.pipelines.solve:solve",
 }
 
 def default_settings() -> Settings:

@@ -1,0 +1,104 @@
+"""From a frame to its sources: background, detection, PSF, fits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.frame import Frame, check_pixels
+from cynosure.ground.errors import NotEnoughStars
+from cynosure.pixels.background import Background, estimate_background
+from cynosure.pixels.detect import detect_sources, find_saturation
+from cynosure.pixels.measure import fit_psf
+from cynosure.pixels.psf import Psf, build_psf
+
+__all__ = ["Extraction", "extract_sources"]
+
+SettingsMap = Mapping[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extraction:
+    """What the pixels of a frame gave.
+
+    Attributes
+    ----------
+    frame : Frame
+        With its saturation level filled in.
+    background : Background
+    psf : Psf or None
+        None where there were too few stars; positions are then windowed centroids.
+    sources : (n,) structured array
+        Schema ``SOURCES``.
+    notes : tuple of str
+    seconds : dict
+        By step.
+    """
+
+    frame: Frame
+    background: Background
+    psf: Psf | None
+    sources: NDArray[np.void]
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def extract_sources(
+    frame: Frame, settings: SettingsMap, *, threads: int = 1,
+    log: Callable[[str], None] = lambda text: None,
+) -> Extraction:
+    """Find and measure the sources of a frame.
+
+    Parameters
+    ----------
+    frame : Frame
+    settings : mapping
+        Sections ``background``, ``detect``, ``psf`` and ``measure``.
+    threads : int
+        Threads that share the work; the result does not depend on it.
+    log : callable
+        Told each step as it begins.
+
+    Raises
+    ------
+    ImageError
+        If the pixels hold no sky.
+    """
+    check_pixels(frame)
+    clock = _Clock()
+    frame = frame.replaced(saturation_adu=find_saturation(frame))
+    log("background")
+    background = estimate_background(frame, threads=threads, **settings["background"])
+    clock.lap("background")
+    log("detection")
+    sources = detect_sources(frame, background, threads=threads, **settings["detect"])
+    clock.lap("detect")
+    psf, notes = None, []
+    try:
+        log("PSF")
+        psf = build_psf(frame, background, sources, threads=threads, **settings["psf"])
+        clock.lap("psf")
+        log(f"fit of {len(sources)} sources")
+        sources = fit_psf(frame, background, psf, sources, threads=threads, **settings["measure"])
+        clock.lap("measure")
+    except NotEnoughStars as error:
+        notes.append(f"{error}: positions are windowed centroids")
+    return Extraction(frame, background, psf, sources, tuple(notes), clock.seconds)
+
+
+class _Clock:
+    """Wall-clock seconds between laps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now

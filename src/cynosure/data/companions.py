@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,58 +12,68 @@ from cynosure.data.fitsbytes import Unit
 from cynosure.data.fitsfile import FitsFile, planes, sides
 from cynosure.data.instrument import Instrument
 
-if TYPE_CHECKING:
-    from astropy.io.fits import Header
-
 __all__ = ["companions_of", "flagged_pixels", "joined", "label", "role_of"]
 
 # What an extension is, by EXTNAME, where the instrument file does not say: the convention of
-# Hubble, Webb and most pipelines.
+# Hubble, Webb and most pipelines. A number may follow (``DQ2``), or a chip be named (``CCD1_DQ``).
 ROLE_NAMES: dict[str, tuple[str, ...]] = {
     "science": ("SCI", "SCIENCE", "IMAGE", "DATA", "COMPRESSED_IMAGE", "IMG"),
     "error": ("ERR", "ERROR", "UNCERT", "SIGMA", "RMS"),
     "variance": ("VAR", "VARIANCE"),
     "ivar": ("IVAR", "INVVAR"),
     "weight": ("WHT", "WEIGHT", "EXP"),
-    "mask": ("DQ", "MASK", "BPM", "DQA", "FLAGS"),
+    "mask": ("DQ", "MASK", "BPM", "FLAGS"),
 }
-# Extensions that are images but of no sky.
+COMPANIONS = ("error", "variance", "ivar", "weight", "mask")
+# Extensions that are images but not of the sky.
 NO_SKY = (
-    "WCSDVARR",
-    "D2IMARR",
-    "SAMP",
-    "TIME",
-    "CON",
-    "CTX",
-    "SIPWCS",
-    "BACKGROUND",
-    "PSF",
-    "HDRLET",
-    "CAT",
-    "BPM",
+    *("WCSDVARR", "D2IMARR", "SAMP", "TIME", "CON", "CTX", "SIPWCS", "BACKGROUND", "BKG", "PSF"),
+    *("HDRLET", "CAT", "FLAT", "DARK", "BIAS"),
 )
+# Where more of an error array than this is not positive, it was never computed.
+MAX_EMPTY = 0.9
 
 
 def role_of(unit: Unit, camera: Instrument) -> str:
-    """Say what an image extension is: science, error, variance, ivar, weight, mask, or none of it."""
+    """Say what an image extension is.
+
+    Returns
+    -------
+    str
+        ``science``, one of ``error``, ``variance``, ``ivar``, ``weight``, ``mask``, ``other`` for
+        an image that is not of the sky, or ``unknown``.
+    """
     for role, patterns in camera.layout.items():
         if any(fnmatchcase(unit.name, p.upper()) for p in patterns):
             return role
-    bare = re.sub(r"[_-]?\d*$", "", unit.name)
     for role, names in ROLE_NAMES.items():
-        if unit.name in names or bare in names:
+        if unit.name in names:
             return role
-    if bare in NO_SKY:
+    tokens = [_bare(t) for t in _tokens(unit.name)]
+    for role in COMPANIONS:
+        if any(t in ROLE_NAMES[role] for t in tokens):
+            return role
+    if any(t in NO_SKY for t in tokens):
         return "other"
-    return "unknown"
+    return "science" if any(t in ROLE_NAMES["science"] for t in tokens) else "unknown"
+
+
+def _tokens(name: str) -> list[str]:
+    return [t for t in re.split(r"[_. -]+", name) if t]
+
+
+def _bare(token: str) -> str:
+    return re.sub(r"\d+$", "", token)
 
 
 def label(unit: Unit) -> str:
+    """Return how messages call a unit: number, name, version and size."""
     size = "x".join(str(n) for n in reversed(unit.shape))
     return f"{unit.index} [{unit.name or 'PRIMARY'},{unit.version}] {size}"
 
 
 def joined(*masks: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return the union of masks, of which some may be None; None for none."""
     present = [m for m in masks if m is not None]
     if not present:
         return None
@@ -74,22 +83,37 @@ def joined(*masks: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
     return out
 
 
-# --- companions: errors and masks -----------------------------------------------------------
-
-
 def companions_of(
     file: FitsFile,
     unit: Unit,
-    shape: tuple[int, int],
+    plane: int,
     images: list[Unit],
-    roles: dict[int, str],
     camera: Instrument,
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_] | None, list[str]]:
-    """Return variance and mask of a science unit from its companions, and notes."""
+    """Read the companions of an image.
+
+    Parameters
+    ----------
+    file : FitsFile
+    unit : Unit
+        The image.
+    plane : int
+        0-based plane of it.
+    images : list of Unit
+        All images of the file.
+    camera : Instrument
+
+    Returns
+    -------
+    variance : (ny, nx) ndarray of float32, or None
+        Infinite where a companion declares a pixel worthless.
+    mask : (ny, nx) ndarray of bool, or None
+    notes : list of str
+    """
     variance: NDArray[np.float32] | None = None
     mask: NDArray[np.bool_] | None = None
     notes: list[str] = []
-    found = [(file, u, roles[u.index]) for u in _siblings(unit, images, roles)]
+    found = [(file, u, role_of(u, camera)) for u in _siblings(unit, images, camera)]
     opened: list[FitsFile] = []
     try:
         for beside, role in _files_beside(file, camera):
@@ -98,19 +122,14 @@ def companions_of(
             named = [u for u in same if u.name == unit.name] or same
             found += [(beside, u, role) for u in named[:1]]
         for source, sibling, role in found:
-            if sides(sibling.shape) != shape or planes(sibling.shape) != 1:
-                if sibling.shape:
-                    notes.append(
-                        f"{source.name}[{label(sibling)}] is not the size of the image and was left out"
-                    )
-                continue
-            if role == "mask":
-                mask = joined(
-                    mask, flagged_pixels(source.integers(sibling), camera, source.header(sibling))
+            if sides(sibling.shape) != sides(unit.shape) or planes(sibling.shape) <= plane:
+                notes.append(
+                    f"{source.name}[{label(sibling)}] is not the size of the image: left out"
                 )
+            elif role == "mask":
+                mask = joined(mask, flagged_pixels(source.integers(sibling, plane), camera))
             else:
-                values = source.plane(sibling, 0)[0]
-                new, bad = _variance(values, role)
+                new, bad = _variance(source.plane(sibling, plane)[0], role)
                 variance = new if new is not None else variance
                 mask = joined(mask, bad if bad.any() else None)
     finally:
@@ -119,26 +138,39 @@ def companions_of(
     return variance, mask, notes
 
 
-def _siblings(unit: Unit, images: list[Unit], roles: dict[int, str]) -> list[Unit]:
-    """Return the companions of a science unit: of its EXTVER, else those that follow it."""
-    own_role = roles[unit.index]
-    science = [u.index for u in images if roles[u.index] == own_role]
-    companions = [
-        u for u in images if roles[u.index] in ("error", "variance", "ivar", "weight", "mask")
-    ]
+def _siblings(unit: Unit, images: list[Unit], camera: Instrument) -> list[Unit]:
+    """Return the companions of an image in its own file.
+
+    All where it is the only image; else those of its chip, number and EXTVER; else those between
+    it and the next image.
+    """
+    roles = {u.index: role_of(u, camera) for u in images}
+    science = [u.index for u in images if roles[u.index] == roles[unit.index]]
+    companions = [u for u in images if roles[u.index] in COMPANIONS and u.index != unit.index]
     if len(science) == 1:
         return companions
-    same = [u for u in companions if u.version == unit.version]
-    if len({u.version for u in companions}) > 1 or all(u.version == 1 for u in companions[:0]):
+    same = [u for u in companions if _kinship(u) == _kinship(unit)]
+    if same and len(same) < len(companions):
         return same
-    after = [i for i in science if i > unit.index]
-    end = after[0] if after else max(u.index for u in images) + 1
+    end = min((i for i in science if i > unit.index), default=images[-1].index + 1)
     return [u for u in companions if unit.index < u.index < end]
+
+
+def _kinship(unit: Unit) -> tuple[tuple[str, ...], str, int]:
+    """Return what an image shares with its companions: chip name, number, EXTVER."""
+    every = {name for names in ROLE_NAMES.values() for name in names}
+    chip, number = [], ""
+    for token in _tokens(unit.name):
+        if _bare(token) in every:
+            number = token[len(_bare(token)) :]
+        else:
+            chip.append(token)
+    return tuple(chip), number, unit.version
 
 
 def _files_beside(file: FitsFile, camera: Instrument) -> list[tuple[FitsFile, str]]:
     """Open the companion files that lie beside an image."""
-    out = []
+    out: list[tuple[FitsFile, str]] = []
     if file.path is None:
         return out
     for companion in camera.companions:
@@ -150,13 +182,10 @@ def _files_beside(file: FitsFile, camera: Instrument) -> list[tuple[FitsFile, st
     return out
 
 
-def flagged_pixels(
-    flags: NDArray[np.int64], camera: Instrument, header: Header | None = None
-) -> NDArray[np.bool_]:
+def flagged_pixels(flags: NDArray[np.int64], camera: Instrument) -> NDArray[np.bool_]:
     """Return where flags make a pixel unusable, by the instrument's dictionary.
 
-    The DECam community pipeline changed from bits to values; its files with values have WAT or
-    ``DQ`` classes from 1 to 8 only, which is what ``kind = "values"`` stands for.
+    Any flag does where the instrument has none.
     """
     if not camera.mask_bad:
         return flags != 0
@@ -173,11 +202,10 @@ def _variance(
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
     """Return the variance that a companion means, and the pixels that it declares unusable."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if role == "weight":  # exposure or weight in a unit of its own: only nothing is certain
+        if role == "weight":  # in a unit of its own (exposure, number of images): only 0 is certain
             return None, ~(values > 0)
         variance = {"error": values * values, "variance": values, "ivar": 1.0 / values}[role]
     bad = ~(np.isfinite(variance) & (variance > 0))
-    # A column of zeros in ERR means "not computed" in some files: then it is no information.
-    if bad.mean() > 0.9:
+    if bad.mean() > MAX_EMPTY:
         return None, np.zeros_like(bad)
     return np.where(bad, np.float32(np.inf), variance).astype(np.float32), bad

@@ -73,7 +73,7 @@ def pointing_of(frame: Frame, camera: Instrument, primary: Header) -> tuple[Poin
         scale_error = 0.05
     if not math.isfinite(ra + dec):
         for source in (header, primary):
-            ra, dec, note = position_of(source, dict(camera.aliases))
+            ra, dec, note = position_of(source, camera.aliases)
             if math.isfinite(ra + dec):
                 notes += [note] if note else []
                 break
@@ -81,7 +81,8 @@ def pointing_of(frame: Frame, camera: Instrument, primary: Header) -> tuple[Poin
         scale = float(camera.values["scale_arcsec"]) * binning(header)
         scale_error = float(camera.values.get("scale_error", 0.05))
     elif not math.isfinite(scale):
-        scale, scale_error, _ = scale_of(header, dict(camera.aliases))
+        scale, scale_error, _ = scale_of(header, camera.aliases)
+    scale *= frame.cell if frame.wcs is None else 1
     mjd = 51544.5 + (frame.epoch_yr - 2000.0) * 365.25 if frame.epoch_yr is not None else math.nan
     mount = camera.mount(mjd, header)
     if mount["rotation_deg"] is not None:
@@ -114,7 +115,7 @@ def _from_wcs(wcs: Any, nx: int, ny: int) -> tuple[float, float, float, float | 
 
 
 def binning(header: Header) -> float:
-    """Return the factor by which pixels were summed along x: XBINNING or CCDSUM; 1 where unknown."""
+    """Return how many pixels were summed along x, from XBINNING or CCDSUM; 1 where unknown."""
     value = number(header, ("XBINNING", "BINX", "CCDXBIN", "BINAXIS1"), 0.0, 64.0)[1]
     if math.isfinite(value):
         return value

@@ -108,7 +108,7 @@ class Unit:
 
 
 def printable(raw: bytes) -> str:
-    """Return header bytes as ASCII, other bytes as question marks, so that nothing chokes on them."""
+    """Return header bytes as printable ASCII, with question marks for bytes that are not."""
     text = raw.decode("latin-1")
     if text.isascii() and text.isprintable():
         return text
@@ -184,7 +184,8 @@ def read_units(stream: BinaryIO, name: str, size: int | None = None) -> Iterator
                 n_bytes=size,
                 needed=data_start + data_size,
                 hdu=index,
-                reason=f"truncated: it ends at byte {size}, HDU {index} needs {data_start + data_size}",
+                reason=f"truncated: it ends at byte {size}, "
+                f"HDU {index} needs {data_start + data_size}",
                 hint="Fetch or copy the file again.",
             )
         yield Unit(index, raw, data_start, data_size)
@@ -282,7 +283,7 @@ def stream_pixels(
     for start in range(0, flat.size, step):
         piece = flat[start : start + step]
         raw = buffer[: piece.size * dtype.itemsize]
-        _fill(stream, memoryview(raw), name, unit, offset + start * dtype.itemsize)
+        _fill(stream, raw.data, name, unit, offset + start * dtype.itemsize)
         finite &= scaling.convert_into(piece, raw.view(dtype))
     return out, finite
 

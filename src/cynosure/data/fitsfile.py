@@ -15,7 +15,8 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -96,8 +97,13 @@ class Selector:
         raise ImageError(
             image=image,
             reason=f"[{value}] selects nothing",
-            hint="Write a HDU number, NAME, NAME,VERSION, NUMBER,PLANE or NAME,VERSION,PLANE (planes from 0, or all).",
+            hint="Write NUMBER, NAME, NAME,VERSION, NUMBER,PLANE or NAME,VERSION,PLANE "
+            "(HDUs and planes count from 0; all for every plane).",
         )
+
+    def __str__(self) -> str:
+        parts = [self.hdu, self.name, self.version, self.plane]
+        return ",".join(str(p) for p in parts if p is not None)
 
     def takes(self, unit: Unit) -> bool:
         """Say whether a unit is meant."""
@@ -152,6 +158,14 @@ def open_fits(path: Path) -> tuple[BinaryIO, int | None]:
         ) from error
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep astropy's remarks on odd cards to itself; what matters becomes a note."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 class FitsFile:
     """The units of a FITS file, and their pixels when they are asked for."""
 
@@ -184,22 +198,34 @@ class FitsFile:
             from astropy.io import fits
 
             self._stream.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet():
                 self._hdulist = fits.open(self._stream, memmap=False, lazy_load_hdus=True)
         return self._hdulist
 
     def header(self, unit: Unit) -> Header:
         """Return the header as the image has it (that of a compressed one without its table)."""
         if unit.is_compressed:
-            return self.hdulist()[unit.index].header
+            with quiet():
+                return self.hdulist()[unit.index].header
         return unit.header
+
+    def row(self, number: int, plane: int) -> dict[str, Any]:
+        """Return a row of a table, by column; empty where there is none."""
+        if not 0 <= number < len(self.units):
+            return {}
+        with quiet():
+            table = self.hdulist()[number].data
+            if table is None or table.dtype.names is None or plane >= len(table):
+                return {}
+            row = {name: table[name][plane] for name in table.names}
+        return {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
 
     def plane(self, unit: Unit, plane: int) -> tuple[NDArray[np.float32], bool]:
         """Return one plane as float32, and whether all of it is finite."""
         shape = sides(unit.shape)
         if unit.is_compressed:
-            return float_pixels(_plane_of(self.hdulist()[unit.index].data, plane))
+            with quiet():
+                return float_pixels(_plane_of(self.hdulist()[unit.index].data, plane))
         bitpix = card_int(unit.raw, "BITPIX")
         if bitpix not in DTYPES:
             raise ImageError(image=self.name, reason=f"BITPIX = {bitpix} is no FITS pixel type")
@@ -207,9 +233,10 @@ class FitsFile:
         self._stream.seek(unit.data_start + offset)
         return stream_pixels(self._stream, unit, offset, shape, self.name)
 
-    def integers(self, unit: Unit) -> NDArray[np.int64]:
-        """Return an image of flags with all its bits."""
-        data = _plane_of(self.hdulist()[unit.index].data, 0)
+    def integers(self, unit: Unit, plane: int) -> NDArray[np.int64]:
+        """Return one plane of an image of flags, with all its bits."""
+        with quiet():
+            data = _plane_of(self.hdulist()[unit.index].data, plane)
         return data.astype(np.int64) if data.dtype.kind in "iub" else np.rint(data).astype(np.int64)
 
 
@@ -259,11 +286,11 @@ class MemoryUnit(Unit):
         super().__init__(index, b"", 0, 0)
         self.__dict__.update(_shape=shape, _name=name, _version=version, _image=image)
 
-    shape = property(lambda self: self.__dict__["_shape"])  # type: ignore[assignment]
-    name = property(lambda self: self.__dict__["_name"])  # type: ignore[assignment]
-    version = property(lambda self: self.__dict__["_version"])  # type: ignore[assignment]
-    is_image = property(lambda self: self.__dict__["_image"])  # type: ignore[assignment]
-    is_compressed = property(lambda self: False)  # type: ignore[assignment]
+    shape = property(lambda self: self.__dict__["_shape"])
+    name = property(lambda self: self.__dict__["_name"])
+    version = property(lambda self: self.__dict__["_version"])
+    is_image = property(lambda self: self.__dict__["_image"])
+    is_compressed = property(lambda self: False)
 
 
 def _unit_in_memory(index: int, hdu: Any) -> MemoryUnit:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from cynosure.data.fitsfile import (
     Selector,
     file_sha256,
     planes,
+    sides,
     split_path,
 )
 from cynosure.data.fitswrite import output_name, write_header_only, write_solved
@@ -41,6 +43,7 @@ from cynosure.ground.files import atomic_path
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
+    from astropy.wcs import WCS
 
 __all__ = [
     "atomic_path",
@@ -54,6 +57,7 @@ __all__ = [
     "write_solved",
 ]
 
+BAYER_PATTERNS = ("rggb", "bggr", "grbg", "gbrg", "sum")
 # Structural cards that an extension does not inherit from the primary header.
 NOT_INHERITED = re.compile(
     r"(SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|BZERO|BSCALE|BLANK|CHECKSUM|DATASUM|EXTNAME|EXTVER|EXTLEVEL"
@@ -118,6 +122,72 @@ def read(
 # --- from units to an exposure --------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the frames of one exposure are read with."""
+
+    file: FitsFile
+    camera: Instrument
+    images: list[Unit]
+    primary: Header
+    bayer: str | None
+
+    def frame(self, unit: Unit, plane: int | None, chip: int) -> tuple[Frame, list[str]]:
+        """Read one detector array, with notes."""
+        data, finite = self.file.plane(unit, plane or 0)
+        own = self.file.header(unit)
+        if plane is not None:
+            own = self._of_plane(own, plane)
+        header = inherited(own, self.primary) if unit.index > 0 else own
+        tables = any(k.startswith(("CPDIS", "D2IMDIS")) for k in own)
+        hdulist = self.file.hdulist() if tables else None
+        wcs, said = read_wcs(own, hdulist=hdulist, shape=sides(unit.shape))
+        variance, flagged, more = companions_of(
+            self.file, unit, plane or 0, self.images, self.camera
+        )
+        mask = joined(
+            None if finite else ~np.isfinite(data),
+            flagged,
+            outside_data_section(header, sides(unit.shape), self.camera),
+        )
+        date_is = self.camera.values.get("date_is", "start")
+        moment = epoch_of(header, self.camera.aliases, date_is=date_is)
+        frame = Frame(
+            data,
+            name=self._name(unit, plane),
+            chip=chip,
+            hdu=unit.index,
+            header=header,
+            variance=variance,
+            mask=mask,
+            wcs=wcs,
+            epoch_yr=moment.epoch_yr,
+            plane=plane,
+            **detector_of(header, self.camera, unit),
+        )
+        if self.bayer:
+            frame = debayered(frame, self.bayer)
+        return frame, [*said, *more, *([moment.note] if moment.note else [])]
+
+    def _name(self, unit: Unit, plane: int | None) -> str:
+        if len(self.images) == 1 and plane is None:
+            return self.file.name
+        at = f"{unit.name},{unit.version}" if unit.name and unit.index else str(unit.index)
+        return f"{self.file.name}[{at}]" if plane is None else f"{self.file.name}[{at},{plane}]"
+
+    def _of_plane(self, header: Header, plane: int) -> Header:
+        """Return the header of one plane: the row of a table replaces cards (GEIS groups)."""
+        row = self.file.row(self.camera.plane_table, plane)
+        if not row:
+            return header
+        header = header.copy()
+        for name, value in row.items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            if finite and re.fullmatch(r"[A-Z0-9_-]{1,8}", name):
+                header[name] = value
+        return header
+
+
 def _assemble(
     file: FitsFile,
     instrument: str | Path | Instrument | None,
@@ -125,7 +195,6 @@ def _assemble(
     epoch_yr: float | None,
     bayer: str | None,
 ) -> Exposure:
-    primary = file.header(file.units[0])
     images = [u for u in file.units if u.is_image]
     if not images:
         kinds = ", ".join(str(u.name or f"HDU {u.index}") for u in file.units)
@@ -134,29 +203,27 @@ def _assemble(
             reason=f"no image extension (it has {len(file.units)} HDU: {kinds})",
             hint="Is it a table or a header? Give the image itself.",
         )
+    primary = file.header(file.units[0])
     camera = _instrument(instrument, primary, file.header(images[0]))
-    roles = {u.index: role_of(u, camera) for u in images}
-    science = _science(file, images, roles, selector, camera)
+    reading = Reading(file, camera, images, primary, bayer or camera.values.get("bayer"))
     frames: list[Frame] = []
     notes: list[str] = []
-    for unit in science:
+    for unit in _science(file, images, selector, camera):
         for plane in _chosen_planes(file, unit, selector, camera):
-            made, said = _frame(
-                file, unit, plane, len(frames), images, roles, camera, primary, bayer
-            )
-            frames.append(made if epoch_yr is None else made.replaced(epoch_yr=epoch_yr))
+            frame, said = reading.frame(unit, plane, len(frames))
+            frames.append(frame)
             notes += said
     if epoch_yr is not None:
-        notes = [n for n in notes if "epoch" not in n]
+        frames = [f.replaced(epoch_yr=epoch_yr) for f in frames]
+        notes = [n for n in notes if "epoch is" not in n]
     pointing, said = pointing_of(frames[0], camera, primary)
-    notes += said
     return Exposure(
         tuple(frames),
         path=str(file.path) if file.path is not None else file.name,
         instrument=camera.name,
         pointing=pointing,
         digest=file.digest(),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(notes + said)),
     )
 
 
@@ -172,39 +239,31 @@ def _instrument(
 
 
 def _science(
-    file: FitsFile,
-    images: list[Unit],
-    roles: dict[int, str],
-    selector: Selector | None,
-    camera: Instrument,
+    file: FitsFile, images: list[Unit], selector: Selector | None, camera: Instrument
 ) -> list[Unit]:
+    """Return the units to be read: the selected ones, else science, else what could be."""
+    listed = ", ".join(label(u) for u in images)
     if selector is not None:
         chosen = [u for u in file.units if selector.takes(u)]
         if not chosen:
             raise ImageError(
-                image=file.name,
-                reason=f"it has no HDU {_wanted(selector)}",
-                hint="It has " + ", ".join(label(u) for u in images) + ".",
+                image=file.name, reason=f"it has no HDU {selector}", hint=f"It has {listed}."
             )
         pictures = [u for u in chosen if u.is_image]
         if not pictures:
-            raise ImageError(image=file.name, reason=f"HDU {_wanted(selector)} is no image")
+            raise ImageError(
+                image=file.name, reason=f"HDU {selector} is no image", hint=f"Images are {listed}."
+            )
         return pictures
     for wanted in ("science", "unknown"):
-        found = [u for u in images if roles[u.index] == wanted and len(u.shape) >= 2]
+        found = [u for u in images if role_of(u, camera) == wanted and len(u.shape) >= 2]
         if found:
             return found
     raise ImageError(
         image=file.name,
-        reason="no science extension among " + ", ".join(label(u) for u in images),
+        reason=f"no science extension among {listed}",
         hint="Say which one with --extension NAME,VERSION, or image.fits[NAME,VERSION].",
     )
-
-
-def _wanted(selector: Selector) -> str:
-    if selector.hdu is not None:
-        return str(selector.hdu)
-    return f"{selector.name},{selector.version}" if selector.version else str(selector.name)
 
 
 def _chosen_planes(
@@ -213,7 +272,7 @@ def _chosen_planes(
     """Return the planes to be read; None stands for the only one."""
     count = planes(unit.shape)
     wanted = selector.plane if selector is not None else None
-    if wanted is None and count == 1:
+    if count == 1 and wanted in (None, 0, "all"):
         return [None]
     if wanted == "all" or (wanted is None and camera.planes == "chips"):
         return list(range(count))
@@ -223,8 +282,8 @@ def _chosen_planes(
             image=file.name,
             planes=count,
             reason=f"HDU {unit.index} is a cube of {size} pixels, {count} planes",
-            hint=f"Choose a plane, counted from 0, with --extension {unit.index},0 or {file.name}[{unit.index},0]; "
-            f"[{unit.index},all] takes each plane for a detector.",
+            hint=f"Choose a plane, counted from 0: --extension {unit.index},0 or "
+            f"{file.name}[{unit.index},0]; [{unit.index},all] takes every plane for a detector.",
         )
     if not isinstance(wanted, int) or wanted >= count:
         raise ImageError(
@@ -232,56 +291,6 @@ def _chosen_planes(
             reason=f"HDU {unit.index} ({size}) has no plane {wanted}: it has 0 to {count - 1}",
         )
     return [wanted]
-
-
-def _frame(
-    file: FitsFile,
-    unit: Unit,
-    plane: int | None,
-    chip: int,
-    images: list[Unit],
-    roles: dict[int, str],
-    camera: Instrument,
-    primary: Header,
-    bayer: str | None,
-) -> tuple[Frame, list[str]]:
-    data, finite = file.plane(unit, plane or 0)
-    own = file.header(unit)
-    if plane is not None and camera.plane_table >= 0:
-        own = _plane_header(file, own, camera.plane_table, plane)
-    header = inherited(own, primary) if unit.index > 0 else own
-    name = (
-        file.name
-        if len(images) == 1 and plane is None
-        else f"{file.name}[{_frame_label(unit, plane)}]"
-    )
-    hdulist = file.hdulist() if any(k.startswith(("CPDIS", "D2IMDIS")) for k in own) else None
-    wcs, notes = read_wcs(own, hdulist=hdulist, shape=data.shape)
-    mask = None if finite else ~np.isfinite(data)
-    variance, flagged, said = companions_of(file, unit, data.shape, images, roles, camera)
-    mask = joined(mask, flagged, _outside_data_section(header, data.shape, camera))
-    moment = epoch_of(header, dict(camera.aliases))
-    frame = Frame(
-        data,
-        name=name,
-        chip=chip,
-        hdu=unit.index,
-        header=header,
-        variance=variance,
-        mask=mask,
-        wcs=wcs,
-        epoch_yr=moment.epoch_yr,
-        plane=plane,
-        **detector_of(header, camera, unit),
-    )
-    notes = [*notes, *said, *([moment.note] if moment.note else [])]
-    pattern = bayer or camera.values.get("bayer")
-    return (debayered(frame, pattern) if pattern else frame), notes
-
-
-def _frame_label(unit: Unit, plane: int | None) -> str:
-    label = f"{unit.name},{unit.version}" if unit.name and unit.index else str(unit.index)
-    return label if plane is None else f"{label},{plane}"
 
 
 def inherited(own: Header, primary: Header) -> Header:
@@ -302,39 +311,23 @@ def inherited(own: Header, primary: Header) -> Header:
     return header
 
 
-def _plane_header(file: FitsFile, header: Header, table_hdu: int, plane: int) -> Header:
-    """Return the header of one plane: the columns of a table replace the cards (GEIS groups)."""
-    if table_hdu >= len(file.hdulist()):
-        return header
-    table = file.hdulist()[table_hdu].data
-    if table is None or plane >= len(table):
-        return header
-    header = header.copy()
-    for name in table.names:
-        value = table[name][plane]
-        value = value.item() if isinstance(value, np.generic) else value
-        if re.fullmatch(r"[A-Z0-9_-]{1,8}", name) and (
-            not isinstance(value, float) or math.isfinite(value)
-        ):
-            header[name] = value
-    return header
-
-
-def _outside_data_section(
+def outside_data_section(
     header: Header, shape: tuple[int, int], camera: Instrument
 ) -> NDArray[np.bool_] | None:
     """Mask what lies outside DATASEC (overscan) of a raw frame; None where all is inside.
 
     A DATASEC that does not fit the array was left over from before a crop and is not believed.
     """
-    match = re.fullmatch(
-        r"\[(\d+):(\d+),(\d+):(\d+)\]", text(header, ("DATASEC",)).replace(" ", "")
-    )
-    if match is None or camera.values.get("trim") is False:
+    if camera.values.get("trim") is False:
+        return None
+    section = text(header, ("DATASEC",)) or str(camera.values.get("data_section", ""))
+    match = re.fullmatch(r"\[(\d+):(\d+),(\d+):(\d+)\]", section.replace(" ", ""))
+    if match is None:
         return None
     x1, x2, y1, y2 = (int(g) for g in match.groups())
     ny, nx = shape
-    if not (1 <= x1 < x2 <= nx and 1 <= y1 < y2 <= ny) or (x2 - x1 + 1, y2 - y1 + 1) == (nx, ny):
+    whole = (x2 - x1 + 1, y2 - y1 + 1) == (nx, ny)
+    if whole or not (1 <= x1 < x2 <= nx and 1 <= y1 < y2 <= ny):
         return None
     outside = np.ones(shape, dtype=bool)
     outside[y1 - 1 : y2, x1 - 1 : x2] = False
@@ -352,7 +345,7 @@ def _read_raster(
 ) -> Exposure:
     from astropy.io.fits import Header
 
-    data, when = read_raster(path)
+    stored, when = read_raster(path)
     camera = (
         instrument
         if isinstance(instrument, Instrument)
@@ -361,9 +354,9 @@ def _read_raster(
     header = Header()
     if when:
         header["DATE-OBS"] = when
-    pixels, finite = float_pixels(data)
+    pixels, finite = float_pixels(stored)
     moment = epoch_of(header)
-    top = float(np.iinfo(data.dtype).max) if data.dtype.kind in "iu" else math.inf
+    top = float(np.iinfo(stored.dtype).max) if stored.dtype.kind in "iu" else math.inf
     values = camera.values
     frame = Frame(
         pixels,
@@ -378,15 +371,17 @@ def _read_raster(
     )
     pattern = bayer or values.get("bayer")
     frame = debayered(frame, pattern) if pattern else frame
-    pointing, notes = pointing_of(frame, camera, header)
-    said = [] if frame.epoch_yr is not None else [moment.note]
+    pointing, said = pointing_of(frame, camera, header)
+    notes = ["pixels without a FITS header"]
+    if frame.epoch_yr is None or epoch_yr is None:
+        notes += [moment.note] if moment.note else []
     return Exposure(
         (frame,),
         path=str(path),
         instrument=camera.name,
         pointing=pointing,
         digest=LazyDigest(path),
-        notes=("pixels without a FITS header", *said, *notes),
+        notes=tuple(notes + said),
     )
 
 
@@ -402,37 +397,61 @@ def debayered(frame: Frame, pattern: str) -> Frame:
     frame : Frame
     pattern : str
         ``rggb``, ``bggr``, ``grbg``, ``gbrg``, or ``sum``.
+
+    Raises
+    ------
+    ImageError
+        If the pattern is not known.
     """
     pattern = pattern.lower()
-    if pattern not in ("rggb", "bggr", "grbg", "gbrg", "sum"):
+    if pattern not in BAYER_PATTERNS:
         raise ImageError(
             image=frame.name,
             reason=f"{pattern!r} is no Bayer pattern",
-            hint="One of rggb, bggr, grbg, gbrg, sum.",
+            hint=f"One of {', '.join(BAYER_PATTERNS)}.",
         )
     cells = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    use = cells if pattern == "sum" else [c for c, letter in zip(cells, pattern) if letter == "g"]
+    use = cells if pattern == "sum" else [c for c, x in zip(cells, pattern) if x == "g"]
     ny, nx = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
     parts = [(slice(j, ny, 2), slice(i, nx, 2)) for j, i in use]
-    data = sum(frame.data[p] for p in parts) / np.float32(len(parts))
-    mask = None
-    if frame.mask is not None:
-        mask = np.logical_or.reduce([frame.mask[p] for p in parts])
-    variance = None
-    if frame.variance is not None:
-        variance = sum(frame.variance[p] for p in parts) / np.float32(len(parts) ** 2)
-    wcs = None
-    if frame.wcs is not None:
-        wcs = (
-            frame.wcs.slice((np.s_[0:ny:2], np.s_[0:nx:2]))
-            if not frame.wcs.has_distortion
-            else None
-        )
+    n = len(parts)
+    data = np.add.reduce([frame.data[p] for p in parts]) / np.float32(n)
+    mask, variance = frame.mask, frame.variance
+    if mask is not None:
+        mask = np.logical_or.reduce([mask[p] for p in parts])
+    if variance is not None:
+        variance = np.add.reduce([variance[p] for p in parts]) / np.float32(n * n)
     return frame.replaced(
-        data=np.ascontiguousarray(data, dtype=np.float32),
+        data=data,
         mask=mask,
         variance=variance,
-        wcs=wcs,
-        gain_e_adu=frame.gain_e_adu * len(parts),
-        read_noise_e=frame.read_noise_e * math.sqrt(len(parts)),
+        wcs=None if frame.wcs is None else _of_cells(frame.wcs),
+        gain_e_adu=frame.gain_e_adu * n,
+        read_noise_e=frame.read_noise_e * math.sqrt(n),
+        cell=2 * frame.cell,
     )
+
+
+def _of_cells(wcs: WCS) -> WCS | None:
+    """Return the WCS of 2 x 2 cells; None where lookup tables make it more than a header."""
+    from astropy.wcs import Sip
+
+    if wcs.det2im1 or wcs.det2im2 or wcs.cpdis1 or wcs.cpdis2:
+        return None
+    out = wcs.deepcopy()
+    reference = np.asarray(wcs.wcs.crpix) / 2 + 0.25  # 1-based: cell k holds pixels 2 k - 1 and 2 k
+    out.wcs.crpix = reference
+    if wcs.wcs.has_cd():
+        out.wcs.cd = np.asarray(wcs.wcs.cd) * 2
+    else:
+        out.wcs.cdelt = np.asarray(wcs.wcs.cdelt) * 2
+    if wcs.sip is not None:  # u = 2 u', f = 2 f': A'_pq = A_pq 2^(p + q - 1)
+        terms = [
+            None if c is None else c * 2.0 ** (np.add.outer(*2 * [np.arange(len(c))]) - 1.0)
+            for c in (wcs.sip.a, wcs.sip.b, wcs.sip.ap, wcs.sip.bp)
+        ]
+        out.sip = Sip(*terms, reference)
+    if wcs.pixel_shape is not None:
+        out.pixel_shape = tuple(n // 2 for n in wcs.pixel_shape)
+    out.wcs.set()
+    return out

@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["output_name", "write_header_only", "write_solved"]
 
+# An HDU, or an HDU and a plane of its cube.
+Chip = int | tuple[int, int]
+
 # Read, summed and written in pieces that stay in the cache of one core.
 PIECE_BYTES = 1 << 20
 # The sum of the header that a compressed image had before it was compressed: no longer true.
 STALE = ("ZHECKSUM",)
+# Cards that a header without pixels states itself.
+RESTATED = ("IMAGEW", "IMAGEH", "CHECKSUM", "DATASUM")
 SUFFIXES = (".fits", ".fit", ".fts", ".fz", ".gz", ".bz2", ".xz", *RASTERS)
 
 
@@ -50,7 +55,7 @@ def output_name(source: str | Path, ending: str) -> str:
 def write_solved(
     source: str | Path,
     out: str | Path,
-    chips: Mapping[int, tuple[Header, Header]],
+    chips: Mapping[Chip, tuple[Header, Header]],
     *,
     overwrite: bool = False,
     archive: str | None = "ORIGINAL",
@@ -64,8 +69,10 @@ def write_solved(
         stay compressed), or a picture, which becomes FITS.
     out : path
         The file to write; the source itself for a change in place.
-    chips : mapping of HDU index to (wcs, extra)
-        The cards of the new WCS, and other cards, which replace those of the same keyword.
+    chips : mapping of HDU index, or (HDU index, plane), to (wcs, extra)
+        The cards of the new WCS, and other cards, which replace those of the same keyword. A cube
+        has no header for each plane: its HDU stays as it is, and the cards of a plane become an
+        extension ``WCS`` without data at the end of the file (EXTVER is the plane, from 1).
     overwrite : bool
         Whether `out` may be there already.
     archive : str or None
@@ -122,10 +129,10 @@ def _copy(
     name: str,
     size: int | None,
     sink: BinaryIO,
-    chips: Mapping[int, tuple[Header, Header]],
+    chips: Mapping[Chip, tuple[Header, Header]],
     archive: str | None,
 ) -> None:
-    missing = set(chips)
+    missing = {chip if isinstance(chip, int) else chip[0] for chip in chips}
     end = 0
     for unit in read_units(stream, name, size):
         missing.discard(unit.index)
@@ -142,6 +149,13 @@ def _copy(
     stream.seek(end)
     while rest := stream.read(PIECE_BYTES):  # special records after the last unit
         _write_all(sink, rest)
+    for chip in sorted(c for c in chips if isinstance(c, tuple)):
+        wcs, extra = chips[chip]
+        at = _lines(
+            f"PLANEHDU= {chip[0]:>20} / HDU of the cube, from 0",
+            f"PLANE   = {chip[1]:>20} / plane of the cube, from 0",
+        )
+        _write_wcs_unit(sink, _cards_of(wcs) + at + _cards_of(extra), chip[1] + 1)
 
 
 def _write_unit(stream: BinaryIO, name: str, unit: Unit, records: Records, sink: BinaryIO) -> None:
@@ -164,7 +178,7 @@ def _copy_data(
     """Copy data with fresh padding; return their 32-bit sum where it is asked for."""
     left, total = size, 0
     buffer = np.empty(PIECE_BYTES, dtype=np.uint8)
-    view = memoryview(buffer)
+    view = buffer.data
     while left:
         n = _read_into(stream, view[: min(left, PIECE_BYTES)], name)
         total = sum32(buffer[:n], total) if summed else 0
@@ -274,7 +288,7 @@ def write_header_only(
     """Write WCS headers without pixels: ``NAME.wcs.fits``.
 
     One header is a primary unit without data; several are extensions after an empty primary one.
-    IMAGEW and IMAGEH (and ZNAXIS-free NAXIS = 0) say how large the image is.
+    IMAGEW and IMAGEH say how large the image is.
 
     Parameters
     ----------
@@ -283,37 +297,35 @@ def write_header_only(
     shapes : (ny, nx), or one for each header
     overwrite : bool
     """
-    single = not isinstance(headers, (list, tuple))
-    listed = [headers] if single else list(headers)
-    sizes = [shapes] if single else list(shapes)
+    listed: list[Header] = list(headers) if isinstance(headers, (list, tuple)) else [headers]
+    sizes = np.reshape(shapes, (-1, 2)).tolist()
     with (
         atomic_path(out, overwrite=overwrite) as temporary,
         temporary.open("r+b", buffering=0) as sink,
     ):
         if len(listed) > 1:
-            _write_all(
-                sink, _header_bytes(_structure(True, 0, ()), "0", _sum_of(_structure(True, 0, ())))
-            )
+            _write_all(sink, _summed(_structure(True, 8, ())))
         for number, (header, (ny, nx)) in enumerate(zip(listed, sizes), start=1):
-            extension = (number,) if len(listed) > 1 else ()
-            records = _structure(not extension, 0, ())
-            if extension:
-                records += _lines("EXTNAME = 'WCS     '", f"EXTVER  = {number:>20}")
-            records += [
-                r
-                for r in _cards_of(header)
-                if r[0] not in ("IMAGEW", "IMAGEH", "CHECKSUM", "DATASUM")
-            ]
-            records += _lines(
+            kept = [r for r in _cards_of(header) if r[0] not in RESTATED]
+            size = _lines(
                 f"IMAGEW  = {nx:>20} / [px] width of the image",
                 f"IMAGEH  = {ny:>20} / [px] height of the image",
             )
-            _write_all(sink, _header_bytes(records, "0", _sum_of(records)))
+            _write_wcs_unit(sink, kept + size, number if len(listed) > 1 else None)
     return Path(out)
 
 
-def _sum_of(records: Records) -> str:
-    return checksum_text(sum32(_header_bytes(records, "0", "0" * 16)))
+def _write_wcs_unit(sink: BinaryIO, cards: Records, version: int | None) -> None:
+    """Write a unit of cards without data: the primary one, or an extension with an EXTVER."""
+    records = _structure(version is None, 8, ())
+    if version is not None:
+        records += _lines("EXTNAME = 'WCS     '", f"EXTVER  = {version:>20}")
+    _write_all(sink, _summed(records + cards))
+
+
+def _summed(records: Records) -> bytes:
+    """Return the header of a unit without data, with its sums."""
+    return _header_bytes(records, "0", checksum_text(sum32(_header_bytes(records, "0", "0" * 16))))
 
 
 def _lines(*lines: str) -> Records:
@@ -323,14 +335,14 @@ def _lines(*lines: str) -> Records:
 def _structure(primary: bool, bitpix: int, shape: tuple[int, ...]) -> Records:
     """Return the mandatory cards of an image unit; no shape for a unit without data."""
     first = f"SIMPLE  = {'T':>20}" if primary else "XTENSION= 'IMAGE   '"
-    lines = [first, f"BITPIX  = {bitpix or 8:>20}", f"NAXIS   = {len(shape):>20}"]
+    lines = [first, f"BITPIX  = {bitpix:>20}", f"NAXIS   = {len(shape):>20}"]
     lines += [f"NAXIS{i}  = {n:>20}" for i, n in enumerate(reversed(shape), start=1)]
     lines += [f"EXTEND  = {'T':>20}"] if primary else [f"PCOUNT  = {0:>20}", f"GCOUNT  = {1:>20}"]
     return _lines(*lines)
 
 
 def _write_raster(
-    source: Path, out: Path, chips: Mapping[int, tuple[Header, Header]], overwrite: bool
+    source: Path, out: Path, chips: Mapping[Chip, tuple[Header, Header]], overwrite: bool
 ) -> Path:
     """Write a picture as FITS: its own numbers, first row first, with the new header."""
     pixels, when = read_raster(source)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.wcs import WCS
 
-__all__ = ["Exposure", "Frame", "Pointing", "check_pixels"]
+__all__ = ["Exposure", "Frame", "Pointing", "check_pixels", "mask_bits"]
 
 # An image narrower than this has no star with its background around it.
 MIN_SIDE_PX = 16
@@ -87,6 +89,10 @@ class Frame:
         As the header names it.
     plane : int, optional
         0-based plane of a cube that the pixels are of; None where the HDU is a plain image.
+    cell : int
+        Pixels of the file to a side of one pixel of `data`: 2 for a colour camera whose Bayer
+        cells were made one pixel, else 1. Pixel x of the frame is ``cell x + (cell - 1) / 2`` of
+        the file; :func:`cynosure.geometry.wcs.model_in_file` takes a solution there.
     """
 
     data: NDArray[np.float32]
@@ -104,6 +110,7 @@ class Frame:
     saturation_adu: float = float("inf")
     filter: str = ""
     plane: int | None = None
+    cell: int = 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -148,6 +155,22 @@ class Exposure:
         return self.digest if isinstance(self.digest, str) else self.digest()
 
 
+@cache
+def mask_bits(name: str = "default") -> dict[str, int]:
+    """Return the values of the planes of a mask dictionary, ``masks/NAME.toml``, by name.
+
+    Examples
+    --------
+    >>> mask_bits()["saturated"], mask_bits()["nan"]
+    (1, 64)
+    """
+    import tomllib
+
+    path = Path(__file__).parents[1] / "masks" / f"{name}.toml"
+    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    return {entry["name"]: 1 << entry["bit"] for entry in content["bit"]}
+
+
 def check_pixels(frame: Frame) -> None:
     """Refuse pixels in which there can be no star.
 
@@ -190,5 +213,5 @@ def _nothing_to_see(frame: Frame, view: tuple[slice, slice]) -> str:
         return "every pixel is zero" if low == 0 else f"every pixel is {low:g}"
     saturated = float(np.mean(values >= frame.saturation_adu))
     if saturated > MAX_SATURATED:
-        return f"{saturated:.0%} of the pixels are saturated (at or above {frame.saturation_adu:g} ADU)"
+        return f"{saturated:.0%} of the pixels are at or above saturation, {frame.saturation_adu:g}"
     return ""

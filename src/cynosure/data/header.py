@@ -11,7 +11,7 @@ import datetime
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "MJD-AVG",
         "MJD-MID",
         "MJDMID",
+        "MIDJD",
         "MIDEXPJD",
         "JD-MID",
         "MIDPOINT",
@@ -205,6 +206,8 @@ MJD_2000 = 51544.5
 # Between 1880 and 2120; what lies outside is a clock that was never set, or no date at all.
 MJD_RANGE = (7700.0, 95400.0)
 JD_OF_MJD_ZERO = 2400000.5
+# An end later than this after the start is not that of the same exposure.
+MAX_EXPOSURE_DAYS = 1.0
 
 
 def first(header: Header, names: Sequence[str]) -> tuple[str, Any]:
@@ -346,39 +349,59 @@ class Moment:
     note: str = ""
 
 
-def epoch_of(header: Header, aliases: dict[str, tuple[str, ...]] | None = None) -> Moment:
+def epoch_of(
+    header: Header,
+    aliases: Mapping[str, tuple[str, ...]] | None = None,
+    *,
+    date_is: str = "start",
+) -> Moment:
     """Return the Julian epoch of mid-exposure.
 
     In this order: a keyword for the middle; start and end; start plus half the exposure time.
+
+    Parameters
+    ----------
+    header : Header
+    aliases : mapping, optional
+        Keywords of each quantity; :data:`ALIASES` where absent.
+    date_is : {"start", "mid", "end"}
+        What the instrument's DATE-OBS is of.
     """
     names = aliases or ALIASES
     system = text(header, ("TIMESYS",)) or "UTC"
-    day_time = first(header, names["time_of_day"])[1]
-
-    def moment(kind: str) -> tuple[str, float]:
-        for name in names[kind]:
-            value = first(header, (name,))[1]
-            mjd = mjd_of_text(value, day_time) if value is not None else math.nan
-            if math.isfinite(mjd):
-                return name, mjd
-        return "", math.nan
-
-    name, mid = moment("mid")
+    mid = _moment(header, names, "mid")[1]
     if math.isfinite(mid):
         return Moment(julian_epoch(mid, system))
-    name, start = moment("start")
-    end = moment("end")[1]
+    name, start = _moment(header, names, "start")
+    end = _moment(header, names, "end")[1]
     if not math.isfinite(start):
         return Moment(None, "no date in the header: the epoch is unknown, give --epoch YEAR")
-    if math.isfinite(end) and 0 <= end - start < 1.0:
+    if math.isfinite(end) and 0 <= end - start < MAX_EXPOSURE_DAYS:
         return Moment(julian_epoch((start + end) / 2, system))
-    exptime = number(header, names["exptime"], 0.0, 1e6)[1]
     note = ""
-    if start == int(start) and re.search(r"DATE", name):
+    if start == int(start) and "DATE" in name:
         note = f"{name} has no time of day: the epoch is known to half a day"
+        start += 0.5
+    exptime = number(header, names["exptime"], 0.0, 1e6)[1]
     if math.isfinite(exptime):
-        start += exptime / 2 / 86400.0
+        start += {"start": 0.5, "mid": 0.0, "end": -0.5}[date_is] * exptime / 86400.0
     return Moment(julian_epoch(start, system), note)
+
+
+def _moment(header: Header, names: Mapping[str, tuple[str, ...]], kind: str) -> tuple[str, float]:
+    """Return the first keyword that gives a date, and its MJD; if possible with a time of day."""
+    day_time = first(header, names["time_of_day"])[1]
+    only_date = ("", math.nan)
+    for name in names[kind]:
+        value = first(header, (name,))[1]
+        mjd = mjd_of_text(value, day_time) if value is not None else math.nan
+        if not math.isfinite(mjd):
+            continue
+        if mjd != int(mjd):
+            return name, mjd
+        if not only_date[0]:
+            only_date = (name, mjd)
+    return only_date
 
 
 # --- where ----------------------------------------------------------------------------------
@@ -421,7 +444,7 @@ def _hours(value: float, comment: str, hours: bool) -> float:
 
 
 def position_of(
-    header: Header, aliases: dict[str, tuple[str, ...]] | None = None
+    header: Header, aliases: Mapping[str, tuple[str, ...]] | None = None
 ) -> tuple[float, float, str]:
     """Return the pointing of a header: right ascension and declination (ICRS, deg) and a note.
 
@@ -461,7 +484,7 @@ def _to_icrs(ra: float, dec: float, header: Header, name: str) -> tuple[float, f
 
 
 def scale_of(
-    header: Header, aliases: dict[str, tuple[str, ...]] | None = None
+    header: Header, aliases: Mapping[str, tuple[str, ...]] | None = None
 ) -> tuple[float, float, str]:
     """Return the size of a pixel in arcsec, the fraction by which it may be off, and its source.
 

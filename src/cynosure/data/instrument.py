@@ -63,6 +63,7 @@ SCHEMA: dict[str, dict[str, tuple[type, ...]]] = {
         "units": (str,),
         "trim": (bool,),
         "bayer": (str,),
+        "data_section": (str,),
     },
     "layout": {**{role: (str, list) for role in ROLES}, "planes": (str,), "plane_table": (int,)},
     "companion": {"role": (str,), "replace": (list,)},
@@ -265,7 +266,7 @@ def _shipped(name: str) -> Instrument:
 
 
 def identify(header: Header) -> str:
-    """Return the name of the shipped instrument that a header is of; ``generic`` where none fits."""
+    """Return the name of the shipped instrument of a header; ``generic`` where none fits."""
     for name in _identifiable(header):
         if load_instrument(name).matches(header):
             return name
@@ -368,7 +369,7 @@ def _mask_number(value: int | str, planes: Mapping[str, int], path: Path) -> int
 
 
 def _flip(table: Mapping[str, Any], path: Path) -> Flip:
-    limits = {}
+    limits: dict[str, Any] = {}
     for key in ("after", "before"):
         if key in table:
             limits[f"{key}_mjd"] = mjd_of_text(table[key])

@@ -54,7 +54,8 @@ def read_raster(path: Path) -> tuple[NDArray[Any], str]:
             hint="pip install 'cynosure[images]'",
         ) from error
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path) as opened:
+            image: Image.Image = opened
             warnings.simplefilter("ignore")  # odd metadata of a picture that is otherwise read
             when = _time(image)
             if image.mode == "1":

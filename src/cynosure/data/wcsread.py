@@ -212,9 +212,8 @@ def _one_distortion(cards: Header, shape: tuple[int, int] | None) -> list[str]:
             )
             pv = _drop(cards, pv)
         else:
-            notes.append(
-                f"{both}; CTYPE says {projection}, SIP was left out{_difference(cards, pv, sip, shape)}"
-            )
+            apart = _difference(cards, pv, sip, shape)
+            notes.append(f"{both}; CTYPE says {projection}, SIP was left out{apart}")
             sip = _drop(cards, sip)
     if sip and not kinds[0].endswith("-SIP") and projection == "TAN":
         notes.append("SIP coefficients are used although CTYPE does not say -SIP")
@@ -400,7 +399,8 @@ def read_head(path: str | Path) -> list[Header]:
         lines = decoded.split("\n")
     else:
         lines = [decoded[i : i + 80] for i in range(0, len(decoded), 80)]
-    headers, cards = [], []
+    headers: list[Header] = []
+    cards: list[str] = []
     for line in [*lines, "END"]:
         if line.rstrip() == "END":
             if any(c.strip() for c in cards):

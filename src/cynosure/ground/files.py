@@ -23,8 +23,8 @@ def atomic_path(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary path to write to; it becomes `path` when the block ends well.
 
     The temporary file lies in the same folder, is created empty (so that the permissions follow
-    the umask), and is flushed to the disk before it takes its name. Any exception, KeyboardInterrupt
-    included, removes it.
+    the umask), and is flushed to the disk before it takes its name. Any exception removes it,
+    KeyboardInterrupt included.
 
     Parameters
     ----------

@@ -133,21 +133,23 @@ def _most_likely(
     floor = np.log(max(LEAST_SIGMA0_MAS, 0.05 * best))
     p = np.array([np.log(start.a), max(np.log(max(start.sigma0_mas, 1e-9)), floor)])
     value, gradient, curvature = _likelihood(p, residual, source, reference)
-    damping = 1e-3
-    for _ in range(60):
-        step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature) + 1e-9), -gradient)
-        step = np.clip(step, -1.0, 1.0)
-        trial = np.clip(p + step, [np.log(0.05), floor], [np.log(50.0), 20.0])
+    damping = 1e-4
+    for _ in range(40):
+        step = -gradient / (np.diag(curvature) * (1.0 + damping) + 1e-9)
+        if p[1] > floor or gradient[1] < 0:  # sigma_0 is free; at its floor only a moves
+            damped = curvature + damping * np.diag(np.diag(curvature) + 1e-9)
+            step = np.linalg.solve(damped, -gradient)
+        trial = np.clip(p + np.clip(step, -1.5, 1.5), [np.log(0.05), floor], [np.log(50.0), 20.0])
+        moved = np.abs(trial - p).max()
+        if moved < 1e-4:
+            break
         new = _likelihood(trial, residual, source, reference)
-        if new[0] <= value:
-            moved = np.abs(trial - p).max()
+        if new[0] <= value + 1e-9 * abs(value):
             p, (value, gradient, curvature) = trial, new
-            damping = max(damping / 5.0, 1e-9)
-            if moved < 1e-5:
-                break
+            damping = max(damping / 10.0, 1e-9)
         else:
-            damping *= 10.0
-            if damping > 1e8:
+            damping *= 20.0
+            if damping > 1e6:
                 break
     return ErrorModel(float(np.exp(p[0])), float(np.exp(p[1])))
 

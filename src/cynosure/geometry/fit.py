@@ -54,7 +54,7 @@ HELD_OUT_NEEDS = 150
 HOLD_OUT_ONE_IN = 7
 
 # The best measured stars decide the form; the faint half of a rich field adds time and no light.
-SELECTION_STARS = 5000
+SELECTION_STARS = 4000
 
 # Weights of stars beyond this many standard deviations fall off (Huber), before they are dropped.
 HUBER_K = 2.5

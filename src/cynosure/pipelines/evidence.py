@@ -1,33 +1,32 @@
-"""The arrays behind the figures of one image, kept beside the run for its report.
+"""What the figures of one image are drawn from, beside its record and matches: ``NAME.report.npz``.
 
-Everything that is optional may be absent; the report then leaves the figure out. Names, shapes
-and units of the arrays that the report knows:
+The solve door gathers it in ``Outcome.report``. Everything is optional; the report leaves out
+what it cannot draw. A *table* is an (n, k) array, a dict of columns, or a list of dicts.
 
-=======================  ==========  ==========================================================
-name                     shape       meaning
-=======================  ==========  ==========================================================
-``thumbnail``            (h, w)      first chip, background taken off (:func:`thumbnail`)
-``thumbnail_step``       ()          pixels of the chip to one of the thumbnail
-``unmatched``            (n, 3)      reference stars in the first chip without a source: x, y
-                                     in px, magnitude
-``distortion``           (n, 4)      x, y, and what the model adds to its linear part there, px
-``wcs_error``            (n, 3)      x, y, and the predicted 1-sigma error of the WCS, mas
-``psf_grid``             (n, 5)      x, y, FWHM in px, ellipticity, position angle in deg
-``psf_stamps``           (m, s, s)   the PSF at m places, row by row over the frame
-``ledger``               (n, 4)      a row a round of clipping: round, stars used, rms in mas,
-                                     clipping limit in mas
-``hypotheses``           (n, 5)      a row a hypothesis, best first: log-odds, pairs, scale in
-                                     arcsec, rotation in deg, parity
-``hypotheses_needed``    ()          log-odds that were needed
-``offsets``              (h, w)      histogram of the offsets source - reference
-``offsets_range``        (4,)        its edges, left, right, bottom, top, in arcsec
-``order_trials``         (n, 3)      a row a degree that was tried: degree, rms in mas of the
-                                     fit, rms in mas of the stars held out
-=======================  ==========  ==========================================================
+===================  ==========  ================================================================
+name                 kind        meaning
+===================  ==========  ================================================================
+``shape``            2 numbers   rows and columns of the first chip
+``thumbnail``        (h, w)      the first chip, background taken off (:func:`thumbnail`)
+``reference``        table       ``x, y, mag`` of the reference stars in the first chip, px
+``distortion``       table       ``x, y, dx_px, dy_px``: what the model adds to its linear part
+``wcs_error``        table       ``x, y, sigma_mas``: predicted 1-sigma error of the WCS, per axis
+``psf``              table       ``x, y, fwhm_px, ellipticity, theta_deg``
+``psf_stamps``       (m, s, s)   the PSF at m places, row by row over the frame
+``ledger``           table       a row a round: ``round, n_used, rms_mas, sigma0_mas``
+``scores``           dict        form that was tried to its ``score`` on stars held out, mean
+                                 negative log-likelihood of a star: the least is best
+``evidence``         dict        of the match: ``tried`` (texts), ``second_log_odds``
+``hypotheses``       table       ``log_odds, n_pairs, scale_arcsec, rotation_deg, parity``, best
+                                 first
+``offsets``          (h, w)      histogram of the offsets source - reference
+``offsets_range``    4 numbers   its edges: left, right, bottom, top, in arcsec
+===================  ==========  ================================================================
 """
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,34 +39,52 @@ from numpy.typing import ArrayLike, NDArray
 from cynosure.data.tables import SOURCES
 from cynosure.ground.errors import CatalogDamaged
 from cynosure.ground.files import atomic_path
-from cynosure.pipelines.manifest import make_folder
 
-__all__ = ["Evidence", "read_evidence", "thumbnail", "write_evidence"]
+__all__ = ["ENDING", "Evidence", "columns", "read_evidence", "thumbnail", "write_evidence"]
 
-FOLDER = "evidence"
+ENDING = ".report.npz"
 # The brightest sources are enough for a picture, and the file stays small.
 MAX_SOURCES = 20_000
-PIXELS = "thumbnail"
-COLUMNS = ("chip", "x", "y", "snr", "flags", "fwhm_px")
+ROWS = "rows"
+KEPT = ("chip", "x", "y", "snr", "flags", "fwhm_px")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What the figures of one image are drawn from, beside its record and its matches.
+    """What the figures of one image are drawn from.
 
     Attributes
     ----------
     sources : (n,) structured array
         Schema ``SOURCES``; only the columns that figures need are filled.
-    extras : dict of str to ndarray
-        The arrays of the table above that are there.
+    extras : dict
+        What of the table above is there.
     """
 
     sources: NDArray[np.void] = field(default_factory=SOURCES.empty)
-    extras: dict[str, NDArray[Any]] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def table(self, name: str, names: tuple[str, ...]) -> NDArray[np.float64]:
+        """Return a table as (n, k) array; no rows where it is not there."""
+        return columns(self.extras.get(name, ()), names)
 
 
-def thumbnail(image: ArrayLike, size_px: int = 800) -> tuple[NDArray[np.float32], int]:
+def columns(table: Any, names: tuple[str, ...]) -> NDArray[np.float64]:
+    """Return the named columns of a table of any kind as (n, k) array; NaN for unknown numbers.
+
+    Examples
+    --------
+    >>> columns([{"round": 1, "rms_mas": 9.5}], ("round", "rms_mas", "limit")).tolist()
+    [[1.0, 9.5, nan]]
+    """
+    if isinstance(table, Mapping):
+        return np.column_stack([np.asarray(table[name], dtype=float) for name in names])
+    if isinstance(table, (list, tuple)) and table and isinstance(table[0], Mapping):
+        table = [[row.get(name, np.nan) for name in names] for row in table]
+    return np.asarray(table, dtype=float).reshape(-1, len(names))
+
+
+def thumbnail(image: ArrayLike, size_px: int = 720) -> NDArray[np.float32]:
     """Make an image small so that its stars stay visible: the maximum of samples of each block.
 
     Parameters
@@ -79,73 +96,78 @@ def thumbnail(image: ArrayLike, size_px: int = 800) -> tuple[NDArray[np.float32]
 
     Returns
     -------
-    small : (h, w) ndarray
-    step : int
-        Pixels of the image to one of `small`.
+    (h, w) ndarray
     """
     image = np.asarray(image)
     ny, nx = image.shape
     step = max(1, -(-max(ny, nx) // size_px))
     # Of a block of many pixels every third row and column is looked at: a star is wider.
     stride = min(3, step)
-    inner = -(-step // stride)
     h, w = max(1, ny // step), max(1, nx // step)
     small = np.full((h, w), -np.inf, dtype=np.float32)
-    for j in range(inner):
-        for i in range(inner):
-            rows = np.minimum(np.arange(h) * step + min(j * stride, step - 1), ny - 1)
-            columns = np.minimum(np.arange(w) * step + min(i * stride, step - 1), nx - 1)
-            np.fmax(small, image[np.ix_(rows, columns)], out=small)
-    return np.where(np.isfinite(small), small, np.nan).astype(np.float32), step
+    for j in range(0, step, stride):
+        for i in range(0, step, stride):
+            rows = np.minimum(np.arange(h) * step + j, ny - 1)
+            across = np.minimum(np.arange(w) * step + i, nx - 1)
+            np.fmax(small, image[np.ix_(rows, across)], out=small)
+    return np.where(np.isfinite(small), small, np.nan).astype(np.float32)
 
 
 def write_evidence(
-    folder: str | Path, stem: str, sources: NDArray[np.void], extras: Mapping[str, Any]
-) -> Path:
-    """Write the arrays of one image; returns the file."""
-    make_folder(Path(folder) / FOLDER)
-    path = _path(folder, stem)
+    path: str | Path, sources: NDArray[np.void], extras: Mapping[str, Any]
+) -> None:
+    """Write the evidence of one image; a file that is there is replaced.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
     if len(sources) > MAX_SOURCES:
         keep = np.argpartition(-np.nan_to_num(sources["snr"]), MAX_SOURCES)[:MAX_SOURCES]
         sources = sources[np.sort(keep)]
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         f"sources.{name}": sources[name].astype("i4" if name in ("chip", "flags") else "f4")
-        for name in COLUMNS
+        for name in KEPT
     }
-    for name, values in extras.items():
-        values = np.asarray(values)
-        half = name == PIXELS and values.dtype.kind == "f"
-        arrays[name] = _as_half(values) if half else values
+    rest: dict[str, Any] = {}
+    for name, value in extras.items():
+        if isinstance(value, np.ndarray) and value.ndim > 0:
+            arrays[name] = _as_half(value) if name == "thumbnail" else value
+        else:
+            rest[name] = value
+    arrays[ROWS] = np.array(json.dumps(rest, default=_plain))
     with atomic_path(path, overwrite=True) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    return path
+        np.savez_compressed(stream, **arrays)
 
 
-def read_evidence(folder: str | Path, stem: str) -> Evidence:
-    """Read the arrays of one image; none where the file is not there.
+def read_evidence(path: str | Path) -> Evidence:
+    """Read the evidence of one image; empty where the file is not there.
 
     Raises
     ------
     CatalogDamaged
         If the file is not what :func:`write_evidence` writes.
     """
-    path = _path(folder, stem)
+    path = Path(path)
     if not path.exists():
         return Evidence()
     try:
         with np.load(path, allow_pickle=False) as content:
-            arrays = dict(content)
-        columns = {name: arrays.pop(f"sources.{name}") for name in COLUMNS}
+            arrays: dict[str, Any] = dict(content)
+        own = {name: arrays.pop(f"sources.{name}") for name in KEPT}
+        rest = json.loads(str(arrays.pop(ROWS)))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CatalogDamaged(
-            catalog=str(path), reason="not the arrays of an image",
+            catalog=str(path), reason="not what a report is drawn from",
             hint="Remove it; the report is then drawn without it.",
         ) from error
-    return Evidence(SOURCES.build(**columns), arrays)
+    return Evidence(SOURCES.build(**own), {**arrays, **rest})
 
 
-def _path(folder: str | Path, stem: str) -> Path:
-    return Path(folder) / FOLDER / f"{stem}.npz"
+def _plain(value: Any) -> Any:
+    """Return what JSON has no word for: NumPy's arrays and numbers."""
+    return value.tolist()
 
 
 def _as_half(values: NDArray[Any]) -> NDArray[np.float16]:

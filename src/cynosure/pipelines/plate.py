@@ -280,7 +280,7 @@ def _with_pointing(
     # As many reference stars to the area as there are sources, with room for a catalogue that
     # goes deeper; more would only slow the search.
     area = ((radius + half) / half) ** 2 * np.pi / 2.0
-    most = int(np.clip(3.0 * len(field.x) * area, 3000, 200_000))
+    most = int(np.clip(3.0 * min(len(field.x), RECOGNISED) * area, 3000, 200_000))
     reference, epoch = _reference(
         refcat, ra, dec, radius + half, epoch_yr, settings, most
     )
@@ -333,6 +333,9 @@ def _with_whole_catalog(
     )
     return match, reference, epoch, notes + more
 
+
+# The brightest sources recognise the field; more of them take time and add nothing.
+RECOGNISED = 4000
 
 # A catalogue of up to this many stars is searched whole for an image without a pointing.
 MAX_WHOLE = 300_000

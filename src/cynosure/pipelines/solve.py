@@ -18,7 +18,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,26 +26,17 @@ from numpy.typing import NDArray
 
 from cynosure._version import __version__
 from cynosure.data.fitsio import read
-from cynosure.data.frame import Exposure, Frame, Pointing
+from cynosure.data.frame import Exposure, Pointing
 from cynosure.data.refcat import RefCat, open_refcat
 from cynosure.data.tables import MATCHES, SOURCES
-from cynosure.data.wcsread import sky_of_pixels
-from cynosure.geometry.wcs import header_error_mas, model_to_header
-from cynosure.ground.errors import (
-    CatalogMissing,
-    CynosureError,
-    ExitCode,
-    SettingError,
-    Unverified,
-)
-from cynosure.ground.numeric import rms
+from cynosure.ground.errors import CatalogMissing, CynosureError, SettingError
 from cynosure.ground.settings import Range, Settings, Unit
-from cynosure.ground.sky import MAS_PER_DEG, project, separation_deg
+from cynosure.pipelines.evidence import ENDING, write_evidence
 from cynosure.pipelines.extract import Extraction, extract_sources
-from cynosure.pipelines.plate import Chip, Plate, solve_plate
+from cynosure.pipelines.gather import gather
+from cynosure.pipelines.plate import solve_plate
 from cynosure.pipelines.run import Run, default_settings, run_images
-from cynosure.solutions.names import wcsname
-from cynosure.solutions.quality import Verdict, coverage_4x4, judge
+from cynosure.pipelines.verdict import conclude, now
 from cynosure.solutions.solution import Solution
 
 if TYPE_CHECKING:
@@ -56,11 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "run_solve", "solve", "write"]
 
-Floats = NDArray[np.float64]
 Log = Callable[[str], None]
-
-# A header that differs from the fit by more than this anywhere in the frame is not released.
-MAX_HEADER_ERROR_PX = 0.01
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -312,16 +298,16 @@ def _solve_exposure(
         outcome = failure(name, error, settings, exposure)
         solution = outcome.solution.replaced(**known, seconds=_rounded(seconds))
         return dataclasses.replace(
-            outcome, solution=solution, sources=sources, report=_report(parts, [], None)
+            outcome, solution=solution, sources=sources, report=gather(parts, [])
         )
     seconds["match and fit"] = time.perf_counter() - lap
     lap = time.perf_counter()
     log("verdict")
-    outcome = _conclude(exposure, parts, plates, refcat, settings, form, known, name)
+    solution, matches, headers = conclude(exposure, plates, refcat, settings, form, known, name)
+    evidence = gather(parts, plates)
     seconds["verify"] = time.perf_counter() - lap
-    return dataclasses.replace(
-        outcome, solution=outcome.solution.replaced(seconds=_rounded(seconds)), sources=sources
-    )
+    solution = solution.replaced(seconds=_rounded(seconds))
+    return Outcome(solution, matches, sources, headers, evidence)
 
 
 def failure(
@@ -330,7 +316,7 @@ def failure(
     """Return the outcome of an image that could not be solved."""
     tried = error.facts.get("tried", ())
     solution = Solution.from_error(
-        name, error, software=f"cynosure {__version__}", created=_now(),
+        name, error, software=f"cynosure {__version__}", created=now(),
         settings=settings.resolved(),
         tried=tuple({"step": t.split(":")[0], "text": t} for t in tried),
         sha256=exposure.sha256 if exposure is not None else "",
@@ -339,296 +325,8 @@ def failure(
     return Outcome(solution, MATCHES.empty(), SOURCES.empty())
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {k: round(v, 4) for k, v in seconds.items()}
-
-
-# --------------------------------------------------------------------------------- the verdict
-def _conclude(
-    exposure: Exposure, parts: list[Extraction], plates: list[Plate], refcat: RefCat,
-    settings: Settings, form: str, known: dict[str, Any], name: str,
-) -> Outcome:
-    """Judge the fits, make the headers, and collect the numbers."""
-    chips = [c for plate in plates for c in plate.chips]
-    matches = np.concatenate([
-        _match_rows(chip, plate) for plate in plates for chip in plate.chips
-    ])
-    numbers = _numbers(chips, matches)
-    before = _before(chips, matches)
-    scale = _geometry(chips[0])["scale_arcsec"]
-    error = _wcs_error(chips)
-    verdict = judge(
-        n_used=numbers["n_used"], n_reserved=numbers["n_reserved"],
-        rms_mas=float(np.hypot(numbers["rms_ra_mas"], numbers["rms_dec_mas"]) / np.sqrt(2)),
-        rms_reserved_mas=float(
-            np.hypot(numbers["rms_reserved_ra_mas"], numbers["rms_reserved_dec_mas"]) / np.sqrt(2)
-        ),
-        scale_arcsec=scale, log_odds=plates[0].match.log_odds, chi2_dof=numbers["chi2_dof"],
-        coverage=_coverage(chips), before_rms_mas=before["before_rms_mas"],
-        wcs_error_mas=error["corner"], **settings["quality"],
-    )
-    old_name = _old_name(exposure.frames[0])
-    new_name = wcsname(old_name, "IMG", refcat.name)
-    headers, entries = _headers(chips, form, new_name, numbers, verdict, plates[0], refcat, name)
-    solution = Solution(
-        image=name, sha256=exposure.sha256, software=f"cynosure {__version__}", created=_now(),
-        settings=settings.resolved(), status=verdict.status, reason="; ".join(verdict.reasons),
-        tried=tuple(
-            {"step": t.split(":")[0], "text": t} for t in plates[0].match.evidence.get("tried", ())
-        ),
-        quality=verdict.quality, wcsname=new_name, epoch_yr=plates[0].epoch_yr,
-        n_reference=sum(len(p.reference) for p in plates), log_odds=plates[0].match.log_odds,
-        form=form, order=max(c.fit.order for c in chips), chips=tuple(entries),
-        wcs_error_mas=error, checks=tuple(c.to_dict() for c in verdict.checks),
-        clip_rounds=max(len(c.fit.history) for c in chips),
-        exit_code=int(ExitCode.OK if verdict.status == "solved" else
-                      ExitCode.NOT_VERIFIED if verdict.status == "compromised" else
-                      ExitCode.NO_SOLUTION),
-        **numbers, **before, **_geometry(chips[0]),
-        **{**known, "notes": known["notes"] + tuple(n for p in plates for n in p.notes)},
-    )
-    return Outcome(solution, matches, SOURCES.empty(), headers, _report(parts, plates, solution))
-
-
-def _match_rows(chip: Chip, plate: Plate) -> NDArray[np.void]:
-    """Return the rows of the match table of one chip."""
-    fit, reference = chip.fit, plate.reference
-    i, j = chip.source_index, chip.reference_index
-    sources, stars = chip.sources[i], reference.stars[j]
-    ra, dec = fit.model.pixel_to_sky(sources["x"], sources["y"])
-    rows = MATCHES.empty(len(i))
-    for name in ("x", "y", "x_err", "y_err", "flux_e", "snr"):
-        rows[name] = sources[name]
-    rows["chip"], rows["ra_deg"], rows["dec_deg"] = chip.frame.chip, ra, dec
-    rows["ref_id"], rows["ref_mag"], rows["ref_color"] = stars["ref_id"], stars["mag"], stars["color"]
-    rows["ref_ra_deg"], rows["ref_dec_deg"] = reference.ra_deg[j], reference.dec_deg[j]
-    rows["dra_mas"], rows["ddec_mas"] = _sky_offset(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])
-    rows["sigma_ra_mas"], rows["sigma_dec_mas"] = np.sqrt(fit.sigma2_mas2[:, :2]).T
-    rows["used"], rows["reserved"] = fit.used, fit.reserved
-    return rows
-
-
-def _sky_offset(ra: Floats, dec: Floats, ref_ra: Floats, ref_dec: Floats) -> tuple[Floats, Floats]:
-    """Return position minus reference along ra (with cos dec) and dec, mas."""
-    dra = (ra - ref_ra + 180.0) % 360.0 - 180.0
-    return dra * np.cos(np.radians(ref_dec)) * MAS_PER_DEG, (dec - ref_dec) * MAS_PER_DEG
-
-
-def _numbers(chips: list[Chip], matches: NDArray[np.void]) -> dict[str, Any]:
-    used, held = matches["used"], matches["reserved"]
-    # What the error model calls an outlier is none of the fit's business; reserved stars are
-    # judged by the same rule as the others.
-    pull2 = (matches["dra_mas"] / matches["sigma_ra_mas"]) ** 2
-    pull2 += (matches["ddec_mas"] / matches["sigma_dec_mas"]) ** 2
-    held = held & (pull2 < 4.3**2)
-    chi2, dof = sum(c.fit.chi2 for c in chips), sum(c.fit.dof for c in chips)
-    best = max(chips, key=lambda c: int(c.fit.used.sum()))
-    n_reserved = int(held.sum())
-    return {
-        "n_matched": len(matches), "n_used": int(used.sum()), "n_reserved": n_reserved,
-        "n_clipped": int(len(matches) - used.sum() - n_reserved),
-        "rms_ra_mas": rms(matches["dra_mas"][used]), "rms_dec_mas": rms(matches["ddec_mas"][used]),
-        "rms_reserved_ra_mas": rms(matches["dra_mas"][held]),
-        "rms_reserved_dec_mas": rms(matches["ddec_mas"][held]),
-        "sigma0_mas": best.fit.errors.sigma0_mas, "a": best.fit.errors.a,
-        "chi2": chi2, "dof": float(dof), "chi2_dof": chi2 / dof if dof > 0 else float("nan"),
-    }
-
-
-def _before(chips: list[Chip], matches: NDArray[np.void]) -> dict[str, float]:
-    """Score the WCS that the image came with on the same stars."""
-    offsets, centre = [], float("nan")
-    for k, chip in enumerate(chips):
-        if chip.frame.wcs is None:
-            continue
-        rows = matches[(matches["chip"] == chip.frame.chip) & matches["used"]]
-        ra, dec = sky_of_pixels(chip.frame.wcs, rows["x"], rows["y"])
-        offsets.append(np.stack(_sky_offset(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])))
-        if k == 0:
-            ny, nx = chip.frame.shape
-            x, y = [(nx - 1) / 2], [(ny - 1) / 2]
-            old, new = sky_of_pixels(chip.frame.wcs, x, y), chip.fit.model.pixel_to_sky(x, y)
-            centre = 3600.0 * float(separation_deg(old[0], old[1], *new)[0])
-    every = np.concatenate(offsets, axis=1) if offsets else np.zeros((2, 0))
-    return {"before_offset_arcsec": centre, "before_rms_mas": rms(every)}
-
-
-def _coverage(chips: list[Chip]) -> float:
-    values = [
-        coverage_4x4(c.sources["x"][c.source_index[c.fit.used]],
-                     c.sources["y"][c.source_index[c.fit.used]], c.frame.shape[1], c.frame.shape[0])
-        for c in chips
-    ]
-    return float(np.mean(values))
-
-
-def _wcs_error(chips: list[Chip]) -> dict[str, float]:
-    """Return the predicted error of the WCS at the centre and at the worst corner of any chip."""
-    centre, worst = [], []
-    for chip in chips:
-        ny, nx = chip.frame.shape
-        x = np.array([(nx - 1) / 2, 0, nx - 1, 0, nx - 1.0])
-        y = np.array([(ny - 1) / 2, 0, 0, ny - 1, ny - 1.0])
-        error = np.sqrt(np.mean(chip.fit.wcs_error_mas(x, y) ** 2, axis=1))
-        centre.append(float(error[0]))
-        worst.append(float(error[1:].max()))
-    return {"center": max(centre), "corner": max(worst)}
-
-
-def _geometry(chip: Chip) -> dict[str, Any]:
-    ny, nx = chip.frame.shape
-    x, y = (nx - 1) / 2, (ny - 1) / 2
-    model = chip.fit.model
-    ra, dec = (float(v) for v in model.pixel_to_sky(x, y))
-    xi, eta = project(
-        *model.pixel_to_sky([x, x + 0.5, x - 0.5, x, x], [y, y, y, y + 0.5, y - 0.5]), ra, dec
-    )
-    cd = np.array([[xi[1] - xi[2], xi[3] - xi[4]], [eta[1] - eta[2], eta[3] - eta[4]]])
-    determinant = np.linalg.det(cd)
-    edges = model.pixel_to_sky(
-        [-0.5, nx - 0.5, x, x], [y, y, -0.5, ny - 0.5]
-    )
-    side = [float(separation_deg(edges[0][a], edges[1][a], edges[0][b], edges[1][b]))
-            for a, b in ((0, 1), (2, 3))]
-    return {
-        "center_ra_deg": ra, "center_dec_deg": dec,
-        "scale_arcsec": float(np.sqrt(abs(determinant)) * 3600.0),
-        "rotation_deg": float(np.degrees(np.arctan2(cd[0, 1], cd[1, 1])) % 360.0),
-        "parity": 1 if determinant < 0 else -1, "width_deg": side[0], "height_deg": side[1],
-    }
-
-
-def _old_name(frame: Frame) -> str:
-    return str(frame.header.get("WCSNAME", "")) if frame.header is not None else ""
-
-
-def _headers(
-    chips: list[Chip], form: str, name: str, numbers: dict[str, Any], verdict: Verdict,
-    plate: Plate, refcat: RefCat, image: str,
-) -> tuple[dict[int, Header], list[dict[str, Any]]]:
-    """Make the cards of each chip, and read them back before they are released."""
-    headers, entries = {}, []
-    for chip in chips:
-        shape = chip.frame.shape
-        header = model_to_header(chip.fit.model, form, shape=shape)  # type: ignore[arg-type]
-        error = header_error_mas(header, chip.fit.model, shape)
-        limit = MAX_HEADER_ERROR_PX * 1000.0 * _geometry(chip)["scale_arcsec"]
-        if form != "tan" and not error < limit:
-            raise Unverified(
-                image=image, reason=f"the {form.upper()} header differs from the fit by {error:.3g} mas "
-                f"({limit:.3g} allowed)", hint="Try the other --form, or a lower --order.",
-            )
-        header["WCSNAME"] = (name, "name of this solution")
-        cards = {k: header[k] for k in header if k}
-        for key, value, comment in (
-            ("NMATCHES", numbers["n_used"], "stars of the fit"),
-            ("RMS_RA", round(numbers["rms_ra_mas"], 4), "[mas] rms about zero, with cos dec"),
-            ("RMS_DEC", round(numbers["rms_dec_mas"], 4), "[mas] rms about zero"),
-            ("CRDER1", numbers["rms_ra_mas"] / MAS_PER_DEG, "[deg] random error"),
-            ("CRDER2", numbers["rms_dec_mas"] / MAS_PER_DEG, "[deg] random error"),
-            ("FITQUAL", verdict.quality, "1 best ... 5 failed"),
-            ("ASTCAT", refcat.name[:60], "reference catalogue"),
-            ("ASTEPOCH", round(plate.epoch_yr, 6), "[yr] epoch of the reference stars"),
-            ("ASTSOFT", f"cynosure {__version__}", "software of this solution"),
-            ("AST_NRSV", numbers["n_reserved"], "stars held out of the fit"),
-            ("AST_RSVX", _finite(numbers["rms_reserved_ra_mas"]), "[mas] rms of those, ra"),
-            ("AST_RSVY", _finite(numbers["rms_reserved_dec_mas"]), "[mas] rms of those, dec"),
-            ("AST_CHI2", _finite(numbers["chi2_dof"]), "chi^2 per degree of freedom"),
-            ("AST_SIG0", _finite(numbers["sigma0_mas"]), "[mas] error beyond source and catalogue"),
-            ("AST_AFAC", _finite(numbers["a"]), "factor on the source errors"),
-        ):
-            if value is not None:
-                header[key] = (value, comment)
-        headers[chip.frame.hdu] = header
-        entries.append({
-            "name": chip.frame.name, "hdu": chip.frame.hdu, "shape": list(shape), "cards": cards,
-            "header_error_mas": round(error, 6), "fit": chip.fit.form,
-            "n_used": int(chip.fit.used.sum()), "inherited": chip.inherited,
-        })
-    return headers, entries
-
-
-def _finite(value: float) -> float | None:
-    return round(float(value), 5) if np.isfinite(value) else None
-
-
-# ---------------------------------------------------------------------------- for the report
-THUMBNAIL_PX = 720
-
-
-def _report(
-    parts: list[Extraction], plates: list[Plate], solution: Solution | None
-) -> dict[str, Any]:
-    """Collect what the report draws beyond the tables, for the first chip."""
-    if not parts:
-        return {}
-    part = parts[0]
-    frame = part.frame
-    extras: dict[str, Any] = {
-        "shape": frame.shape, "thumbnail": _thumbnail(part), "fwhm_px": _psf_map(part),
-        "background_sigma": float(np.median(part.background.sigma)),
-    }
-    if plates and plates[0].chips:
-        fit = plates[0].chips[0].fit
-        reference = plates[0].reference
-        x, y = fit.model.sky_to_pixel(reference.ra_deg, reference.dec_deg)
-        ny, nx = frame.shape
-        inside = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
-        order = np.flatnonzero(inside)[:5000]
-        extras |= {
-            "ledger": list(fit.history), "scores": fit.scores,
-            "evidence": plates[0].match.evidence, "distortion": _distortion(fit.model, frame.shape),
-            "reference": np.stack([x[order], y[order], reference.stars["mag"][order]], axis=1),
-            "errors": {"a": fit.errors.a, "sigma0_mas": fit.errors.sigma0_mas},
-        }
-    return extras
-
-
-def _thumbnail(part: Extraction) -> NDArray[np.float32]:
-    """Return the frame, background subtracted and binned to a few hundred pixels."""
-    data, (ny, nx) = part.frame.data, part.frame.shape
-    step = max(1, -(-max(ny, nx) // THUMBNAIL_PX))
-    rows, columns = ny // step, nx // step
-    if rows < 1 or columns < 1:
-        return np.zeros((1, 1), dtype=np.float32)
-    out = np.empty((rows, columns), dtype=np.float32)
-    for j in range(rows):
-        # The middle row of each bin, and the largest of its pixels: stars stay visible.
-        y = j * step + step // 2
-        line = data[y] - part.background.rows(y, y + 1)[0]
-        out[j] = np.nan_to_num(line[: columns * step].reshape(columns, step).max(axis=1))
-    return out / np.float32(np.median(part.background.sigma))
-
-
-def _psf_map(part: Extraction) -> list[dict[str, float]]:
-    """Return the PSF's width and flattening on a grid of the frame."""
-    if part.psf is None:
-        return []
-    ny, nx = part.frame.shape
-    rows = []
-    for y in np.linspace(0.1, 0.9, 5) * (ny - 1):
-        for x in np.linspace(0.1, 0.9, 5) * (nx - 1):
-            fwhm, ellipticity, theta = part.psf.shape_at(float(x), float(y))
-            rows.append({"x": float(x), "y": float(y), "fwhm_px": fwhm,
-                         "ellipticity": ellipticity, "theta_deg": theta})
-    return rows
-
-
-def _distortion(model: Any, shape: tuple[int, int]) -> dict[str, Any]:
-    """Return how far the model is from its own best linear part, in pixels, on a grid."""
-    from cynosure.ground.numeric import lstsq
-
-    ny, nx = shape
-    x, y = (v.ravel() for v in np.meshgrid(np.linspace(0, nx - 1, 17), np.linspace(0, ny - 1, 17)))
-    plane = np.stack(model.pixel_to_plane(x, y), axis=1)
-    design = np.stack([np.ones_like(x), x, y], axis=1)
-    linear = lstsq(design, plane, what="linear part").x
-    shift = (plane - design @ linear) @ np.linalg.inv(linear[1:])
-    return {"x": x, "y": y, "dx_px": shift[:, 0], "dy_px": shift[:, 1]}
 
 
 # ------------------------------------------------------------------------------- many images
@@ -689,7 +387,9 @@ def _write_files(
         write_parquet(path, outcome.matches, MATCHES)
         files.append(path.name)
     if outcome.report:
-        files.append(_write_report_data(outcome, folder / output_name(source, ".report.npz")))
+        path = folder / output_name(source, ENDING)
+        write_evidence(path, outcome.sources, outcome.report)
+        files.append(path.name)
     return files
 
 
@@ -715,27 +415,6 @@ def _split(header: Header) -> tuple[Header, Header]:
         own = key.startswith(WCS_CARDS)
         del (extra if own else wcs)[key]
     return wcs, extra
-
-
-def _write_report_data(outcome: Outcome, path: Path) -> str:
-    """Keep what the report draws beside the tables, so that it can be drawn again later."""
-    import json
-
-    from cynosure.ground.files import atomic_path
-
-    arrays = {"sources": outcome.sources}
-    rest: dict[str, Any] = {}
-    for key, value in outcome.report.items():
-        if isinstance(value, np.ndarray):
-            arrays[key] = value
-        elif key == "distortion":
-            arrays |= {f"distortion_{k}": v for k, v in value.items()}
-        else:
-            rest[key] = value
-    arrays["rows"] = np.array(json.dumps(rest, default=float))
-    with atomic_path(path, overwrite=True) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **arrays)
-    return path.name
 
 
 def run_solve(

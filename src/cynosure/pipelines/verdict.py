@@ -1,0 +1,275 @@
+"""The verdict on a plate: its numbers, its headers, and what is thought of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure._version import __version__
+from cynosure.data.frame import Exposure, Frame
+from cynosure.data.refcat import RefCat
+from cynosure.data.tables import MATCHES
+from cynosure.data.wcsread import sky_of_pixels
+from cynosure.geometry.wcs import header_error_mas, model_to_header
+from cynosure.ground.errors import ExitCode, Unverified
+from cynosure.ground.numeric import rms
+from cynosure.ground.settings import Settings
+from cynosure.ground.sky import MAS_PER_DEG, project, separation_deg
+from cynosure.pipelines.plate import Chip, Plate
+from cynosure.solutions.names import wcsname
+from cynosure.solutions.quality import Verdict, coverage_4x4, judge
+from cynosure.solutions.solution import Solution
+
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+
+__all__ = ["conclude", "now"]
+
+Floats = NDArray[np.float64]
+
+# A header that differs from the fit by more than this anywhere in the frame is not released.
+MAX_HEADER_ERROR_PX = 0.01
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def conclude(
+    exposure: Exposure, plates: list[Plate], refcat: RefCat, settings: Settings, form: str,
+    known: dict[str, Any], name: str,
+) -> tuple[Solution, NDArray[np.void], dict[int, Header]]:
+    """Judge the fits, make the headers, and collect the numbers.
+
+    Parameters
+    ----------
+    exposure : Exposure
+    plates : list of Plate
+        One for the whole exposure, or one a chip.
+    refcat : RefCat
+    settings : Settings
+    form : str
+        ``tpv``, ``sip`` or ``tan``.
+    known : dict
+        Fields of the solution that are known already.
+    name : str
+        What the solution calls the image.
+
+    Returns
+    -------
+    solution : Solution
+    matches : structured array
+        Schema ``MATCHES``.
+    headers : dict
+        HDU number to the cards of its new WCS.
+
+    Raises
+    ------
+    Unverified
+        If a header, read back, is not what was fitted.
+    """
+    chips = [c for plate in plates for c in plate.chips]
+    matches = np.concatenate([
+        _match_rows(chip, plate) for plate in plates for chip in plate.chips
+    ])
+    numbers = _numbers(chips, matches)
+    before = _before(chips, matches)
+    scale = _geometry(chips[0])["scale_arcsec"]
+    error = _wcs_error(chips)
+    verdict = judge(
+        n_used=numbers["n_used"], n_reserved=numbers["n_reserved"],
+        rms_mas=float(np.hypot(numbers["rms_ra_mas"], numbers["rms_dec_mas"]) / np.sqrt(2)),
+        rms_reserved_mas=float(
+            np.hypot(numbers["rms_reserved_ra_mas"], numbers["rms_reserved_dec_mas"]) / np.sqrt(2)
+        ),
+        scale_arcsec=scale, log_odds=plates[0].match.log_odds, chi2_dof=numbers["chi2_dof"],
+        coverage=_coverage(chips), before_rms_mas=before["before_rms_mas"],
+        wcs_error_mas=error["corner"], **settings["quality"],
+    )
+    old_name = _old_name(exposure.frames[0])
+    new_name = wcsname(old_name, "IMG", refcat.name)
+    headers, entries = _headers(chips, form, new_name, numbers, verdict, plates[0], refcat, name)
+    solution = Solution(
+        image=name, sha256=exposure.sha256, software=f"cynosure {__version__}", created=now(),
+        settings=settings.resolved(), status=verdict.status, reason="; ".join(verdict.reasons),
+        tried=tuple(
+            {"step": t.split(":")[0], "text": t} for t in plates[0].match.evidence.get("tried", ())
+        ),
+        quality=verdict.quality, wcsname=new_name, epoch_yr=plates[0].epoch_yr,
+        n_reference=sum(len(p.reference) for p in plates), log_odds=plates[0].match.log_odds,
+        form=form, order=max(c.fit.order for c in chips), chips=tuple(entries),
+        wcs_error_mas=error, checks=tuple(c.to_dict() for c in verdict.checks),
+        clip_rounds=max(len(c.fit.history) for c in chips),
+        exit_code=int(ExitCode.OK if verdict.status == "solved" else
+                      ExitCode.NOT_VERIFIED if verdict.status == "compromised" else
+                      ExitCode.NO_SOLUTION),
+        **numbers, **before, **_geometry(chips[0]),
+        **{**known, "notes": known["notes"] + tuple(n for p in plates for n in p.notes)},
+    )
+    return solution, matches, headers
+
+
+def _match_rows(chip: Chip, plate: Plate) -> NDArray[np.void]:
+    """Return the rows of the match table of one chip."""
+    fit, reference = chip.fit, plate.reference
+    i, j = chip.source_index, chip.reference_index
+    sources, stars = chip.sources[i], reference.stars[j]
+    ra, dec = fit.model.pixel_to_sky(sources["x"], sources["y"])
+    rows = MATCHES.empty(len(i))
+    for name in ("x", "y", "x_err", "y_err", "flux_e", "snr"):
+        rows[name] = sources[name]
+    rows["chip"], rows["ra_deg"], rows["dec_deg"] = chip.frame.chip, ra, dec
+    rows["ref_id"], rows["ref_mag"], rows["ref_color"] = stars["ref_id"], stars["mag"], stars["color"]
+    rows["ref_ra_deg"], rows["ref_dec_deg"] = reference.ra_deg[j], reference.dec_deg[j]
+    rows["dra_mas"], rows["ddec_mas"] = _sky_offset(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])
+    rows["sigma_ra_mas"], rows["sigma_dec_mas"] = np.sqrt(fit.sigma2_mas2[:, :2]).T
+    rows["used"], rows["reserved"] = fit.used, fit.reserved
+    return rows
+
+
+def _sky_offset(ra: Floats, dec: Floats, ref_ra: Floats, ref_dec: Floats) -> tuple[Floats, Floats]:
+    """Return position minus reference along ra (with cos dec) and dec, mas."""
+    dra = (ra - ref_ra + 180.0) % 360.0 - 180.0
+    return dra * np.cos(np.radians(ref_dec)) * MAS_PER_DEG, (dec - ref_dec) * MAS_PER_DEG
+
+
+def _numbers(chips: list[Chip], matches: NDArray[np.void]) -> dict[str, Any]:
+    used, held = matches["used"], matches["reserved"]
+    # What the error model calls an outlier is none of the fit's business; reserved stars are
+    # judged by the same rule as the others.
+    pull2 = (matches["dra_mas"] / matches["sigma_ra_mas"]) ** 2
+    pull2 += (matches["ddec_mas"] / matches["sigma_dec_mas"]) ** 2
+    held = held & (pull2 < 4.3**2)
+    chi2, dof = sum(c.fit.chi2 for c in chips), sum(c.fit.dof for c in chips)
+    best = max(chips, key=lambda c: int(c.fit.used.sum()))
+    n_reserved = int(held.sum())
+    return {
+        "n_matched": len(matches), "n_used": int(used.sum()), "n_reserved": n_reserved,
+        "n_clipped": int(len(matches) - used.sum() - n_reserved),
+        "rms_ra_mas": rms(matches["dra_mas"][used]), "rms_dec_mas": rms(matches["ddec_mas"][used]),
+        "rms_reserved_ra_mas": rms(matches["dra_mas"][held]),
+        "rms_reserved_dec_mas": rms(matches["ddec_mas"][held]),
+        "sigma0_mas": best.fit.errors.sigma0_mas, "a": best.fit.errors.a,
+        "chi2": chi2, "dof": float(dof), "chi2_dof": chi2 / dof if dof > 0 else float("nan"),
+    }
+
+
+def _before(chips: list[Chip], matches: NDArray[np.void]) -> dict[str, float]:
+    """Score the WCS that the image came with on the same stars."""
+    offsets, centre = [], float("nan")
+    for k, chip in enumerate(chips):
+        if chip.frame.wcs is None:
+            continue
+        rows = matches[(matches["chip"] == chip.frame.chip) & matches["used"]]
+        ra, dec = sky_of_pixels(chip.frame.wcs, rows["x"], rows["y"])
+        offsets.append(np.stack(_sky_offset(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])))
+        if k == 0:
+            ny, nx = chip.frame.shape
+            x, y = [(nx - 1) / 2], [(ny - 1) / 2]
+            old, new = sky_of_pixels(chip.frame.wcs, x, y), chip.fit.model.pixel_to_sky(x, y)
+            centre = 3600.0 * float(separation_deg(old[0], old[1], *new)[0])
+    every = np.concatenate(offsets, axis=1) if offsets else np.zeros((2, 0))
+    return {"before_offset_arcsec": centre, "before_rms_mas": rms(every)}
+
+
+def _coverage(chips: list[Chip]) -> float:
+    values = [
+        coverage_4x4(c.sources["x"][c.source_index[c.fit.used]],
+                     c.sources["y"][c.source_index[c.fit.used]], c.frame.shape[1], c.frame.shape[0])
+        for c in chips
+    ]
+    return float(np.mean(values))
+
+
+def _wcs_error(chips: list[Chip]) -> dict[str, float]:
+    """Return the predicted error of the WCS at the centre and at the worst corner of any chip."""
+    centre, worst = [], []
+    for chip in chips:
+        ny, nx = chip.frame.shape
+        x = np.array([(nx - 1) / 2, 0, nx - 1, 0, nx - 1.0])
+        y = np.array([(ny - 1) / 2, 0, 0, ny - 1, ny - 1.0])
+        error = np.sqrt(np.mean(chip.fit.wcs_error_mas(x, y) ** 2, axis=1))
+        centre.append(float(error[0]))
+        worst.append(float(error[1:].max()))
+    return {"center": max(centre), "corner": max(worst)}
+
+
+def _geometry(chip: Chip) -> dict[str, Any]:
+    ny, nx = chip.frame.shape
+    x, y = (nx - 1) / 2, (ny - 1) / 2
+    model = chip.fit.model
+    ra, dec = (float(v) for v in model.pixel_to_sky(x, y))
+    xi, eta = project(
+        *model.pixel_to_sky([x, x + 0.5, x - 0.5, x, x], [y, y, y, y + 0.5, y - 0.5]), ra, dec
+    )
+    cd = np.array([[xi[1] - xi[2], xi[3] - xi[4]], [eta[1] - eta[2], eta[3] - eta[4]]])
+    determinant = np.linalg.det(cd)
+    edges = model.pixel_to_sky(
+        [-0.5, nx - 0.5, x, x], [y, y, -0.5, ny - 0.5]
+    )
+    side = [float(separation_deg(edges[0][a], edges[1][a], edges[0][b], edges[1][b]))
+            for a, b in ((0, 1), (2, 3))]
+    return {
+        "center_ra_deg": ra, "center_dec_deg": dec,
+        "scale_arcsec": float(np.sqrt(abs(determinant)) * 3600.0),
+        "rotation_deg": float(np.degrees(np.arctan2(cd[0, 1], cd[1, 1])) % 360.0),
+        "parity": 1 if determinant < 0 else -1, "width_deg": side[0], "height_deg": side[1],
+    }
+
+
+def _old_name(frame: Frame) -> str:
+    return str(frame.header.get("WCSNAME", "")) if frame.header is not None else ""
+
+
+def _headers(
+    chips: list[Chip], form: str, name: str, numbers: dict[str, Any], verdict: Verdict,
+    plate: Plate, refcat: RefCat, image: str,
+) -> tuple[dict[int, Header], list[dict[str, Any]]]:
+    """Make the cards of each chip, and read them back before they are released."""
+    headers, entries = {}, []
+    for chip in chips:
+        shape = chip.frame.shape
+        header = model_to_header(chip.fit.model, form, shape=shape)  # type: ignore[arg-type]
+        error = header_error_mas(header, chip.fit.model, shape)
+        limit = MAX_HEADER_ERROR_PX * 1000.0 * _geometry(chip)["scale_arcsec"]
+        if form != "tan" and not error < limit:
+            raise Unverified(
+                image=image, reason=f"the {form.upper()} header differs from the fit by {error:.3g} mas "
+                f"({limit:.3g} allowed)", hint="Try the other --form, or a lower --order.",
+            )
+        header["WCSNAME"] = (name, "name of this solution")
+        cards = {k: header[k] for k in header if k}
+        for key, value, comment in (
+            ("NMATCHES", numbers["n_used"], "stars of the fit"),
+            ("RMS_RA", round(numbers["rms_ra_mas"], 4), "[mas] rms about zero, with cos dec"),
+            ("RMS_DEC", round(numbers["rms_dec_mas"], 4), "[mas] rms about zero"),
+            ("CRDER1", numbers["rms_ra_mas"] / MAS_PER_DEG, "[deg] random error"),
+            ("CRDER2", numbers["rms_dec_mas"] / MAS_PER_DEG, "[deg] random error"),
+            ("FITQUAL", verdict.quality, "1 best ... 5 failed"),
+            ("ASTCAT", refcat.name[:60], "reference catalogue"),
+            ("ASTEPOCH", round(plate.epoch_yr, 6), "[yr] epoch of the reference stars"),
+            ("ASTSOFT", f"cynosure {__version__}", "software of this solution"),
+            ("AST_NRSV", numbers["n_reserved"], "stars held out of the fit"),
+            ("AST_RSVX", _finite(numbers["rms_reserved_ra_mas"]), "[mas] rms of those, ra"),
+            ("AST_RSVY", _finite(numbers["rms_reserved_dec_mas"]), "[mas] rms of those, dec"),
+            ("AST_CHI2", _finite(numbers["chi2_dof"]), "chi^2 per degree of freedom"),
+            ("AST_SIG0", _finite(numbers["sigma0_mas"]), "[mas] error beyond source and catalogue"),
+            ("AST_AFAC", _finite(numbers["a"]), "factor on the source errors"),
+        ):
+            if value is not None:
+                header[key] = (value, comment)
+        headers[chip.frame.hdu] = header
+        entries.append({
+            "name": chip.frame.name, "hdu": chip.frame.hdu, "shape": list(shape), "cards": cards,
+            "header_error_mas": round(error, 6), "fit": chip.fit.form,
+            "n_used": int(chip.fit.used.sum()), "inherited": chip.inherited,
+        })
+    return headers, entries
+
+
+def _finite(value: float) -> float | None:
+    return round(float(value), 5) if np.isfinite(value) else None

@@ -180,6 +180,13 @@ def _cube(hdus: HDUList) -> HDUList:
     return hdus
 
 
+def _one_pixel(hdus: HDUList) -> HDUList:
+    for hdu in hdus:
+        if hdu.data is not None:
+            hdu.data = hdu.data[:1, :1]
+    return hdus
+
+
 def _bscale(hdus: HDUList) -> HDUList:
     for hdu in hdus:
         if hdu.data is not None:
@@ -286,7 +293,7 @@ FAULTS: dict[str, Fault] = {
     "bscale_integer": Fault("Integers with BSCALE 2 and BZERO 32768.", hdus=_bscale),
     "cube": Fault("Three planes instead of an image.", hdus=_cube),
     "no_image": Fault("A FITS file with a table and no image.", hdus=_no_image),
-    "one_pixel": Fault("An image of one pixel.", scene={"camera": {"width_px": 1, "height_px": 1}}),
+    "one_pixel": Fault("An image of one pixel.", hdus=_one_pixel),
     "truncated": Fault("The last 40 % of the file are missing.", file=_truncated),
     "empty_file": Fault("A file of no bytes.", file=_replaced(b"")),
     "not_fits": Fault("A text file with the name of an image.", file=_replaced(b"not an image\n")),

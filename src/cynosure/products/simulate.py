@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cynosure.data.tables import Schema, write_parquet
 from cynosure.geometry.wcs import SkyModel
-from cynosure.ground.errors import OutputError, OutputExists
+from cynosure.ground.errors import OutputError, OutputExists, SettingError
 from cynosure.ground.files import atomic_path, reason_of, write_text
 from cynosure.ground.sky import at_epoch, project
 from cynosure.products import camera as cam
@@ -88,6 +88,7 @@ OUTSIDE_PX = 60.0
 # A component of a star is followed down to this fraction of the noise of a pixel.
 CUTOFF = 1e-3
 RENDER_CHUNK = 20000
+MAX_OBJECTS = 3e7
 
 TRUTH = Schema(
     "cynosure.truth/1",
@@ -277,6 +278,14 @@ def _make_sky(
     half = [h * scale + sky.margin_deg for h in (plane.half_width_px, plane.half_height_px)]
     area = camera.n_chips * camera.width_px * camera.height_px * scale**2
     n = round(sky.n_stars * 4 * half[0] * half[1] / area)
+    if n > MAX_OBJECTS:
+        raise SettingError(
+            "sky.n_stars = {n_stars}, sky.margin_deg = {margin:g}: {n:.3g} objects in all",
+            n_stars=sky.n_stars,
+            margin=sky.margin_deg,
+            n=n,
+            hint=f"At most {MAX_OBJECTS:.0e} can be drawn; lower n_stars or margin_deg.",
+        )
     stars = draw_sky(
         streams("sky"),
         sky,

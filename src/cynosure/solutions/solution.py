@@ -320,6 +320,11 @@ def _center(s: Solution) -> str:
     )
 
 
+def _short(value: float) -> str:
+    """Return three digits, without an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def _angle(degrees: float) -> str:
     for factor, mark in ((1.0, "°"), (60.0, "′")):
         if degrees * factor >= 1.0:
@@ -337,11 +342,11 @@ def _counts(s: Solution) -> str:
 
 
 def _errors(s: Solution) -> str:
-    text = f"RA {s.rms_ra_mas:.3g} mas   Dec {s.rms_dec_mas:.3g} mas"
+    text = f"RA {_short(s.rms_ra_mas)} mas   Dec {_short(s.rms_dec_mas)} mas"
     if math.isfinite(s.sigma0_mas):
-        text += f"   σ0 {s.sigma0_mas:.3g} mas   a {s.a:.3g}   χ²/dof {s.chi2_dof:.2f}"
+        text += f"   σ0 {_short(s.sigma0_mas)} mas   a {s.a:.3g}   χ²/dof {s.chi2_dof:.2f}"
     if s.wcs_error_mas:
-        at = "  ".join(f"{k} {v:.3g}" for k, v in s.wcs_error_mas.items() if v is not None)
+        at = "  ".join(f"{k} {_short(v)}" for k, v in s.wcs_error_mas.items() if v is not None)
         text += f"   WCS ± {at} mas"
     return text
 
@@ -350,12 +355,12 @@ def _reserved(s: Solution) -> str:
     parts = []
     if s.n_reserved:
         parts.append(
-            f"RA {s.rms_reserved_ra_mas:.3g} mas   Dec {s.rms_reserved_dec_mas:.3g} mas "
+            f"RA {_short(s.rms_reserved_ra_mas)} mas   Dec {_short(s.rms_reserved_dec_mas)} mas "
             f"on {s.n_reserved} stars"
         )
     if math.isfinite(s.before_offset_arcsec):
-        rms = f", residuals {s.before_rms_mas:.3g} mas" if math.isfinite(s.before_rms_mas) else ""
-        parts.append(f"before: off by {s.before_offset_arcsec:.3g}″{rms}")
+        rms = f", residuals {_short(s.before_rms_mas)} mas" if s.before_rms_mas >= 0 else ""
+        parts.append(f"before: off by {_short(s.before_offset_arcsec)}″{rms}")
     return "     ".join(parts)
 
 

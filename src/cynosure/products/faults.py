@@ -7,7 +7,6 @@ its sentence says and nothing else, so a check can be held against exactly one.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.geometry.wcs import SkyModel
-from cynosure.ground.errors import SettingError
+from cynosure.ground.settings import unknown_name
 from cynosure.products.scene import Scene
 
 if TYPE_CHECKING:
@@ -322,12 +321,7 @@ class Faults:
     def __init__(self, names: tuple[str, ...]):
         for name in names:
             if name not in FAULTS:
-                near = difflib.get_close_matches(name, FAULTS, n=1)
-                raise SettingError(
-                    "no fault {name!r}",
-                    name=name,
-                    hint=f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(FAULTS)}.",
-                )
+                raise unknown_name("fault", name, list(FAULTS), "scene.faults")
         self._faults = {name: FAULTS[name] for name in names}
         self._facts: dict[str, list[Facts]] = {name: [] for name in names}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cynosure.ground.errors import SettingError
-from cynosure.ground.settings import Range, Settings, Unit
+from cynosure.ground.settings import Range, Settings, Unit, read_toml
 
 __all__ = [
     "Artefacts",
@@ -538,24 +538,15 @@ def load_scene(name_or_path: str | Path) -> Scene:
     path = Path(name_or_path)
     packaged = resources.files("cynosure").joinpath("scenes", f"{name_or_path}.toml")
     if path.suffix != ".toml" and path.name == str(name_or_path) and packaged.is_file():
-        text, origin = packaged.read_text("utf-8"), f"scene {name_or_path}"
+        content, origin = tomllib.loads(packaged.read_text("utf-8")), f"scene {name_or_path}"
     elif path.is_file():
-        try:
-            text, origin = path.read_text("utf-8"), str(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingError("{path}: {reason}", path=str(path), reason=str(error)) from error
+        content, origin = read_toml(path), str(path)
     else:
         raise SettingError(
             "no scene {name!r}",
             name=str(name_or_path),
             hint=f"Packaged scenes: {', '.join(scene_names())}; or give the path of a TOML file.",
         )
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(
-            "{origin}: not TOML ({reason})", origin=origin, reason=str(error)
-        ) from error
     stem = path.name.removesuffix(".toml").removesuffix(".scene")
     return Scene(name=stem).updated(content, origin)
 

@@ -22,13 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.data.tables import Schema, write_parquet
-from cynosure.geometry.wcs import SkyModel
+from cynosure.geometry.wcs import SkyModel, model_to_header
 from cynosure.ground.errors import OutputError, OutputExists, SettingError
 from cynosure.ground.files import atomic_path, reason_of, write_text
 from cynosure.ground.sky import at_epoch, project
 from cynosure.products import camera as cam
 from cynosure.products.bounds import scene_bounds
-from cynosure.products.cards import believed_header, tpv_header
 from cynosure.products.detector import (
     PixelTruth,
     add_artefacts_into,
@@ -462,7 +461,7 @@ def _pixel_header(scene: Scene, model: SkyModel) -> Header:
         header["RA"], header["DEC"] = float(center[0]), float(center[1])
         header["SECPIX"] = (camera.scale_arcsec * (1.0 + scene.header.scale_error), "[arcsec/px]")
     elif scene.header.wcs != "none":
-        header.update(believed_header(model))
+        header.update(model_to_header(model, "tpv", shape=(camera.height_px, camera.width_px)))
     return header
 
 
@@ -490,7 +489,9 @@ def _truth_hdus(scene: Scene, models: tuple[SkyModel, ...]) -> HDUList:
 
     headers = []
     for model in models:
-        header = tpv_header(model)
+        header = model_to_header(
+            model, "tpv", shape=(scene.camera.height_px, scene.camera.width_px)
+        )
         header["IMAGEW"] = (scene.camera.width_px, "[px] width of the image")
         header["IMAGEH"] = (scene.camera.height_px, "[px] height of the image")
         headers.append(header)

@@ -372,35 +372,39 @@ def epoch_of(
     mid = _moment(header, names, "mid")[1]
     if math.isfinite(mid):
         return Moment(julian_epoch(mid, system))
-    name, start = _moment(header, names, "start")
+    name, start, timed = _moment(header, names, "start")
     end = _moment(header, names, "end")[1]
     if not math.isfinite(start):
         return Moment(None, "no date in the header: the epoch is unknown, give --epoch YEAR")
     if math.isfinite(end) and 0 <= end - start < MAX_EXPOSURE_DAYS:
         return Moment(julian_epoch((start + end) / 2, system))
-    note = ""
-    if start == int(start) and "DATE" in name:
+    if not timed:
         note = f"{name} has no time of day: the epoch is known to half a day"
-        start += 0.5
+        return Moment(julian_epoch(start + 0.5, system), note)
     exptime = number(header, names["exptime"], 0.0, 1e6)[1]
     if math.isfinite(exptime):
         start += {"start": 0.5, "mid": 0.0, "end": -0.5}[date_is] * exptime / 86400.0
-    return Moment(julian_epoch(start, system), note)
+    return Moment(julian_epoch(start, system))
 
 
-def _moment(header: Header, names: Mapping[str, tuple[str, ...]], kind: str) -> tuple[str, float]:
-    """Return the first keyword that gives a date, and its MJD; if possible with a time of day."""
+def _moment(
+    header: Header, names: Mapping[str, tuple[str, ...]], kind: str
+) -> tuple[str, float, bool]:
+    """Return the first keyword that gives a date, its MJD, and whether it has a time of day.
+
+    A date without a time is taken only where no keyword has more.
+    """
     day_time = first(header, names["time_of_day"])[1]
-    only_date = ("", math.nan)
+    only_date = ("", math.nan, False)
     for name in names[kind]:
         value = first(header, (name,))[1]
         mjd = mjd_of_text(value, day_time) if value is not None else math.nan
         if not math.isfinite(mjd):
             continue
-        if mjd != int(mjd):
-            return name, mjd
+        if mjd != int(mjd) or not isinstance(value, str) or ":" in value:
+            return name, mjd, True
         if not only_date[0]:
-            only_date = (name, mjd)
+            only_date = (name, mjd, _day_fraction(day_time) is not None)
     return only_date
 
 

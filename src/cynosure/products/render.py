@@ -53,6 +53,7 @@ SMOOTH_VARIANCE = 60.0
 COMA_FRACTION = 0.25
 COMA_VARIANCE = 1.7
 CHUNK = 20000
+STAMP_CUTOFF = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -298,10 +299,8 @@ def render_stars_into(
 
 def central_share(mixture: Mixture) -> Floats:
     """Return the share of the flux in a pixel that is centred on the object, (n,)."""
-    image = np.zeros((1, len(mixture)))
-    nodes, node_weights = _legendre(8)
-    _central(image[0], *mixture.arrays, nodes, node_weights)
-    return image[0]
+    zero = np.zeros(len(mixture))
+    return stamps(mixture, 0, zero, zero)[:, 0, 0]
 
 
 def stamps(mixture: Mixture, half: int, frac_x: Floats, frac_y: Floats) -> Floats:
@@ -309,13 +308,10 @@ def stamps(mixture: Mixture, half: int, frac_x: Floats, frac_y: Floats) -> Float
 
     The objects lie at (frac_x, frac_y) from the centre of the central pixel.
     """
-    n, size = len(mixture), 2 * half + 1
-    out = np.zeros((n, size, size))
-    nodes, node_weights = _legendre(8)
-    for i in range(n):
-        one = (a[i : i + 1] for a in mixture.arrays)
-        at = (np.array([half + frac_x[i]]), np.array([half + frac_y[i]]), np.ones(1))
-        _render(out[i], *at, *one, 1e-12, nodes, node_weights)
+    size = 2 * half + 1
+    out = np.zeros((len(mixture), size, size))
+    arguments = (out, half + frac_x, half + frac_y, *mixture.arrays, *_legendre(8))
+    _stamps(*arguments)
     return out
 
 
@@ -335,54 +331,31 @@ def _render(image, x, y, flux, weight, dx, dy, cxx, cxy, cyy, cutoff, nodes, nod
     for i in range(x.shape[0]):
         for k in range(weight.shape[1]):
             a = flux[i] * weight[i, k]
-            if not a > 0.0 or not np.isfinite(x[i] + y[i]):
-                continue
-            xx, xy, yy = cxx[i, k], cxy[i, k], cyy[i, k]
-            minor = 0.5 * (xx + yy) - math.sqrt(0.25 * (xx - yy) ** 2 + xy * xy)
-            if minor > BROAD_VARIANCE:
-                _broad(image, x[i] + dx[i, k], y[i] + dy[i, k], a, xx, xy, yy, minor, cutoff)
-            else:
-                _narrow(
-                    image,
-                    x[i] + dx[i, k],
-                    y[i] + dy[i, k],
-                    a,
-                    xx,
-                    xy,
-                    yy,
-                    cutoff,
-                    nodes,
-                    node_weights,
-                    edges,
-                )
+            if a > 0.0 and np.isfinite(x[i] + y[i]):
+                _add(
+                    image, x[i] + dx[i, k], y[i] + dy[i, k], a, cxx[i, k], cxy[i, k], cyy[i, k],
+                    cutoff, nodes, node_weights, edges,
+                )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _central(out, weight, dx, dy, cxx, cxy, cyy, nodes, node_weights):  # type: ignore[no-untyped-def]
-    edges = np.empty(2)
-    pixel = np.empty((1, 1))
+def _stamps(out, x, y, weight, dx, dy, cxx, cxy, cyy, nodes, node_weights):  # type: ignore[no-untyped-def]
+    edges = np.empty(out.shape[2] + 1)
     for i in range(weight.shape[0]):
-        pixel[0, 0] = 0.0
         for k in range(weight.shape[1]):
-            xx, xy, yy = cxx[i, k], cxy[i, k], cyy[i, k]
-            minor = 0.5 * (xx + yy) - math.sqrt(0.25 * (xx - yy) ** 2 + xy * xy)
-            if minor > BROAD_VARIANCE:
-                _broad(pixel, dx[i, k], dy[i, k], weight[i, k], xx, xy, yy, minor, 1e-9)
-            else:
-                _narrow(
-                    pixel,
-                    dx[i, k],
-                    dy[i, k],
-                    weight[i, k],
-                    xx,
-                    xy,
-                    yy,
-                    1e-9,
-                    nodes,
-                    node_weights,
-                    edges,
-                )
-        out[i] = pixel[0, 0]
+            _add(
+                out[i], x[i] + dx[i, k], y[i] + dy[i, k], weight[i, k], cxx[i, k], cxy[i, k],
+                cyy[i, k], STAMP_CUTOFF, nodes, node_weights, edges,
+            )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _add(image, x, y, flux, cxx, cxy, cyy, cutoff, nodes, node_weights, edges):  # type: ignore[no-untyped-def]
+    minor = 0.5 * (cxx + cyy) - math.sqrt(0.25 * (cxx - cyy) ** 2 + cxy * cxy)
+    if minor > BROAD_VARIANCE:
+        _broad(image, x, y, flux, cxx, cxy, cyy, minor, cutoff)
+    else:
+        _narrow(image, x, y, flux, cxx, cxy, cyy, cutoff, nodes, node_weights, edges)
 
 
 @njit(cache=True, nogil=True)

@@ -311,7 +311,8 @@ def _objects(
     ra, dec, _ = at_epoch(reference_of_stars(stars), epoch)
     center = (scene.sky.ra_deg, scene.sky.dec_deg, scene.sky.color_mean)
     shift = cam.displacement_mas(streams("air"), scene.atmosphere, ra, dec, stars["color"], center)
-    seen = cam.moved(ra, dec, *shift) if any(np.any(s) for s in shift) else (ra, dec)
+    still = not any(np.any(s) for s in shift)
+    seen = (ra, dec) if still else cam.moved(ra, dec, *shift)
     known = np.isin(stars["id"], gaia["source_id"])
     parts = []
     for chip, model in enumerate(plane.models):
@@ -332,7 +333,9 @@ def _objects(
             part[name] = stars[name][near]
         part["ra_deg"], part["dec_deg"] = ra[near], dec[near]
         part["x_wcs"], part["y_wcs"] = x[near], y[near]
-        part["x"], part["y"] = model.sky_to_pixel(seen[0][near], seen[1][near])
+        part["x"], part["y"] = x[near], y[near]
+        if not still:
+            part["x"], part["y"] = model.sky_to_pixel(seen[0][near], seen[1][near])
         part["flux_e"] = 10.0 ** (0.4 * (camera.zero_point_mag - part["mag"]))
         part["in_catalog"] = known[near]
         part["radius_px"] = stars["radius_arcsec"][near] / camera.scale_arcsec

@@ -99,7 +99,7 @@ def test_new_content_or_settings_are_refused_without_overwrite(night):
     assert worked == []
     run, worked, content = night({"a.fits": "2"}, settings=settings, overwrite=True)
     assert worked == ["a.fits"]
-    assert content["settings"] == {"quality": {"min_used": 9}}
+    assert content["settings"] == {"quality": {"min_used": {"value": 9, "origin": "test"}}}
     assert run.exit_code == ExitCode.OK
 
 

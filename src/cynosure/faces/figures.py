@@ -42,6 +42,7 @@ __all__ = [
     "plot_wcs_error",
     "style",
     "to_png",
+    "well_measured",
     "write_lines",
 ]
 
@@ -123,10 +124,13 @@ def _few(mask: NDArray[np.bool_], most: int = MAX_POINTS) -> NDArray[np.int64]:
 
 def _log_scale(ax: Axes) -> None:
     """Make the y axis logarithmic, with plain numbers: powers of ten are slow to typeset."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(10.0, subs=(1.0, 2.0, 5.0), numticks=8))
+    low, high = ax.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high < 300.0 * low else (1.0,)
+    ax.yaxis.set_major_locator(LogLocator(10.0, subs=subs, numticks=8))
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
@@ -213,13 +217,25 @@ def _mark_pairs(ax: Axes, matches: Table) -> None:
                 mew=0.8, ls="none", label=f"{int(mask.sum())} {name}")
 
 
+def well_measured(matches: Table, at_least: int = 60) -> Table:
+    """Return the half of the pairs with the least errors, where there are enough of them.
+
+    The noise of faint stars would hide what is common to neighbours.
+    """
+    if len(matches) < 2 * at_least:
+        return matches
+    sigma = np.hypot(matches["sigma_ra_mas"], matches["sigma_dec_mas"])
+    return matches[sigma <= np.nanmedian(sigma)]
+
+
 def plot_quiver(matches: Table, *, ax: Axes | None = None) -> Axes:
-    """Draw the residuals as arrows, with a scale arrow.
+    """Draw the residuals of the well-measured half of the stars as arrows, with a scale arrow.
 
     One chip is drawn in its pixels, the arrows turned as they lie on the detector; several chips
     are drawn on the sky, north up and east to the left.
     """
     ax = _axes(ax)
+    matches = well_measured(matches)
     kept = classify(matches)
     x, y, u, v = _arrows(matches)
     shown = kept["used"] | kept["reserved"]
@@ -356,8 +372,8 @@ def plot_error_model(matches: Table, *, ax: Axes | None = None) -> Axes:
     ax.plot(magnitude, predicted, "-", color=RED, lw=1.4, label="error model")
     if len(rows) and np.nanmin(size[rows], initial=np.inf) < np.inf:
         low = max(float(np.nanquantile(size[rows], 0.01)), 1e-3)
-        _log_scale(ax)
         ax.set_ylim(low, 1.5 * float(np.nanmax(size[rows])))
+        _log_scale(ax)
     ax.set(xlabel="magnitude", ylabel="per axis (mas)", title="Error model")
     ax.legend(loc="upper left")
     return ax
@@ -459,7 +475,8 @@ def plot_psf_map(psf_grid: ArrayLike, *, ax: Axes | None = None) -> Axes:
     """Draw the FWHM over the frame as colour and the ellipticity as sticks."""
     ax = _axes(ax)
     x, y, fwhm, ellipticity, theta = np.asarray(psf_grid, dtype=float).reshape(-1, 5).T
-    points = ax.scatter(x, y, c=fwhm, cmap="cividis", s=90, marker="s", lw=0)
+    size = min(300.0, 9000.0 / max(len(x), 1))
+    points = ax.scatter(x, y, c=fwhm, cmap="cividis", s=size, marker="s", lw=0)
     t = np.radians(theta)
     ax.quiver(x, y, ellipticity * np.cos(t), ellipticity * np.sin(t), pivot="middle", headwidth=0,
               headlength=0, headaxislength=0, scale_units="width", scale=max(
@@ -526,7 +543,7 @@ def write_lines(lines: Any, title: str, *, ax: Axes | None = None) -> Axes:
     import textwrap
 
     ax = _axes(ax, 4.0, 2.8)
-    wrapped = [part for line in lines for part in textwrap.wrap(str(line), 52)]
+    wrapped = [part for line in lines for part in textwrap.wrap(str(line), 40)]
     ax.set_axis_off()
     ax.set_title(title if wrapped else "")
     for k, line in enumerate(wrapped[:14]):
@@ -592,14 +609,15 @@ def plot_ledger(ledger: ArrayLike, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_scores(
-    scores: dict[str, dict[str, float]], chosen: str = "", *, ax: Axes | None = None
+    scores: dict[str, Any], chosen: str = "", *, ax: Axes | None = None
 ) -> Axes:
     """Draw how well each form that was tried predicts stars that it never saw.
 
     Parameters
     ----------
     scores : dict
-        Form to its ``score``: mean negative log-likelihood of a held-out star; least is best.
+        Form to its score, or to a dict with its ``score``: mean negative log-likelihood of a
+        held-out star; least is best.
     chosen : str
         The form that was taken.
     ax : Axes, optional
@@ -607,7 +625,8 @@ def plot_scores(
     """
     ax = _axes(ax, 4.0, 2.8)
     names = list(scores)
-    score = np.array([scores[name]["score"] for name in names], dtype=float)
+    given = [scores[name] for name in names]
+    score = np.array([g["score"] if isinstance(g, dict) else g for g in given], dtype=float)
     loss = score - np.nanmin(score, initial=np.inf) if len(score) else score
     colors = [BLUE if name == chosen else GREY for name in names]
     ax.bar(np.arange(len(names)), loss, color=colors, width=0.65)
@@ -615,8 +634,9 @@ def plot_scores(
         ax.annotate(f"{value:.2g}", (k, value), xytext=(0, 2), textcoords="offset points",
                     ha="center", fontsize=7)
     labels = [name.replace("poly", "") for name in names]
-    ax.set(xticks=np.arange(len(names)), xticklabels=labels, xlabel="form, or degree",
-           ylabel="loss against the best", title=f"Form: {chosen}" if chosen else "Forms")
-    ax.tick_params(axis="x", rotation=30 if any(len(t) > 3 for t in labels) else 0)
+    turned = any(len(text) > 3 for text in labels)
+    ax.set(xticks=np.arange(len(names)), xticklabels=labels, ylabel="loss against the best",
+           xlabel="" if turned else "degree", title=f"Form: {chosen}" if chosen else "Forms")
+    ax.tick_params(axis="x", rotation=40 if turned else 0)
     ax.margins(y=0.15)
     return ax

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cynosure.pipelines.workers import Done
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Steps"]
 
 HEARTBEAT_S = 10.0
 
@@ -108,6 +108,43 @@ class Progress:
 
     def _line(self, text: str) -> None:
         sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+class Steps:
+    """Show how one long piece of work goes; it is called with (done, of how many, what).
+
+    Parameters
+    ----------
+    quiet : bool
+        Show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False):
+        self.quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._last = time.monotonic()
+        self._shown = False
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._shown and self._terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """Show the step, at once on a terminal, every ten seconds elsewhere."""
+        pause = 0.1 if self._terminal else HEARTBEAT_S
+        if self.quiet or time.monotonic() - self._last < pause:
+            return
+        self._last, self._shown = time.monotonic(), True
+        text = f"{what} {done}/{total}" if total else what
+        sys.stderr.write(f"\r\x1b[K{text}" if self._terminal else f"{text}\n")
         sys.stderr.flush()
 
 

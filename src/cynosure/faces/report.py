@@ -181,7 +181,7 @@ def _number(value: float, digits: int = 3) -> str:
     """Return a number for a table; an unknown one is a dash."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.{digits}g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return f"{value:.{digits}g}" if abs(value) < 10.0**digits else f"{value:.0f}"
 
 
 def _settings(manifest: Manifest, cards: Iterable[Card]) -> list[tuple[str, str, str, str]]:
@@ -398,7 +398,7 @@ GROUPS = (
     Group("Stars", "detections on the image and what became of the reference stars", TALL,
           (0.62, 0.1, 0.95, 0.3), 0.0, ("matches", "sources", "reference"),
           _with("thumbnail"), _stars),
-    Group("Residuals", "arrows from reference to source over the frame", TALL,
+    Group("Residuals", "of the well-measured half, from reference to source", TALL,
           (0.62, 0.1, 0.95, 0.3), 0.0, ("matches",), _with_matches, _quiver),
     Group("Distribution", "residuals with 1 and 3 sigma, and in units of their errors", HALF,
           PAIR, 0.32, ("matches",), _with_matches, _scatter),
@@ -493,7 +493,9 @@ def _packed(text: str) -> str:
 
 def _small_quiver(matches: NDArray[np.void], width: int = 96, height: int = 64) -> str:
     """Return the residuals of at most 80 stars as a small SVG: the shape of what is wrong."""
-    kept = matches[matches["used"] | matches["reserved"]]
+    from cynosure.faces.figures import well_measured
+
+    kept = well_measured(matches[matches["used"] | matches["reserved"]])
     if not len(kept):
         return ""
     kept = kept[:: -(-len(kept) // 80)]

@@ -100,7 +100,11 @@ class Shell:
 
     def __post_init__(self) -> None:
         if self.workers < 1 or (self.timeout_s is not None and not self.timeout_s > 0):
-            raise SettingError("--workers and --timeout must be positive")
+            raise SettingError(
+                "--workers {workers}, --timeout {timeout}: both must be positive",
+                workers=self.workers, timeout=self.timeout_s,
+                hint="Leave them out for one image at a time without a limit.",
+            )
 
     def settings(self) -> Settings:
         """Return the settings: built-in < user < project < --config < `changes` < --set."""

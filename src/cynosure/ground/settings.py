@@ -194,7 +194,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         with Path(path).open("rb") as stream:
             return tomllib.load(stream)
     except OSError as error:
-        raise SettingError("{path}: {reason}", path=str(path), reason=error.strerror) from error
+        raise SettingError(
+            "{path}: {reason}", path=str(path), reason=error.strerror,
+            hint="`cynosure config show` prints a complete file.",
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(
             "{path}: not TOML ({reason})", path=str(path), reason=str(error)

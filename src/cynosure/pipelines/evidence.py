@@ -14,8 +14,9 @@ name                 kind        meaning
 ``psf``              table       ``x, y, fwhm_px, ellipticity, theta_deg``
 ``psf_stamps``       (m, s, s)   the PSF at m places, row by row over the frame
 ``ledger``           table       a row a round: ``round, n_used, rms_mas, sigma0_mas``
-``scores``           dict        form that was tried to its ``score`` on stars held out, mean
-                                 negative log-likelihood of a star: the least is best
+``scores``           dict        form that was tried to its score on stars held out (a number,
+                                 or a dict with ``score``): mean negative log-likelihood of a
+                                 star, the least is best
 ``evidence``         dict        of the match: ``tried`` (texts), ``second_log_odds``
 ``hypotheses``       table       ``log_odds, n_pairs, scale_arcsec, rotation_deg, parity``, best
                                  first

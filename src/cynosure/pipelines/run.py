@@ -156,7 +156,7 @@ def run_images(
         if s not in skipped and not old.is_ours(s) and (found := _existing(folder, s, endings))
     }
     todo = {s: i for s, i in stems.items() if s not in skipped and s not in blocked}
-    manifest = Manifest(folder, dict(old.rows), {"settings": changed, **(facts or {})})
+    manifest = Manifest(folder, dict(old.rows), {"settings": _origins(settings), **(facts or {})})
     manifest.rows.update({stem: Row(image) for stem, image in todo.items()})
     manifest.write()
     recorder = _Recorder(manifest, {i: s for s, i in stems.items()}, mark, failed, on_record)
@@ -177,6 +177,19 @@ def run_images(
     if codes:
         codes += [manifest.rows[s].exit_code for s in skipped]
     return Run(records, tuple(skipped.values()), manifest, exit_code_of(codes))
+
+
+def _origins(settings: Settings | None) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the settings that somebody changed, each with its origin."""
+    if settings is None:
+        return {}
+    return {
+        section: {
+            name: {"value": value, "origin": settings.origin(section, name)}
+            for name, value in values.items()
+        }
+        for section, values in settings.changed().items()
+    }
 
 
 def _existing(folder: Path, stem: str, endings: Sequence[str]) -> Path | None:

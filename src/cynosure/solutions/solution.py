@@ -270,7 +270,11 @@ def sexagesimal(ra_deg: float, dec_deg: float) -> tuple[str, str]:
     ('10:02:11.482', '+02:14:09.33')
     >>> sexagesimal(359.99999999, -0.0000001)
     ('00:00:00.000', '-00:00:00.00')
+    >>> sexagesimal(math.nan, 0.0)
+    ('unknown', 'unknown')
     """
+    if not math.isfinite(ra_deg + dec_deg):
+        return "unknown", "unknown"
     ms = round((ra_deg % 360.0) / 15.0 * 3.6e6) % 86_400_000
     cs = round(abs(dec_deg) * 3.6e5)
     sign = "-" if math.copysign(1.0, dec_deg) < 0 else "+"
@@ -311,6 +315,8 @@ def _step_text(step: dict[str, Any]) -> str:
 
 
 def _center(s: Solution) -> str:
+    if not math.isfinite(s.center_ra_deg + s.center_dec_deg):
+        return ""
     ra, dec = sexagesimal(s.center_ra_deg, s.center_dec_deg)
     parity = {1: "parity normal", -1: "parity mirrored"}.get(s.parity, "parity unknown")
     return (
@@ -342,6 +348,8 @@ def _counts(s: Solution) -> str:
 
 
 def _errors(s: Solution) -> str:
+    if not math.isfinite(s.rms_ra_mas):
+        return ""
     text = f"RA {_short(s.rms_ra_mas)} mas   Dec {_short(s.rms_dec_mas)} mas"
     if math.isfinite(s.sigma0_mas):
         text += f"   σ0 {_short(s.sigma0_mas)} mas   a {s.a:.3g}   χ²/dof {s.chi2_dof:.2f}"

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from cynosure.faces.commands.solve import parse_center
+from cynosure.faces.progress import Steps
 from cynosure.faces.shell import Command, Shell, option, shared
-from cynosure.ground.errors import ExitCode, SettingError
+from cynosure.ground.errors import CatalogDamaged, ExitCode, SettingError
 
 __all__ = ["refcat"]
 
@@ -42,40 +43,68 @@ def build(shell: Shell, tables: tuple[str, ...], **options: Any) -> int:
     if shell.dry_run:
         shell.say(f"would build {out}/ from {' '.join(tables)}")
         return int(ExitCode.OK)
-    from cynosure.data.refcat import build_refcat
+    from cynosure.data.refbuild import build_refcat
 
-    built = build_refcat(list(tables), out, overwrite=shell.overwrite, **options)
+    with Steps(quiet=shell.quiet) as steps:
+        built = build_refcat(
+            list(tables), out, overwrite=shell.overwrite, progress=steps, **options
+        )
     _show_facts(shell, built.info())
     return int(ExitCode.OK)
 
 
-@refcat.command(cls=Command, example="cynosure refcat fetch --center 148.97 69.68 --out m81")
-@option("--center", nargs=2, required=True, metavar="RA DEC",
-        help="Degrees, or 10:02:11 +02:14:09.")
-@option("--radius", "radius_deg", type=float, default=1.0, show_default=True, metavar="DEG",
-        help="How much of the sky around it.")
+@refcat.command(cls=Command, example="cynosure refcat fetch --for m81.fits --out m81")
+@option("--for", "image", metavar="IMAGE", help="The sky that this image needs.")
+@option("--center", nargs=2, metavar="RA DEC", help="Degrees, or 10:02:11 +02:14:09.")
+@option("--radius", "radius_deg", type=float, metavar="DEG",
+        help="How much of the sky around it; 1 where nothing says otherwise.")
 @option("--service", metavar="URL", help="TAP service or remote HATS catalogue.")
 @option("--table", metavar="NAME", help="Table of the TAP service.")
 @option("--max-mag", type=float, metavar="MAG", help="Only stars brighter than this.")
 @shared
 def fetch(
-    shell: Shell, center: tuple[str, str], radius_deg: float, **options: Any
+    shell: Shell, image: str | None, center: tuple[str, str] | None, radius_deg: float | None,
+    **options: Any,
 ) -> int:
     """Fetch just the sky that is needed from a service; cached, resumable, never cut short."""
     out = _required_out(shell)
-    ra_deg, dec_deg = parse_center(center) or (0.0, 0.0)
+    ra_deg, dec_deg, needed = _circle(image, parse_center(center))
+    radius_deg = needed if radius_deg is None else radius_deg
     given = {k: v for k, v in options.items() if v is not None}
     if shell.dry_run:
         shell.say(f"would fetch {radius_deg:g} deg around {ra_deg:.5f} {dec_deg:+.5f} into {out}/")
         return int(ExitCode.OK)
     from cynosure.data.fetch import fetch_refcat
 
-    fetched = fetch_refcat(
-        out, ra_deg=ra_deg, dec_deg=dec_deg, radius_deg=radius_deg, overwrite=shell.overwrite,
-        **given,
-    )
+    with Steps(quiet=shell.quiet) as steps:
+        fetched = fetch_refcat(
+            out, ra_deg=ra_deg, dec_deg=dec_deg, radius_deg=radius_deg,
+            overwrite=shell.overwrite, progress=steps, **given,
+        )
     _show_facts(shell, fetched.info())
     return int(ExitCode.OK)
+
+
+def _circle(
+    image: str | None, center: tuple[float, float] | None
+) -> tuple[float, float, float]:
+    """Return the circle that an image needs, or one degree around a centre."""
+    if center is not None:
+        return *center, 1.0
+    if image is None:
+        raise SettingError("which part of the sky?", hint="Give --for IMAGE, or --center RA DEC.")
+    from cynosure.data.fitsio import read
+
+    exposure = read(Path(image))
+    pointing = exposure.pointing
+    if pointing.ra_deg is None or pointing.dec_deg is None:
+        raise SettingError(
+            "{image}: its header does not say where it points", image=image,
+            hint="Give --center RA DEC --radius DEG.",
+        )
+    side_px = max(sum(frame.shape) for frame in exposure.frames) * len(exposure.frames) ** 0.5
+    field_deg = 0.5 * side_px * (pointing.scale_arcsec or 1.0) / 3600.0
+    return pointing.ra_deg, pointing.dec_deg, field_deg + (pointing.radius_deg or 0.3)
 
 
 @refcat.command(cls=Command, example="cynosure refcat info gaia/")
@@ -126,9 +155,14 @@ def cone(
 @shared
 def verify(shell: Shell, path: str) -> int:
     """Read a catalogue whole and check it against itself."""
-    from cynosure.data.refcat import verify_refcat
+    from cynosure.data.refverify import verify_refcat
 
-    _show_facts(shell, verify_refcat(path))
+    with Steps(quiet=shell.quiet) as steps:
+        faults = verify_refcat(path, progress=steps)
+    shell.emit({"catalog": path, "good": not faults, "faults": faults})
+    if faults:
+        raise CatalogDamaged(catalog=path, reason="; ".join(faults))
+    shell.say(f"{path}: good")
     return int(ExitCode.OK)
 
 
@@ -150,10 +184,8 @@ def _write_stars(shell: Shell, stars: Any) -> int:
     return int(ExitCode.OK)
 
 
-def _show_facts(shell: Shell, facts: Any) -> None:
+def _show_facts(shell: Shell, facts: dict[str, Any]) -> None:
     """Print facts by name; what is not known says so."""
-    if not isinstance(facts, dict):
-        facts = {"result": facts if facts is not None else "no fault found"}
     shell.emit(facts)
     for name, value in facts.items():
         if isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from cynosure.ground.errors import NotEnoughStars
 from cynosure.pixels.background import Background, estimate_background
 from cynosure.pixels.detect import detect_sources, find_saturation
 from cynosure.pixels.measure import fit_psf
+from cynosure.pixels.mosaic import NOISE_FACTOR, is_mosaic, to_luminance
 from cynosure.pixels.psf import Psf, build_psf
 
 __all__ = ["Extraction", "extract_sources"]
@@ -72,13 +74,20 @@ def extract_sources(
     check_pixels(frame)
     clock = _Clock()
     frame = frame.replaced(saturation_adu=find_saturation(frame))
+    notes = []
+    mosaic = is_mosaic(frame)
+    if mosaic:
+        notes.append("the pixels are a Bayer mosaic: measured in the sum of its colours")
+        frame = to_luminance(frame)
     log("background")
     background = estimate_background(frame, threads=threads, **settings["background"])
+    if mosaic:
+        background = dataclasses.replace(background, sigma=background.sigma * np.float32(NOISE_FACTOR))
     clock.lap("background")
     log("detection")
     sources = detect_sources(frame, background, threads=threads, **settings["detect"])
     clock.lap("detect")
-    psf, notes = None, []
+    psf = None
     try:
         log("PSF")
         psf = build_psf(frame, background, sources, threads=threads, **settings["psf"])

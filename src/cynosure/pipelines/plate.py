@@ -411,34 +411,46 @@ def _fit_chip(
     shape: tuple[int, int], settings: Mapping[str, dict[str, Any]], radius_px: float = 3.0,
     prior: SkyModel | None = None,
 ) -> Chip:
-    """Pair and fit in turn until the pairs no longer change."""
-    use = np.flatnonzero(_usable(sources))
-    cov = source_covariance(sources)[use]
-    fwhm = float(np.nanmedian(sources["fwhm_px"][use])) if len(use) else 2.5
-    alone = np.flatnonzero(_alone(reference, base, 1.5 * fwhm))
-    near = reference[alone]
-    model, sd, sigma0 = base, 0.7, 0.0
+    """Pair and fit in turn until the pairs no longer change.
+
+    All sources are paired, so that the reference star of a saturated one does not go to a faint
+    neighbour; only the usable ones are fitted.
+    """
+    listed = np.flatnonzero(np.isfinite(sources["x"]) & np.isfinite(sources["y"]))
+    good = _usable(sources)
+    cov = source_covariance(sources)
+    cov[~good] = np.fmax(cov[~good], SPOILED_ERROR_PX**2 * np.array([1.0, 1.0, 0.0]))
+    fwhm = float(np.nanmedian(sources["fwhm_px"][good])) if good.any() else 2.5
+    alone = _alone(reference, base, 1.5 * fwhm)
     prior = _prior(frame, base) if prior is None else prior
+    model, sd, sigma0 = base, 0.7, 0.0
     fit: Fit | None = None
-    old: tuple[bytes, bytes] | None = None
+    old = b""
     reach = max(radius_px, 1.2 * fwhm)
-    for _ in range(4):
+    for _ in range(6):
         i, j, _ = pair(
-            model, sources["x"][use], sources["y"][use], cov, near.ra_deg, near.dec_deg,
-            near.cov_mas2, model_sd_px=float(np.hypot(sd, sigma0)), max_radius_px=reach,
+            model, sources["x"][listed], sources["y"][listed], cov[listed], reference.ra_deg,
+            reference.dec_deg, reference.cov_mas2, model_sd_px=float(np.hypot(sd, sigma0)),
+            max_radius_px=reach,
         )
-        if old == (i.tobytes(), j.tobytes()):
+        i = listed[i]
+        keep = good[i] & alone[j]
+        i, j = i[keep], j[keep]
+        if old == i.tobytes() + j.tobytes():
             break
-        old = (i.tobytes(), j.tobytes())
-        pairs = _make_pairs(sources, near, use[i], j)
-        fit = fit_wcs(pairs, base, shape, prior, **settings["fit"])
+        old = i.tobytes() + j.tobytes()
+        fit = fit_wcs(_make_pairs(sources, reference, i, j), base, shape, prior, **settings["fit"])
         model = fit.model
         scale_mas = 1000.0 * _scale_arcsec(model)
         sigma0 = fit.errors.sigma0_mas / scale_mas
-        sd, reach = 0.05, max(1.5, 0.6 * fwhm, 5.0 * sigma0)
+        sd, reach = 0.05, float(np.clip(max(0.6 * fwhm, 5.0 * sigma0), 1.5, max(radius_px, fwhm)))
     if fit is None:
         raise Degenerate(what="WCS fit", n_points=0, n_parameters=2, condition=np.inf)
-    return Chip(frame, sources, use[i], alone[j], fit)
+    return Chip(frame, sources, i, j, fit)
+
+
+# A saturated or otherwise spoiled source is somewhere within this of where it was measured.
+SPOILED_ERROR_PX = 1.0
 
 
 def _prior(frame: Frame, base: SkyModel) -> SkyModel | None:

@@ -1,0 +1,74 @@
+"""Raw frames of colour cameras: a Bayer mosaic turned into light.
+
+In a mosaic every 2 x 2 cell has one red, one blue and two green pixels, so that a star's image is
+a chequered one whose pattern depends on the star's colour. The kernel
+
+    1 2 1
+    2 4 2   / 16
+    1 2 1
+
+gives every pixel, whatever its own filter, a quarter of red, half of green and a quarter of blue:
+a picture in one light with the pixels, and so the positions, where they were.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.frame import Frame
+
+__all__ = ["NOISE_FACTOR", "is_mosaic", "to_luminance"]
+
+# The kernel correlates the noise: sums over a star's image scatter 1.5 times more than the pixels'
+# own scatter says (between 1 for one pixel and 2.7 for a wide sum; measured on stars of 2 px).
+NOISE_FACTOR = 1.5
+
+# The two greens see the same sky: their levels differ by less than this part of the difference
+# between the colours.
+GREEN_AGREEMENT = 0.25
+
+
+def is_mosaic(frame: Frame) -> bool:
+    """Say whether the pixels are a Bayer mosaic: two diagonal phases alike, the others not.
+
+    The difference of the colours' sky levels must stand out, at a fifth of the noise of a pixel.
+    """
+    ny, nx = (2 * (n // 2) for n in frame.shape)
+    if min(ny, nx) < 64:
+        return False
+    step = 2 * max(1, min(ny, nx) // 512)
+    phases = [frame.data[j:ny:step, i:nx:step] for j, i in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    levels = np.array([np.nanmedian(p) for p in phases])
+    noise = np.nanmedian([1.4826 * np.nanmedian(np.abs(p - m)) for p, m in zip(phases, levels)])
+    if not (np.isfinite(levels).all() and noise > 0):
+        return False
+    one, other = (levels[0], levels[3]), (levels[1], levels[2])
+    for green, rest in ((one, other), (other, one)):
+        between = min(abs(np.mean(green) - r) for r in rest)
+        if between > 0.2 * noise and abs(green[0] - green[1]) < GREEN_AGREEMENT * between:
+            return True
+    return False
+
+
+def to_luminance(frame: Frame) -> Frame:
+    """Return the frame in one light; pixels next to unusable ones are unusable."""
+    data = frame.data.astype(np.float32)
+    for axis in (0, 1):
+        data = _smooth(data, axis)
+    mask = None
+    if frame.mask is not None:
+        from scipy.ndimage import binary_dilation
+
+        mask = binary_dilation(frame.mask, np.ones((3, 3), bool))
+    return frame.replaced(
+        data=data, mask=mask, variance=None, saturation_adu=0.5 * frame.saturation_adu
+    )
+
+
+def _smooth(data: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Return the (1, 2, 1) / 4 mean along an axis; edges are mirrored, which keeps the colours."""
+    padded = np.pad(data, [(1, 1) if k == axis else (0, 0) for k in (0, 1)], mode="reflect")
+    low = padded[:-2] if axis == 0 else padded[:, :-2]
+    high = padded[2:] if axis == 0 else padded[:, 2:]
+    return (0.25 * (low + high) + 0.5 * data).astype(np.float32)

@@ -339,8 +339,10 @@ def test_magnitudes_motions_and_clumps_follow_their_laws(tmp_path):
     assert np.nanmean(pm > 240) == pytest.approx(0.01, rel=0.3)
     assert np.nanmedian(pm) == pytest.approx(5 * 1.18, rel=0.1)
     distance = separation_deg(gaia["ra"], gaia["dec"], 150.0, 30.0) * 60
-    inner = np.sum(distance < 0.3 * 1.177)  # half of a Gaussian clump
-    assert inner == pytest.approx(0.25 * len(gaia), rel=0.1)
+    inner = np.sum(distance < 0.3 * 1.177)  # half of a Gaussian clump, and some of the rest
+    assert inner == pytest.approx(5000 + 10000 * np.pi * 0.353**2 / (4.0 * 2.667), rel=0.1)
+    on_frame = len(read_parquet(tmp_path / "s_truth.parquet", TRUTH))
+    assert on_frame == pytest.approx(20000, rel=0.03)
 
 
 def test_stars_may_come_from_a_catalogue(tmp_path):

@@ -276,7 +276,10 @@ def _make_sky(
     scale = camera.scale_arcsec / 3600.0
     half = [h * scale + sky.margin_deg for h in (plane.half_width_px, plane.half_height_px)]
     area = camera.n_chips * camera.width_px * camera.height_px * scale**2
-    n = round(sky.n_stars * 4 * half[0] * half[1] / area)
+    # Clumps lie on the frame; the rest is as dense in the margin as on the frame.
+    clumped = round(sky.n_stars * sky.clump_fraction)
+    n = clumped + round((sky.n_stars - clumped) * 4 * half[0] * half[1] / area)
+    sky = dataclasses.replace(sky, clump_fraction=clumped / max(n, 1))
     if n > MAX_OBJECTS:
         raise SettingError(
             "sky.n_stars = {n_stars}, sky.margin_deg = {margin:g}: {n:.3g} objects in all",

@@ -1,9 +1,8 @@
 """Figures of one image: functions that draw on Axes and return them.
 
 Every figure takes the tables of :mod:`cynosure.data.tables` or an array of
-:mod:`cynosure.pipelines.evidence`. The colours are those of Okabe & Ito (2008), which people of
-all kinds of colour vision can tell apart; markers differ too. Residuals are source minus
-reference, right ascension with cos dec.
+:mod:`cynosure.pipelines.evidence`. What differs in colour differs in its marker too. Residuals
+are source minus reference, right ascension with cos dec.
 """
 
 from __future__ import annotations
@@ -13,17 +12,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cynosure.faces.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    axes_or_new,
+    few_rows,
+    height_pt,
+    log_scale,
+    round_number,
+    scale_arrow,
+    show_limit,
+)
 from cynosure.ground.numeric import rms
 from cynosure.ground.sky import project, radec, unit_vectors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = [
     "CLASSES",
     "classify",
-    "new_figure",
     "plot_chi2",
     "plot_distortion",
     "plot_error_model",
@@ -40,16 +52,14 @@ __all__ = [
     "plot_scatter",
     "plot_scores",
     "plot_wcs_error",
-    "style",
-    "to_png",
     "well_measured",
     "write_lines",
 ]
 
 Table = NDArray[np.void]
 
-BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
-PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#777777"
+# Arrows beyond this number only make a figure slow and black.
+MAX_ARROWS = 1500
 
 # What became of a pair: its colour, its marker, its word.
 CLASSES = {
@@ -57,89 +67,10 @@ CLASSES = {
     "reserved": (ORANGE, "s"),
     "clipped": (RED, "x"),
 }
-STYLE: Any = {
-    "font.size": 8.0, "axes.titlesize": 9.0, "axes.titlelocation": "left", "axes.linewidth": 0.6,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "grid.linewidth": 0.5, "legend.frameon": False, "legend.fontsize": 7.5,
-    "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "text.parse_math": False,
-}
-# Arrows, points and rows beyond these numbers only make a figure slow and black.
-MAX_ARROWS = 1500
-MAX_POINTS = 8000
-
-
-def new_figure(
-    width_in: float, height_in: float, dpi: float = 100.0, layout: Any = "constrained"
-) -> Figure:
-    """Return an empty figure of its own, apart from pyplot and its global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width_in, height_in), dpi=dpi, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def to_png(figure: Figure, n_colors: int = 64) -> bytes:
-    """Return a figure as PNG with few colours: a fifth of the bytes, and nothing one would miss."""
-    import io
-
-    from PIL import Image
-
-    canvas: Any = figure.canvas
-    canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    stream = io.BytesIO()
-    image.quantize(n_colors, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
-        stream, "PNG"
-    )
-    return stream.getvalue()
-
-
-def _axes(ax: Axes | None, width_in: float = 5.0, height_in: float = 4.0) -> Axes:
-    if ax is not None:
-        return ax
-    with style():
-        return new_figure(width_in, height_in).subplots()
-
-
-def style() -> Any:
-    """Return the context in which the figures look as they should."""
-    import matplotlib as mpl
-
-    return mpl.rc_context(STYLE)
-
-
 def classify(matches: Table) -> dict[str, NDArray[np.bool_]]:
     """Return the masks of the pairs that were used, reserved and clipped."""
     used, reserved = matches["used"], matches["reserved"]
     return {"used": used & ~reserved, "reserved": reserved, "clipped": ~used & ~reserved}
-
-
-def _few(mask: NDArray[np.bool_], most: int = MAX_POINTS) -> NDArray[np.int64]:
-    """Return rows of a mask, evenly thinned to at most so many."""
-    rows = np.flatnonzero(mask)
-    return rows[:: max(1, -(-len(rows) // most))]
-
-
-def _log_scale(ax: Axes) -> None:
-    """Make the y axis logarithmic, with plain numbers: powers of ten are slow to typeset."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    subs = (1.0, 2.0, 5.0) if high < 300.0 * low else (1.0,)
-    ax.yaxis.set_major_locator(LogLocator(10.0, subs=subs, numticks=8))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _limit(values: ArrayLike, share: float = 0.99) -> float:
-    """Return a limit that shows most of the values: outliers must not flatten a figure."""
-    size = np.abs(np.asarray(values, dtype=float))
-    size = size[np.isfinite(size)]
-    return 1.3 * float(np.quantile(size, share)) if size.size and size.max() > 0 else 1.0
 
 
 def plot_image(
@@ -161,7 +92,7 @@ def plot_image(
     ax : Axes, optional
         Where to draw; by default on a new figure.
     """
-    ax = _axes(ax, 6.0, 6.0)
+    ax = axes_or_new(ax, 6.0, 6.0)
     small = np.asarray(thumbnail, dtype=np.float32)
     low, mid, high = np.nanpercentile(small, (20.0, 60.0, 99.7))
     softening = max(float(mid - low), 1e-6)
@@ -171,7 +102,7 @@ def plot_image(
     ax.imshow(stretched, cmap="gray_r", origin="lower", vmin=0.0, vmax=max(top, 1e-6),
               extent=(-0.5, nx - 0.5, -0.5, ny - 0.5), interpolation="nearest", aspect="equal")
     first = sources["chip"] == 0
-    rows = _few(first, 3000)
+    rows = few_rows(first, 3000)
     ax.plot(sources["x"][rows], sources["y"][rows], "o", ms=4.5, mfc="none", mec=GREY, mew=0.4,
             ls="none", label=f"{int(first.sum())} detected")
     pairs = matches[matches["chip"] == 0]
@@ -184,15 +115,9 @@ def plot_image(
     ax.set(xlim=(-0.5, nx - 0.5), ylim=(-0.5, ny - 0.5), xlabel="x (px)", ylabel="y (px)",
            title="Stars")
     ax.grid(visible=False)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -36.0 / _height_pt(ax)), ncols=3,
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -36.0 / height_pt(ax)), ncols=3,
               handletextpad=0.2, columnspacing=1.0, borderpad=0.0)
     return ax
-
-
-def _height_pt(ax: Axes) -> float:
-    """Return the height of the axes in points, with its aspect applied."""
-    ax.apply_aspect()
-    return float(ax.get_window_extent().height) * 72.0 / ax.figure.dpi
 
 
 def _without_pair(reference: NDArray[np.float64], pairs: Table) -> NDArray[np.float64]:
@@ -212,7 +137,7 @@ def _without_pair(reference: NDArray[np.float64], pairs: Table) -> NDArray[np.fl
 def _mark_pairs(ax: Axes, matches: Table) -> None:
     for name, mask in classify(matches).items():
         color, marker = CLASSES[name]
-        rows = _few(mask, 2000)
+        rows = few_rows(mask, 2000)
         ax.plot(matches["x"][rows], matches["y"][rows], marker, ms=6, mec=color, mfc="none",
                 mew=0.8, ls="none", label=f"{int(mask.sum())} {name}")
 
@@ -234,14 +159,14 @@ def plot_quiver(matches: Table, *, ax: Axes | None = None) -> Axes:
     One chip is drawn in its pixels, the arrows turned as they lie on the detector; several chips
     are drawn on the sky, north up and east to the left.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     matches = well_measured(matches)
     kept = classify(matches)
     x, y, u, v = _arrows(matches)
     shown = kept["used"] | kept["reserved"]
-    key = _round_number(2.0 * float(np.median(np.hypot(u, v)[shown]))) if shown.any() else 1.0
+    key = round_number(2.0 * float(np.median(np.hypot(u, v)[shown]))) if shown.any() else 1.0
     for name in ("used", "reserved"):
-        rows = _few(kept[name], MAX_ARROWS)
+        rows = few_rows(kept[name], MAX_ARROWS)
         arrows = ax.quiver(
             x[rows], y[rows], u[rows], v[rows], color=CLASSES[name][0], angles="uv",
             scale_units="width", scale=key / 0.07, width=0.0022, headwidth=4.0, headlength=4.5,
@@ -253,7 +178,7 @@ def plot_quiver(matches: Table, *, ax: Axes | None = None) -> Axes:
         ax.invert_xaxis()
     ax.set(aspect="equal", xlabel="east (arcmin)" if on_sky else "x (px)",
            ylabel="north (arcmin)" if on_sky else "y (px)", title="Residuals over the frame")
-    _scale_arrow(ax, arrows, key, "mas")
+    scale_arrow(ax, arrows, key, "mas")
     return ax
 
 
@@ -275,33 +200,20 @@ def _arrows(matches: Table) -> tuple[NDArray[np.float64], ...]:
     return matches["x"], matches["y"], *(turn @ np.stack([east, north]))
 
 
-def _scale_arrow(ax: Axes, arrows: Any, length: float, unit: str) -> None:
-    ax.quiverkey(arrows, 0.9, -30.0 / _height_pt(ax), length, f"{length:g} {unit}", labelpos="W",
-                 coordinates="axes", labelsep=0.05)
-
-
 def _frame(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
     margin = 0.03 * max(float(np.ptp(x)), float(np.ptp(y)), 1e-9)
     ax.set(xlim=(x.min() - margin, x.max() + margin), ylim=(y.min() - margin, y.max() + margin))
-
-
-def _round_number(value: float) -> float:
-    """Return the number 1, 2 or 5 times a power of ten that is nearest."""
-    if not np.isfinite(value) or value <= 0:
-        return 1.0
-    power = 10.0 ** np.floor(np.log10(value))
-    return float(min((1.0, 2.0, 5.0, 10.0), key=lambda m: abs(np.log(m * power / value))) * power)
 
 
 def plot_scatter(matches: Table, *, ax: Axes | None = None) -> Axes:
     """Draw the residuals in ra against those in dec, with the ellipses of 1 and 3 sigma."""
     from matplotlib.patches import Ellipse
 
-    ax = _axes(ax, 4.0, 4.0)
+    ax = axes_or_new(ax, 4.0, 4.0)
     kept = classify(matches)
     for name in ("clipped", "used", "reserved"):
         color, marker = CLASSES[name]
-        rows = _few(kept[name])
+        rows = few_rows(kept[name])
         ax.plot(matches["dra_mas"][rows], matches["ddec_mas"][rows], marker, ms=2.2, color=color,
                 mew=0.5, alpha=0.6, ls="none")
     sigma = [rms(matches[c][kept["used"]]) for c in ("dra_mas", "ddec_mas")]
@@ -310,7 +222,7 @@ def plot_scatter(matches: Table, *, ax: Axes | None = None) -> Axes:
             ax.add_patch(Ellipse((0, 0), 2 * k * sigma[0], 2 * k * sigma[1], fill=False, ec="black",
                                  lw=0.8, ls="-" if k == 1 else "--"))
     shown = kept["used"] | kept["reserved"]
-    limit = max(_limit(matches["dra_mas"][shown]), _limit(matches["ddec_mas"][shown]))
+    limit = max(show_limit(matches["dra_mas"][shown]), show_limit(matches["ddec_mas"][shown]))
     ax.set(xlim=(limit, -limit), ylim=(-limit, limit), aspect="equal", xlabel="ra (mas)",
            ylabel="dec (mas)", title="Residuals")
     return ax
@@ -324,11 +236,11 @@ AGAINST = {
 
 def plot_residuals_against(matches: Table, column: str, *, ax: Axes | None = None) -> Axes:
     """Draw the residuals of both axes against a column, with the medians of its bins."""
-    ax = _axes(ax, 4.0, 2.6)
+    ax = axes_or_new(ax, 4.0, 2.6)
     kept = classify(matches)
     fitted = kept["used"] | kept["reserved"]
     fitted = fitted & np.isfinite(matches[column])
-    rows = _few(fitted)
+    rows = few_rows(fitted)
     value = matches[column]
     limit = 1.0
     for name, color in (("dra_mas", BLUE), ("ddec_mas", RED)):
@@ -337,7 +249,7 @@ def plot_residuals_against(matches: Table, column: str, *, ax: Axes | None = Non
         ax.errorbar(center, middle, error, fmt="o" if name == "dra_mas" else "s", ms=5.0,
                     color=color, lw=1.4, mec="white", mew=0.8, zorder=5,
                     label=name[1:].split("_")[0])
-        limit = max(limit, _limit(matches[name][fitted], 0.98))
+        limit = max(limit, show_limit(matches[name][fitted], 0.98))
     ax.axhline(0.0, color="black", lw=0.6)
     label = AGAINST.get(column, column)
     ax.set(ylim=(-limit, limit), xlabel=label, ylabel="residual (mas)",
@@ -363,8 +275,8 @@ def _binned(
 
 def plot_error_model(matches: Table, *, ax: Axes | None = None) -> Axes:
     """Draw the size of the residuals against magnitude, and what the error model says of it."""
-    ax = _axes(ax, 4.0, 2.8)
-    rows = _few(classify(matches)["used"])
+    ax = axes_or_new(ax, 4.0, 2.8)
+    rows = few_rows(classify(matches)["used"])
     size = np.hypot(matches["dra_mas"], matches["ddec_mas"]) / np.sqrt(2.0)
     ax.plot(matches["ref_mag"][rows], size[rows], ".", ms=1.6, color=BLUE, alpha=0.3, ls="none")
     magnitude, observed, predicted, _, _ = _magnitude_bins(matches)
@@ -373,7 +285,7 @@ def plot_error_model(matches: Table, *, ax: Axes | None = None) -> Axes:
     if len(rows) and np.nanmin(size[rows], initial=np.inf) < np.inf:
         low = max(float(np.nanquantile(size[rows], 0.01)), 1e-3)
         ax.set_ylim(low, 1.5 * float(np.nanmax(size[rows])))
-        _log_scale(ax)
+        log_scale(ax)
     ax.set(xlabel="magnitude", ylabel="per axis (mas)", title="Error model")
     ax.legend(loc="upper left")
     return ax
@@ -381,7 +293,7 @@ def plot_error_model(matches: Table, *, ax: Axes | None = None) -> Axes:
 
 def plot_chi2(matches: Table, *, ax: Axes | None = None) -> Axes:
     """Draw chi^2 per degree of freedom in bins of magnitude; 1 is what calibrated errors give."""
-    ax = _axes(ax, 4.0, 2.8)
+    ax = axes_or_new(ax, 4.0, 2.8)
     magnitude, _, _, chi2, count = _magnitude_bins(matches)
     # chi^2 / dof of n stars with two axes each scatters by sqrt(2 / (2 n)).
     ax.errorbar(magnitude, chi2, 1.0 / np.sqrt(count), fmt="o", ms=4, color=BLUE, lw=1.0)
@@ -417,7 +329,7 @@ def _magnitude_bins(matches: Table) -> tuple[NDArray[np.float64], ...]:
 
 def plot_pulls(matches: Table, *, ax: Axes | None = None) -> Axes:
     """Draw the distribution of residual / sigma against the unit Gaussian."""
-    ax = _axes(ax, 4.0, 2.8)
+    ax = axes_or_new(ax, 4.0, 2.8)
     edges = np.linspace(-5.0, 5.0, 41)
     middle = 0.5 * (edges[1:] + edges[:-1])
     kept = classify(matches)
@@ -439,22 +351,22 @@ def plot_pulls(matches: Table, *, ax: Axes | None = None) -> Axes:
 
 def plot_distortion(distortion: ArrayLike, *, ax: Axes | None = None) -> Axes:
     """Draw what the model adds to its linear part, as arrows of pixels over the frame."""
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     x, y, dx, dy = np.asarray(distortion, dtype=float).reshape(-1, 4).T
     size = np.hypot(dx, dy)
-    key = _round_number(float(np.nanmax(size, initial=0.0)) / 1.5)
+    key = round_number(float(np.nanmax(size, initial=0.0)) / 1.5)
     arrows = ax.quiver(x, y, dx, dy, size, cmap="cividis", angles="xy", scale_units="width",
                        scale=key / 0.09, width=0.003)
     top = float(np.nanmax(size, initial=0.0))
     ax.margins(0.08)
     ax.set(aspect="equal", xlabel="x (px)", ylabel="y (px)", title=f"Distortion to {top:.3g} px")
-    _scale_arrow(ax, arrows, key, "px")
+    scale_arrow(ax, arrows, key, "px")
     return ax
 
 
 def plot_wcs_error(wcs_error: ArrayLike, *, ax: Axes | None = None) -> Axes:
     """Draw the predicted 1-sigma error of the WCS itself over the frame."""
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     x, y, error = np.asarray(wcs_error, dtype=float).reshape(-1, 3).T
     columns, rows = np.unique(x), np.unique(y)
     order = np.lexsort((x, y))
@@ -473,7 +385,7 @@ def plot_wcs_error(wcs_error: ArrayLike, *, ax: Axes | None = None) -> Axes:
 
 def plot_psf_map(psf_grid: ArrayLike, *, ax: Axes | None = None) -> Axes:
     """Draw the FWHM over the frame as colour and the ellipticity as sticks."""
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     x, y, fwhm, ellipticity, theta = np.asarray(psf_grid, dtype=float).reshape(-1, 5).T
     size = min(300.0, 9000.0 / max(len(x), 1))
     points = ax.scatter(x, y, c=fwhm, cmap="cividis", s=size, marker="s", lw=0)
@@ -492,7 +404,7 @@ def plot_psf_map(psf_grid: ArrayLike, *, ax: Axes | None = None) -> Axes:
 
 def plot_psf_stamps(stamps: ArrayLike, *, ax: Axes | None = None) -> Axes:
     """Draw the PSF at places over the frame, side by side as they lie on it."""
-    ax = _axes(ax, 4.0, 4.0)
+    ax = axes_or_new(ax, 4.0, 4.0)
     stamps = np.asarray(stamps, dtype=float)
     n = len(stamps)
     across = max(1, round(n**0.5))
@@ -515,7 +427,7 @@ def plot_hypotheses(
     hypotheses: ArrayLike, needed: float = np.nan, *, ax: Axes | None = None
 ) -> Axes:
     """Draw the log-odds of the best hypotheses of the match against what was needed."""
-    ax = _axes(ax, 4.0, 2.8)
+    ax = axes_or_new(ax, 4.0, 2.8)
     table = np.asarray(hypotheses, dtype=float).reshape(-1, 5)[:10]
     place = np.arange(len(table))
     passed = table[:, 0] >= needed
@@ -542,7 +454,7 @@ def write_lines(lines: Any, title: str, *, ax: Axes | None = None) -> Axes:
     """Write lines of text where a figure would be."""
     import textwrap
 
-    ax = _axes(ax, 4.0, 2.8)
+    ax = axes_or_new(ax, 4.0, 2.8)
     wrapped = [part for line in lines for part in textwrap.wrap(str(line), 40)]
     ax.set_axis_off()
     ax.set_title(title if wrapped else "")
@@ -553,9 +465,9 @@ def write_lines(lines: Any, title: str, *, ax: Axes | None = None) -> Axes:
 
 def plot_profile(sources: Table, *, ax: Axes | None = None) -> Axes:
     """Draw the widths of the sources against their signal to noise; stars form a line."""
-    ax = _axes(ax, 4.0, 2.8)
+    ax = axes_or_new(ax, 4.0, 2.8)
     known = np.isfinite(sources["fwhm_px"]) & (sources["snr"] > 0)
-    rows = _few(known)
+    rows = few_rows(known)
     width = sources["fwhm_px"]
     ax.plot(np.log10(sources["snr"][rows]), width[rows], ".", ms=1.6, color=BLUE, alpha=0.35)
     if known.any():
@@ -568,7 +480,7 @@ def plot_offsets(
     offsets: ArrayLike, edges: ArrayLike, *, ax: Axes | None = None
 ) -> Axes:
     """Draw the histogram of the offsets source - reference; a match is a peak."""
-    ax = _axes(ax, 4.0, 3.4)
+    ax = axes_or_new(ax, 4.0, 3.4)
     left, right, bottom, top = np.asarray(edges, dtype=float)
     image = ax.imshow(np.asarray(offsets), origin="lower", extent=(left, right, bottom, top),
                       cmap="cividis", interpolation="nearest", aspect="auto")
@@ -590,7 +502,7 @@ def plot_ledger(ledger: ArrayLike, *, ax: Axes | None = None) -> Axes:
     ax : Axes, optional
         Where to draw; by default on a new figure.
     """
-    ax = _axes(ax, 4.0, 2.8)
+    ax = axes_or_new(ax, 4.0, 2.8)
     number, used, size, sigma0 = np.asarray(ledger, dtype=float).reshape(-1, 4).T
     ax.plot(number, size, "o-", color=BLUE, ms=4, label="rms")
     if np.isfinite(sigma0).any():
@@ -601,7 +513,7 @@ def plot_ledger(ledger: ArrayLike, *, ax: Axes | None = None) -> Axes:
                         ha="center", fontsize=7)
     whole = np.unique(number.astype(int))
     ax.margins(y=0.3)
-    _log_scale(ax)
+    log_scale(ax)
     ax.set(xlabel="round (labels: stars used)", xticks=whole[:: -(-len(whole) // 12)],
            ylabel="mas", title="Rounds of the fit")
     ax.legend(loc="upper right", ncols=2)
@@ -623,7 +535,7 @@ def plot_scores(
     ax : Axes, optional
         Where to draw; by default on a new figure.
     """
-    ax = _axes(ax, 4.0, 2.8)
+    ax = axes_or_new(ax, 4.0, 2.8)
     names = list(scores)
     given = [scores[name] for name in names]
     score = np.array([g["score"] if isinstance(g, dict) else g for g in given], dtype=float)

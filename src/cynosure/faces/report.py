@@ -223,9 +223,9 @@ def _notes(cards: Sequence[Card]) -> list[tuple[str, str]]:
 
 def _draw_card(card: Card) -> int:
     """Draw the figures of an image that there is something to draw for; return their bytes."""
-    from cynosure.faces import figures
+    from cynosure.faces.canvas import style
 
-    with figures.style():
+    with style():
         for group in GROUPS:
             if group.needs(card):
                 card.pictures.append(_draw(group, card))
@@ -251,13 +251,13 @@ class Group:
 
 
 def _draw(group: Group, card: Card) -> Picture:
-    from cynosure.faces import figures
+    from cynosure.faces.canvas import new_figure, to_png
 
     width, height = group.size
     left, right, bottom, top = group.margins
     if height == 0.0:
         height = bottom + top + (width - left - right) * min(max(_aspect(card), 0.4), 1.25)
-    figure = figures.new_figure(width, height, dpi=120.0, layout=None)
+    figure = new_figure(width, height, dpi=120.0, layout=None)
     figure.subplots_adjust(
         left=left / width, right=1.0 - right / width, bottom=bottom / height,
         top=1.0 - top / height, wspace=group.gap,
@@ -265,7 +265,7 @@ def _draw(group: Group, card: Card) -> Picture:
     group.draw(figure, card)
     first = figure.axes[0]
     first.set_title(f"{card.solution.status.upper()} · {first.get_title('left')}", loc="left")
-    picture = base64.b64encode(figures.to_png(figure)).decode()
+    picture = base64.b64encode(to_png(figure)).decode()
     known = tuple(key for key in group.data if _has_table(card, key))
     return Picture(group.title, group.text, picture, known, width > 8)
 

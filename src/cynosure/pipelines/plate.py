@@ -9,6 +9,7 @@ stars stays where the others put it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from cynosure.data.frame import Frame, Pointing
 from cynosure.data.refcat import RefCat
 from cynosure.data.tables import SourceFlag
+from cynosure.geometry.confirm import confirm_wcs
 from cynosure.geometry.fit import Fit, Pairs, fit_wcs
 from cynosure.geometry.match import Match, match_pointing, pair
 from cynosure.geometry.wcs import SkyModel, model_from_wcs
@@ -292,6 +294,9 @@ def _with_pointing(
             "correct the pointing with --center.",
         )
     log(f"recognition among {len(reference)} reference stars")
+    near = field.confirmed(reference, pointing)
+    if near is not None:
+        return (*_deepened(field, refcat, near, reference, settings, epoch_yr, epoch), [])
     wide = replace(pointing, radius_deg=radius)
     match = match_pointing(
         field.x, field.y, field.flux, reference.ra_deg, reference.dec_deg,
@@ -500,13 +505,33 @@ class _Layout:
     shape: tuple[int, int]
     scale_deg: float | None = None
     models: tuple[SkyModel, ...] = ()
+    header: SkyModel | None = None
     origin: tuple[float, float] = (0.0, 0.0)
     center: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def single(cls, frame: Frame, sources: NDArray[np.void]) -> _Layout:
         use = _matchable(sources)
-        return cls(sources["x"][use], sources["y"][use], sources["flux_e"][use], frame.shape)
+        header = None
+        if frame.wcs is not None:
+            with contextlib.suppress(CynosureError):
+                header, _ = model_from_wcs(frame.wcs, frame.shape)
+        return cls(
+            sources["x"][use], sources["y"][use], sources["flux_e"][use], frame.shape,
+            header=header,
+        )
+
+    def confirmed(self, reference: Reference, pointing: Pointing) -> Match | None:
+        """Return the match of a header that is nearly right, and points where we look."""
+        if self.header is None or pointing.ra_deg is None or pointing.dec_deg is None:
+            return None
+        ra, dec = self.header.pixel_to_sky((self.shape[1] - 1) / 2, (self.shape[0] - 1) / 2)
+        away = float(separation_deg(ra, dec, pointing.ra_deg, pointing.dec_deg))
+        if not away < 0.1 * _scale_arcsec(self.header) * max(self.shape) / 3600.0:
+            return None  # the caller knows better than the header
+        return confirm_wcs(
+            self.header, self.x, self.y, self.flux, reference.ra_deg, reference.dec_deg, self.shape
+        )
 
     def half_diagonal_deg(self, pointing: Pointing) -> float:
         """Return half the frame's diagonal, with the scale's own uncertainty."""
@@ -604,8 +629,8 @@ def _layout(frames: list[Frame], sources: list[NDArray[np.void]]) -> _Layout | N
     ra, dec = models[0].pixel_to_sky(models[0].x0, models[0].y0)
     scale = _scale_arcsec(models[0]) / 3600.0
     first = _Layout(
-        np.zeros(0), np.zeros(0), np.zeros(0), (1, 1), scale, models, (0.0, 0.0),
-        (float(ra), float(dec)),
+        np.zeros(0), np.zeros(0), np.zeros(0), (1, 1), scale, models,
+        center=(float(ra), float(dec)),
     )
     xs, ys, fluxes = [], [], []
     corners = []

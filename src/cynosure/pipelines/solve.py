@@ -36,7 +36,7 @@ from cynosure.pipelines.extract import Extraction, extract_sources
 from cynosure.pipelines.gather import gather
 from cynosure.pipelines.plate import solve_plate
 from cynosure.pipelines.run import Run, default_settings, run_images
-from cynosure.pipelines.verdict import conclude, now
+from cynosure.pipelines.verdict import conclude, now, steps_tried
 from cynosure.solutions.solution import Solution
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ def failure(
     solution = Solution.from_error(
         name, error, software=f"cynosure {__version__}", created=now(),
         settings=settings.resolved(),
-        tried=tuple({"step": t.split(":")[0], "text": t} for t in tried),
+        tried=steps_tried(tried),
         sha256=exposure.sha256 if exposure is not None else "",
         notes=exposure.notes if exposure is not None else (),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,21 @@ from cynosure.solutions.solution import Solution
 if TYPE_CHECKING:
     from astropy.io.fits import Header
 
-__all__ = ["conclude", "now"]
+__all__ = ["conclude", "now", "steps_tried"]
 
 Floats = NDArray[np.float64]
+
+def steps_tried(texts: Iterable[str]) -> tuple[dict[str, str], ...]:
+    """Return what was tried, as step and text, each text once.
+
+    Examples
+    --------
+    >>> steps_tried(["quads: 30 of 50 agree", "quads: 30 of 50 agree"])
+    ({'step': 'quads', 'text': '30 of 50 agree'},)
+    """
+    split = [text.partition(": ") for text in dict.fromkeys(texts)]
+    return tuple({"step": step, "text": rest or step} for step, _, rest in split)
+
 
 # A header that differs from the fit by more than this anywhere in the frame is not released.
 MAX_HEADER_ERROR_PX = 0.01
@@ -96,9 +109,7 @@ def conclude(
     solution = Solution(
         image=name, sha256=exposure.sha256, software=f"cynosure {__version__}", created=now(),
         settings=settings.resolved(), status=verdict.status, reason="; ".join(verdict.reasons),
-        tried=tuple(
-            {"step": t.split(":")[0], "text": t} for t in plates[0].match.evidence.get("tried", ())
-        ),
+        tried=steps_tried(plates[0].match.evidence.get("tried", ())),
         quality=verdict.quality, wcsname=new_name, epoch_yr=plates[0].epoch_yr,
         n_reference=sum(len(p.reference) for p in plates), log_odds=plates[0].match.log_odds,
         form=form, order=max(c.fit.order for c in chips), chips=tuple(entries),

@@ -131,7 +131,7 @@ def archive_records(records: Records, name: str) -> tuple[Records, str]:
     Returns
     -------
     records : list
-        The header without a primary WCS, the alternate in its place.
+        The header without a primary WCS, each of its cards renamed in its place.
     letter : str
         Empty where there was no WCS to keep. A WCS that is already kept as an alternate, card for
         card, is not kept twice: its letter is returned.
@@ -143,7 +143,6 @@ def archive_records(records: Records, name: str) -> tuple[Records, str]:
     """
     if not any(re.fullmatch(r"CTYPE\d", k) for k, _ in records):
         return strip_records(records)[0], ""
-    at = next(i for i, (k, _) in enumerate(records) if is_wcs_keyword(k))
     rest, primary = strip_records(records)
     taken = alternate_letters(records)
     for letter in taken:
@@ -156,19 +155,26 @@ def archive_records(records: Records, name: str) -> tuple[Records, str]:
             reason="all 26 letters for alternate WCSs are taken",
             hint="Delete alternates that are no longer needed.",
         )
-    kept = _alternate_of(primary, free[0], name)
-    return rest[:at] + kept + rest[at:], free[0]
+    return _alternate_of(records, free[0], name), free[0]
 
 
-def _alternate_of(primary: Records, letter: str, name: str) -> Records:
-    sip = any(k == "A_ORDER" for k, _ in primary)
-    out = [_renamed(k, alternate_keyword(k, letter), body) for k, body in primary]
-    if sip:  # what others can read of the alternate is its linear part
-        out = [(k, _without_sip(body) if k.startswith("CTYPE") else body) for k, body in out]
-    if not any(k == "WCSNAME" for k, _ in primary):
-        quoted = "'" + name.replace("'", "''")[:30].ljust(8) + "'"
-        card = f"WCSNAME{letter}= {quoted:<20} ".encode() + GIVEN_NAME
-        out.insert(0, (f"WCSNAME{letter}", card.ljust(CARD)))
+def _alternate_of(records: Records, letter: str, name: str) -> Records:
+    """Rename the primary WCS cards among records, each in its place; name the WCS if need be."""
+    sip = any(k == "A_ORDER" for k, _ in records)
+    out: Records = []
+    named = any(k == "WCSNAME" for k, _ in records)
+    for keyword, body in records:
+        if not is_wcs_keyword(keyword):
+            out.append((keyword, body))
+            continue
+        if not named:
+            quoted = "'" + name.replace("'", "''")[:30].ljust(8) + "'"
+            card = f"WCSNAME{letter}= {quoted:<20} ".encode() + GIVEN_NAME
+            out.append((f"WCSNAME{letter}", card.ljust(CARD)))
+            named = True
+        if sip and keyword.startswith("CTYPE"):  # what others can read of it is its linear part
+            body = _without_sip(body)
+        out.append(_renamed(keyword, alternate_keyword(keyword, letter), body))
     return out
 
 
@@ -208,19 +214,16 @@ def restore_records(records: Records, letter: str) -> Records:
             hint=f"It has {', '.join(alternate_letters(records)) or 'none'}.",
         )
     sip = any(primary_keyword(k, letter) == "A_ORDER" for k, _ in kept)
-    back: Records = []
-    for keyword, body in kept:
-        if keyword == f"WCSNAME{letter}" and GIVEN_NAME in body:
-            continue
+    out: Records = []
+    for keyword, body in strip_records(records)[0]:
         primary = primary_keyword(keyword, letter)
-        assert primary is not None
-        renamed = _renamed(keyword, primary, body)
-        back.append(
-            (primary, _with_sip(renamed[1]) if sip and primary.startswith("CTYPE") else renamed[1])
-        )
-    rest, _ = strip_records([r for r in records if r not in kept])
-    at = next(i for i, r in enumerate(strip_records(records)[0]) if r in kept)
-    return rest[:at] + back + rest[at:]
+        if primary is None:
+            out.append((keyword, body))
+        elif not (primary == "WCSNAME" and GIVEN_NAME in body):
+            back = _renamed(keyword, primary, body)[1]
+            with_sip = sip and primary.startswith("CTYPE")
+            out.append((primary, _with_sip(back) if with_sip else back))
+    return out
 
 
 # --- the same for astropy's headers ---------------------------------------------------------
@@ -238,7 +241,7 @@ def _replace_cards(header: Header, records: Sequence[tuple[str, bytes]]) -> None
 
     new = Header.fromstring(b"".join(body for _, body in records).decode("latin-1"))
     header.clear()
-    header.extend(new.cards, bottom=True, end=True)
+    header.extend(new.cards, strip=False, bottom=True, end=True)
 
 
 def strip_wcs(header: Header) -> list[str]:

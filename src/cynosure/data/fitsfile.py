@@ -15,6 +15,7 @@ import math
 import re
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def open_fits(path: Path) -> tuple[BinaryIO, int | None]:
             reason="truncated: the compressed file ends too early",
             hint="Fetch or copy the file again.",
         ) from error
-    except (gzip.BadGzipFile, lzma.LZMAError, ValueError) as error:
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, ValueError) as error:
         raise ImageError(image=path.name, reason=f"damaged compression ({error})") from error
     except OSError as error:
         raise ImageError(

@@ -11,7 +11,7 @@ complex pixel coordinate u,
 of which the similarity (c0, c1) is free and the rest has a Gaussian prior of the size that a lens
 distortion of relative amplitude epsilon would give it. The fit is recursive least squares (a
 Kalman filter with a constant state), the pairing soft (Bar-Shalom & Tse 1975, Automatica 11, 451:
-a pair enters with the probability that it is true). Three amplitudes run side by side.
+a pair enters with the probability that it is true). Several amplitudes run side by side.
 
 The score is the log-odds against chance,
 
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "LEVELS",
+    "NOISE",
     "N_TERMS",
     "Grid",
     "Growth",
@@ -49,13 +50,15 @@ Ints = NDArray[np.int64]
 N_TERMS = 10
 # Relative amplitudes of distortion that are tried side by side: none to speak of, that of a
 # camera lens, that of a wide or a bad one (1 % at the corner, and a little more).
-LEVELS = np.array([4e-4, 3e-3, 1.2e-2])
+LEVELS = np.array([4e-4, 3e-3, 1.2e-2, 3e-3])
+# The last is for positions that are much worse than assumed.
+NOISE = np.array([1.0, 1.0, 1.0, 4.0])
+NOISE_RANGE = 2.0  # how far each level's noise may move from its start
 # A level this far below the best has lost; it is no longer followed.
 LEVEL_LOST = 20.0
+LEVEL_KNOWN = 6.0  # how much worse the other levels are where one is known to be right
 GATE_SIGMA = 3.7
 NU_SIGMA = 6.0  # weight, in measurements, of the assumed centroid error against the found one
-MIN_SIGMA_PX = 0.05
-MAX_SIGMA_PX = 3.0
 
 
 class Grid(NamedTuple):
@@ -239,7 +242,7 @@ def _learn(coeff: Complexes, cov: Complexes, gain: Complexes, error: complex, va
 def grow(
     z: Complexes, order: Ints, seeds: Ints, seed_refs: Ints, w: Complexes, grid: Grid,
     a: complex, b: complex, z0: complex, norm: float, slope_sd: float, offset_sd: float,
-    sigma_px: float, min_fraction: float, give_up: float, owner: Ints, mark: int, match: Ints, chance: Floats,
+    sigma_px: float, level: int, min_fraction: float, give_up: float, owner: Ints, mark: int, match: Ints, chance: Floats,
     coeff_out: Complexes,
 ) -> Growth:
     """Grow a match from its seeds over the sources in `order`; see the module's head.
@@ -266,6 +269,8 @@ def grow(
         Prior errors of a and of b (px).
     sigma_px : float
         Error of a position per axis, as first guess.
+    level : int
+        The amplitude that did best before, or -1.
     min_fraction : float
         The least share of matched sources that is expected.
     give_up : float
@@ -288,9 +293,15 @@ def grow(
     phi = np.empty(N_TERMS, np.complex128)
     value = np.empty(n_levels, np.complex128)
     total = np.zeros(n_levels)
+    if level >= 0:
+        total[:] = -LEVEL_KNOWN
+        total[level] = 0.0
+    n_seen, n_hit, best = 0, 0, max(level, 0)
+    weight = np.sum(np.exp(total))
     spread = np.empty(n_levels)
-    noise = np.full(n_levels, sigma_px * sigma_px)
-    noise_sum = np.full(n_levels, NU_SIGMA * sigma_px * sigma_px)
+    assumed = (sigma_px * NOISE) ** 2
+    noise = assumed.copy()
+    noise_sum = NU_SIGMA * noise
     noise_n = np.full(n_levels, NU_SIGMA)
     for m in range(n_levels):
         coeff[m, 0], coeff[m, 1] = b, a * norm
@@ -310,7 +321,6 @@ def grow(
             _learn(coeff[m], cov[m], gain[m], w[seed_refs[s]] - at, var + noise[m])
     cap = 0.8 / np.sqrt(grid.mean_density)
     floor = 0.1 * grid.mean_density
-    n_seen, n_hit, best = 0, 0, 0
     for o in range(order.size):
         i = order[o]
         if match[i] >= 0:
@@ -351,7 +361,10 @@ def grow(
                     noise_sum[m] += share * noise[m] * 0.5 * d2 / spread[m]
                     noise_n[m] += share
                     _learn(coeff[m], cov[m], gain[m], error, var + noise[m] / true)
-                    noise[m] = min(max(noise_sum[m] / noise_n[m], MIN_SIGMA_PX**2), MAX_SIGMA_PX**2)
+                    noise[m] = min(
+                        max(noise_sum[m] / noise_n[m], assumed[m] / NOISE_RANGE**4),
+                        assumed[m] * NOISE_RANGE**2,
+                    )
         if sure > 0.5:
             match[i], chance[i], owner[j] = j, sure, mark
             n_hit += 1
@@ -363,5 +376,5 @@ def grow(
     coeff_out[:] = coeff[best]
     sum_odds = 0.0
     for m in range(n_levels):
-        sum_odds += np.exp(max(total[m] - total[best], -700.0)) / n_levels
-    return Growth(total[best] + np.log(sum_odds), n_seen, n_hit, np.sqrt(noise[best]), best)
+        sum_odds += np.exp(max(total[m] - total[best], -700.0))
+    return Growth(total[best] + np.log(sum_odds / weight), n_seen, n_hit, np.sqrt(noise[best]), best)

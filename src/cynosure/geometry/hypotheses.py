@@ -456,14 +456,24 @@ def _consider(
         if found.log_odds[k] > limits.enough and _same(found, k, parity, z0, b, a, limits.norm):
             return found.log_odds[k]
     found.counts[3] += 1
-    seeds = np.empty(4, np.int64)
-    for k in range(4):
-        seeds[k] = quad[k]
-    slope_sd = 0.05 * scale + 3.0 * limits.sigma_px / size
+    # A and B make the similarity; C and D are the first to be scored by it.
+    seeds = np.empty(2, np.int64)
+    seeds[0], seeds[1] = quad[0], quad[1]
+    za, zb = z[quad[0]], z[quad[1]]
+    z0, b = 0.5 * (za + zb), 0.5 * (w[refs[0]] + w[refs[1]])
+    a = (w[refs[1]] - w[refs[0]]) / (zb - za)
+    order = _by_distance(z, z0)
+    place = 0
+    for k in range(order.size):
+        i = order[k]
+        if i == quad[2] or i == quad[3]:
+            order[place + 1 : k + 1] = order[place:k].copy()
+            order[place] = i
+            place += 1
     growth = grow(
-        z, _by_distance(z, z0), seeds, refs, w, grid, a, b, z0, limits.norm, slope_sd,
-        0.05 * size + 3.0 * limits.sigma_px, limits.sigma_px, 0.15, -6.0, owner, found.counts[3],
-        match, chance, coeff,
+        z, order, seeds, refs[:2], w, grid, a, b, z0, limits.norm,
+        0.05 * scale + 3.0 * limits.sigma_px / size, 0.05 * size + 3.0 * limits.sigma_px,
+        limits.sigma_px, -1, 0.15, -6.0, owner, found.counts[3], match, chance, coeff,
     )
     if growth.n_matched > 0:
         remember(found, growth, parity, z0, coeff, match, seeds, limits.norm)

@@ -31,22 +31,21 @@ from cynosure.geometry.hypotheses import (
     neighbours,
     no_hypotheses,
     search,
-    select,
     source_quads,
 )
 from cynosure.geometry.offsets import search_offsets
 from cynosure.geometry.pairs import depth_match, pair
 from cynosure.geometry.recognition import (
-    MIN_SEP_PX,
-    RANK,
     Hypothesis,
     Match,
     Sources,
     Stars,
     conclude,
     densify,
+    even_lists,
     hypotheses_of,
     prepare_sources,
+    typical_density,
 )
 from cynosure.ground.errors import NoMatch, NotEnoughReference, NotEnoughStars
 from cynosure.ground.settings import Range, Unit
@@ -86,6 +85,7 @@ LADDER = (
     _Rung(60, 1, 2, 7, 10, 3_000_000),
     _Rung(60, 2, 1, 10, 7, 3_000_000),
     _Rung(400, 1, 1, 7, 7, 3_000_000),
+    _Rung(40, 1, 1, 13, 13, 3_000_000),
     _Rung(40, 1, 4, 8, 16, 6_000_000),
     _Rung(40, 4, 1, 16, 8, 6_000_000),
 )
@@ -207,7 +207,7 @@ def _fields(
             continue
         near = w[kept] / scale
         stars = Stars(
-            near, row[kept], mag[row[kept]], scale, ra0, dec0, make_grid(near, 4.0).mean_density
+            near, row[kept], mag[row[kept]], scale, ra0, dec0, typical_density(near)
         )
         fields.append(_Field(stars, low, high, radius / scale + 0.05 * sources.norm))
     if not fields:
@@ -267,11 +267,7 @@ def _lists(
     sources: Sources, stars: Stars, n_target: int, dense_z: float, dense_w: float
 ) -> tuple[Ints, Ints]:
     """Cut both lists to about the same density; the reference stars nearest the pointing first."""
-    n = min(n_target, len(sources.z))
-    radius = np.sqrt(RANK * sources.area / (np.pi * n))
-    radius = max(radius, np.sqrt(RANK / (np.pi * stars.density)))
-    i = select(sources.z, radius / np.sqrt(dense_z), RANK, MIN_SEP_PX)
-    j = select(stars.w, radius / np.sqrt(dense_w), RANK, 1.0)
+    i, j = even_lists(sources, stars, n_target, dense_z, dense_w)
     return i, j[np.argsort(np.abs(stars.w[j]), kind="stable")]
 
 

@@ -136,7 +136,7 @@ def search_offsets(
                 found.counts[3] += 1
                 growth = grow(
                     z, _by_distance(z, z0), seed, ref, w, grid, a, w[ref[0]], z0, limits.norm,
-                    slope_sd, 1.0, limits.sigma_px, 0.15, -6.0, owner, found.counts[3],
+                    slope_sd, 1.0, limits.sigma_px, -1, 0.15, -6.0, owner, found.counts[3],
                     match, chance, coeff,
                 )
                 if growth.n_matched > 0:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cynosure.geometry.growth import LEVELS, N_TERMS, evaluate, grow, make_grid
+from cynosure.geometry.growth import LEVELS, N_TERMS, NOISE, evaluate, grow, make_grid
 from cynosure.geometry.hypotheses import Found, select
 from cynosure.geometry.pairs import mutual_nearest
 from cynosure.geometry.wcs import SkyModel
@@ -29,8 +29,10 @@ __all__ = [
     "Stars",
     "conclude",
     "densify",
+    "even_lists",
     "hypotheses_of",
     "prepare_sources",
+    "typical_density",
 ]
 
 Floats = NDArray[np.float64]
@@ -39,6 +41,8 @@ Ints = NDArray[np.int64]
 
 RANK = 8  # a star is listed while fewer than this many brighter ones are near
 MIN_SEP_PX = 2.0  # sources closer than this are one source detected twice
+# A disc that holds RANK / WHOLE stars on average rarely holds more than RANK: nearly all are kept.
+WHOLE = 1.3
 DENSE = 1000  # sources that the second growth takes in
 MAX_PAIRS = 5000  # the brightest sources that the last pairing takes in
 
@@ -86,6 +90,7 @@ class Sources:
     z: Complexes
     row: Ints
     flux: Floats
+    density: float
     shape: tuple[int, int]
 
     @property
@@ -105,6 +110,12 @@ class Sources:
         return float(np.clip(box, 1.0, self.shape[0] * self.shape[1]))
 
 
+def typical_density(points: Complexes) -> float:
+    """Return the median of the local density of points: what it is outside the clumps."""
+    density = make_grid(points, 4.0).density
+    return float(np.median(density[density > 0])) if len(points) else 0.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Stars:
     """Reference stars on the plane ``w = (-xi + i eta) / scale``, brightest first."""
@@ -122,7 +133,8 @@ def prepare_sources(x: ArrayLike, y: ArrayLike, flux: ArrayLike, shape: tuple[in
     x, y, flux = (np.asarray(v, dtype=float) for v in (x, y, flux))
     order = np.argsort(-np.nan_to_num(flux, nan=-np.inf), kind="stable")
     order = order[np.isfinite(x[order]) & np.isfinite(y[order])]
-    return Sources(x[order] + 1j * y[order], order, flux[order], shape)
+    z = x[order] + 1j * y[order]
+    return Sources(z, order, flux[order], typical_density(z), shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,13 +173,30 @@ def hypotheses_of(found: Found, i: Ints, j: Ints, stage: str) -> list[Hypothesis
     return out
 
 
+def even_lists(
+    sources: Sources, stars: Stars, n_target: int, dense_z: float, dense_w: float
+) -> tuple[Ints, Ints]:
+    """Cut both lists to the same density, that of `n_target` sources or less.
+
+    `dense_z` and `dense_w` say how many times denser each is to be. A list that is sparser is
+    taken nearly whole, but for its clumps.
+    """
+    common = min(n_target / sources.area, WHOLE * sources.density, WHOLE * stars.density)
+    radius = np.sqrt(RANK / (np.pi * common))
+    return (
+        select(sources.z, float(radius / np.sqrt(dense_z)), RANK, MIN_SEP_PX),
+        select(stars.w, float(radius / np.sqrt(dense_w)), RANK, 1.0),
+    )
+
+
 def densify(h: Hypothesis, sources: Sources, stars: Stars) -> Hypothesis:
     """Go on growing a hypothesis over more, fainter stars."""
-    n = min(DENSE, len(sources.z))
-    radius = np.sqrt(RANK * sources.area / (np.pi * n))
-    radius = max(radius, np.sqrt(RANK / (np.pi * stars.density)))
-    i = np.union1d(select(sources.z, radius, RANK, MIN_SEP_PX), h.i)
-    j = np.union1d(select(stars.w, radius, RANK, 1.0), h.j)
+    few = len(sources.z) <= DENSE
+    common = sources.density if few else DENSE / sources.area
+    radius = float(np.sqrt(RANK / (np.pi * common)))
+    i = select(sources.z, 0.0 if few else radius, RANK, MIN_SEP_PX)
+    j = select(stars.w, 0.0 if stars.density < 2.0 * common else radius, RANK, 1.0)
+    i, j = np.union1d(i, h.i), np.union1d(j, h.j)
     z, w = sources.z[i], stars.w[j]
     if h.parity < 0:
         z = z.conj()
@@ -177,7 +206,8 @@ def densify(h: Hypothesis, sources: Sources, stars: Stars) -> Hypothesis:
     growth = grow(
         z, np.argsort(np.abs(z - h.z0), kind="stable"), np.searchsorted(i, h.i),
         np.searchsorted(j, h.j), w, make_grid(w, 2.0), a, h.coeff[0], h.z0, sources.norm,
-        0.05 * abs(a), 0.02 * sources.norm, h.sigma_px, 0.02, -np.inf, np.full(len(w), -1), 0,
+        0.05 * abs(a), 0.02 * sources.norm, h.sigma_px / NOISE[h.level],
+        h.level, 0.02, -np.inf, np.full(len(w), -1), 0,
         match, chance, coeff,
     )
     hit = np.flatnonzero(match >= 0)
@@ -187,32 +217,59 @@ def densify(h: Hypothesis, sources: Sources, stars: Stars) -> Hypothesis:
     )
 
 
+def _prior_px(degree: int, level: int, norm: float) -> Floats:
+    """Return the prior errors of the polynomial's terms, px: those of a lens, free up to degree 1."""
+    order = poly_exponents(degree).sum(axis=1)
+    size = np.where(order == 2, 1.5, 1.0) * LEVELS[level] * norm
+    return np.where(order < 2, 10.0 * norm, size)
+
+
+def _level(design: Floats, plane: Floats, degree: int, norm: float, sigma_px: float, level: int) -> int:
+    """Choose the amplitude of the distortion by its evidence: the odds of the pairs under each.
+
+    ``ln p = -(y^T C^-1 y + ln det C) / 2`` per axis with ``C = sigma^2 + Phi Lambda Phi^T``. Where
+    the pairs are many, the prior says nothing, and the widest is taken.
+    """
+    n = len(design)
+    if n > 60:
+        return int(np.argmax(LEVELS))
+    values = plane - plane.mean(axis=0)
+    best, best_odds = level, -np.inf
+    for m in np.argsort(LEVELS, kind="stable")[[0, 1, 3]]:
+        scaled = design * _prior_px(degree, int(m), norm)
+        cov = scaled @ scaled.T + sigma_px**2 * np.eye(n)
+        _, logdet = np.linalg.slogdet(cov)
+        odds = -logdet - 0.5 * float(np.sum(values * np.linalg.solve(cov, values)))
+        if odds > best_odds:
+            best, best_odds = int(m), odds
+    return best
+
+
 def _fit(
     x: Floats, y: Floats, ra: Floats, dec: Floats, tangent: tuple[float, float],
     sources: Sources, scale_deg: float, level: int, sigma_px: float,
 ) -> tuple[SkyModel, Floats]:
     """Fit a polynomial to pairs, with the prior of a lens, robustly; return residuals in px."""
     n = len(x)
-    degree = 3 if n >= 24 or (level > 0 and n >= 8) else 2 if n >= 10 else 1
+    degree = 3 if n >= 8 else 2 if n >= 6 else 1
     c, norm = sources.center, sources.norm
     design = poly_design((x - c.real) / norm, (y - c.imag) / norm, degree)
     plane = np.column_stack(project(ra, dec, *tangent)) / scale_deg
-    order = poly_exponents(degree).sum(axis=1)
-    prior = np.flatnonzero(order >= 2)
-    size = np.where(order == 2, 1.5, 1.0)[prior] * LEVELS[level] * norm
-    rows = np.zeros((len(prior), design.shape[1]))
-    rows[np.arange(len(prior)), prior] = 1.0
-    weights = np.ones(n)
+    level = _level(design, plane, degree, norm, max(sigma_px, 0.2), level)
+    prior = _prior_px(degree, level, norm)
     values = np.concatenate([plane, np.zeros((len(prior), 2))])
-    sd = sigma_px
+    weights = np.ones(n)
+    sd = max(sigma_px, 0.1)
     for _ in range(3):
         solved = lstsq(
-            np.concatenate([design, rows]), values,
-            np.concatenate([weights / sd**2, 1.0 / size**2]), what="match",
+            np.concatenate([design, np.eye(len(prior))]), values,
+            np.concatenate([weights / sd**2, 1.0 / prior**2]), what="match",
         ).x
         residual = np.hypot(*(plane - design @ solved).T)
-        # For a two-dimensional Gaussian the median radius is 1.1774 sigma.
-        sd = max(float(np.median(residual)) / 1.1774, 0.02)
+        # For a two-dimensional Gaussian the median radius is 1.1774 sigma; few residuals of many
+        # terms are too small, and the assumed error holds them up.
+        found = float(np.median(residual)) / 1.1774
+        sd = max(found, 0.02) if n > 40 else max(found, 0.5 * sigma_px)
         weights = np.clip(1.0 - (residual / (5.0 * sd)) ** 2, 1e-6, None) ** 2
     model = SkyModel(*tangent, c.real, c.imag, norm, solved.T * scale_deg)
     return model, residual
@@ -234,21 +291,38 @@ def _polish(
     plane = np.column_stack(project(ra_near, dec_near, *tangent)) / scale_deg
     spacing = np.sqrt(sources.area / max(len(near), 1))
     rms = h.sigma_px
-    for radius in (6.0, 5.0, 5.0):
+    for radius in (6.0, 5.0, 4.0):
         model, residual = _fit(
             sources.z[i].real, sources.z[i].imag, ra[stars.row[j]], dec[stars.row[j]],
             tangent, sources, scale_deg, h.level, rms,
         )
         rms = max(float(np.median(residual)) / 1.1774, 0.05)
         xi, eta = model.pixel_to_plane(z.real, z.imag)
-        reach = min(max(radius * rms, 0.5), 0.5 * spacing)
+        # Where stars are so far apart that chance hardly pairs them, the reach may be wider.
+        reach = min(max(radius * rms, 0.5, min(0.02 * spacing, 6.0)), 0.5 * spacing)
         i, k, _ = mutual_nearest((xi + 1j * eta) / scale_deg, plane[:, 0] + 1j * plane[:, 1], reach)
         j = near[k]
+    agree = _agree_in_brightness(sources.flux[i], stars.mag[j])
+    i, j = i[agree], j[agree]
     model, residual = _fit(
         sources.z[i].real, sources.z[i].imag, ra[stars.row[j]], dec[stars.row[j]],
         tangent, sources, scale_deg, h.level, rms,
     )
     return model, i, j, residual
+
+
+def _agree_in_brightness(flux: Floats, mag: Floats) -> NDArray[np.bool_]:
+    """Say which pairs do not contradict the zero point of the others, where there is one."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        zero = mag + 2.5 * np.log10(flux)
+    known = np.isfinite(zero)
+    if known.sum() < 20:
+        return np.ones(len(zero), bool)
+    spread = float(mad_std(zero[known]))
+    # Far in the wings, so that red and variable stars stay; and only where flux means magnitude.
+    if spread > 0.7:
+        return np.ones(len(zero), bool)
+    return ~known | (np.abs(zero - np.median(zero[known])) < 0.7 + 5.0 * spread)
 
 
 def _seen(z: complex, parity: int) -> complex:

@@ -212,6 +212,8 @@ def fit_wcs(
     Degenerate
         If not even a shift is determined.
     """
+    if len(pairs) == 0:
+        raise Degenerate(what="WCS fit", n_points=0, n_parameters=2, condition=np.inf)
     lower = linear_part(base, shape) if prior is None else prior
     plane = _Plane(pairs, base, lower, clipping_threshold, error_threshold, rounds)
     held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
@@ -258,7 +260,9 @@ def _choose_form(
     pairs = plane.pairs
     held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
     enough = len(pairs) >= HELD_OUT_NEEDS
-    folds = [held] if enough else [np.arange(len(pairs)) % 5 == k for k in range(5)]
+    folds = [held] if enough else [
+        np.arange(len(pairs)) % 5 == k for k in range(min(5, len(pairs)))
+    ]
     names = _candidates(
         int((~folds[0]).sum()), lower, max_order, coverage(pairs.x, pairs.y, shape)
     )

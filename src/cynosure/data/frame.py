@@ -118,6 +118,11 @@ class Frame:
         ny, nx = self.data.shape
         return ny, nx
 
+    @property
+    def place(self) -> int | tuple[int, int]:
+        """Where its header goes: the HDU, or the HDU and the plane of a cube."""
+        return self.hdu if self.plane is None else (self.hdu, self.plane)
+
     def replaced(self, **changes: Any) -> Frame:
         """Return a new frame with some attributes replaced."""
         return dataclasses.replace(self, **changes)

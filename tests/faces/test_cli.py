@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import make_matches, make_solution
+from cynosure.data.fitsfile import file_sha256
 from cynosure.data.tables import MATCHES, write_parquet
 from cynosure.faces import cli
 from cynosure.faces.commands.solve import parse_center
@@ -27,7 +28,7 @@ from cynosure.ground.errors import (
     NotEnoughStars,
     SettingError,
 )
-from cynosure.pipelines.manifest import file_sha256, stem_of
+from cynosure.pipelines.manifest import stem_of
 from cynosure.pipelines.run import run_images
 from cynosure.solutions.solution import Solution
 

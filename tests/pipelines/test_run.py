@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cynosure.data.fitsfile import file_sha256
 from cynosure.ground.errors import (
     CatalogDamaged,
     ExitCode,
@@ -14,7 +15,7 @@ from cynosure.ground.errors import (
 )
 from cynosure.ground.files import write_text
 from cynosure.ground.settings import Settings
-from cynosure.pipelines.manifest import Manifest, file_sha256, stem_of
+from cynosure.pipelines.manifest import Manifest, stem_of
 from cynosure.pipelines.run import SECTIONS, default_settings, run_images
 from cynosure.solutions.quality import judge
 from cynosure.solutions.solution import Solution

@@ -76,7 +76,7 @@ class Setting:
 def keyword_settings(section: str, function: Callable[..., Any]) -> dict[str, Setting]:
     """Read the settings of a function: its keyword-only arguments that have a default."""
     hints = get_type_hints(function, include_extras=True)
-    texts = _parameter_texts(inspect.getdoc(function) or "")
+    texts = parameter_texts(inspect.getdoc(function) or "")
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
@@ -308,23 +308,35 @@ def _kind_name(kind: Any) -> str:
     )
 
 
-def _parameter_texts(doc: str) -> dict[str, str]:
-    """Read the first paragraph of each parameter of a numpydoc docstring."""
+def parameter_texts(doc: str, *headings: str) -> dict[str, str]:
+    """Read what a numpydoc docstring says of each name under some headings.
+
+    Parameters
+    ----------
+    doc : str
+        The docstring.
+    *headings : str
+        By default ``Parameters`` and ``Other Parameters``.
+
+    Returns
+    -------
+    dict of str to str
+        A name's text, its lines put together; names that share an entry share the text.
+    """
+    headings = headings or ("Parameters", "Other Parameters")
     texts: dict[str, str] = {}
-    lines = doc.splitlines()
     names: list[str] = []
     inside = False
+    lines = inspect.cleandoc(doc).splitlines()
     for line, following in zip(lines, [*lines[1:], ""]):
-        if set(following.strip()) == {"-"}:
-            inside = line.strip() in ("Parameters", "Other Parameters")
-            continue
-        if not inside:
-            continue
-        if line and not line.startswith(" ") and set(line) != {"-"}:
-            names = [n.strip() for n in line.split(":")[0].split(",")]
-        elif line.strip():
-            for name in names:
-                texts[name] = (texts.get(name, "") + " " + line.strip()).strip()
+        underline = following.strip()
+        if underline and set(underline) == {"-"} and line.strip():
+            inside = line.strip() in headings
+            names = []
+        elif inside and line.strip() and set(line.strip()) != {"-"}:
+            if not line.startswith(" "):
+                names = [name.strip() for name in line.split(":")[0].split(",")]
+            else:
+                for name in names:
+                    texts[name] = (texts.get(name, "") + " " + line.strip()).strip()
     return texts
-
-

@@ -24,7 +24,6 @@ __all__ = [
     "Manifest",
     "Row",
     "exit_code_of",
-    "file_sha256",
     "fingerprint",
     "stem_of",
     "tally",
@@ -34,11 +33,6 @@ __all__ = [
 SCHEMA = "cynosure.run/1"
 FILE_NAME = "run.json"
 
-# Endings that are taken off an image's name, longest first.
-ENDINGS = (
-    ".fits.fz", ".fits.gz", ".fit.gz", ".fits", ".fit", ".fts", ".tiff", ".tif", ".png", ".jpg",
-    ".jpeg", ".fz", ".gz",
-)
 PACKAGES = ("numpy", "scipy", "astropy", "pyerfa", "numba", "pyarrow")
 
 PENDING = "pending"
@@ -165,14 +159,17 @@ class Manifest:
 
     def is_done(self, stem: str, image: str | Path, mark: str) -> bool:
         """Say whether an image was done with the same content and the same settings."""
+        from cynosure.data.fitsfile import file_sha256, split_path
+
         row = self.rows.get(stem)
         if row is None or row.status == PENDING or row.fingerprint != mark:
             return False
-        if row.exit_code in PASSING or not row.sha256 or not Path(image).is_file():
+        file = split_path(str(image))[0]
+        if row.exit_code in PASSING or not row.sha256 or not file.is_file():
             return False
         if not all((self.folder / product).exists() for product in row.products):
             return False
-        return file_sha256(image) == row.sha256
+        return file_sha256(file) == row.sha256
 
     def is_ours(self, stem: str) -> bool:
         """Say whether files of this image were left by a run that did not come to its end."""
@@ -200,12 +197,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def fingerprint(facts: Mapping[str, Any]) -> str:
     """Return a checksum of settings and options, the same for the same values in any order."""
     text = json.dumps([__version__, facts], sort_keys=True, default=str)
@@ -217,12 +208,13 @@ def stem_of(image: str | Path) -> str:
 
     Examples
     --------
-    >>> stem_of("night/m81.fits.fz"), stem_of("m81.FIT"), stem_of("m81.v2.fits")
+    >>> stem_of("night/m81.fits.fz"), stem_of("m81.FIT[SCI,1]"), stem_of("m81.v2.fits")
     ('m81', 'm81', 'm81.v2')
     """
-    name = Path(image).name
-    ending = next((e for e in ENDINGS if name.lower().endswith(e) and len(name) > len(e)), "")
-    return name[: len(name) - len(ending)]
+    from cynosure.data.fitsfile import split_path
+    from cynosure.data.fitswrite import output_name
+
+    return output_name(split_path(str(image))[0], "")
 
 
 def stems_of(images: Iterable[str | Path]) -> dict[str, str]:

@@ -55,20 +55,34 @@ class Solution:
         The reference catalogue.
     epoch_yr : float
         Julian year to which the reference stars were moved.
-    n_sources, n_reference, n_matched, n_used, n_reserved : int
-        Sources found, reference stars in the field, pairs, pairs of the fit, pairs held out.
+    n_sources : int
+        Sources found.
+    n_reference : int
+        Reference stars in the field.
+    n_matched : int
+        Pairs of a source and a reference star.
+    n_used : int
+        Pairs that took part in the fit.
+    n_reserved : int
+        Pairs that were held out of the fit, to judge it.
     rms_ra_mas, rms_dec_mas : float
-        Residuals about zero over the `n_used`; ra with cos dec.
+        Residuals in this axis, root mean square about zero over the `n_used`; ra with cos dec.
     rms_reserved_ra_mas, rms_reserved_dec_mas : float
         The same over the `n_reserved`, which the fit never saw.
     sigma0_mas, a : float
-        The error model: ``sigma^2 = a^2 S_source + S_reference + sigma0^2``.
-    chi2, dof, chi2_dof : float
+        The error model: sigma^2 = a^2 S_source + S_reference + sigma0^2.
+    chi2 : float
         Of the residuals under the error model.
+    dof : float
+        Degrees of freedom of `chi2`.
+    chi2_dof : float
+        `chi2` over `dof`; near 1 where the errors are calibrated.
     log_odds : float
         Natural logarithm of the odds of the match against chance.
-    before_offset_arcsec, before_rms_mas : float
-        The WCS that the image came with, on the same stars: shift of the centre, residuals.
+    before_offset_arcsec : float
+        How far the WCS that the image came with was off, at the centre.
+    before_rms_mas : float
+        Residuals of the same stars under the WCS that the image came with, per axis.
     center_ra_deg, center_dec_deg : float
         The frame's centre, ICRS.
     scale_arcsec : float
@@ -90,8 +104,10 @@ class Solution:
         Predicted 1-sigma error of the WCS itself at the ``center`` and at the worst ``corner``.
     checks : tuple of dict
         The checks of the verdict: ``name``, ``passed``, ``value``, ``limit``, ``text``.
-    n_clipped, clip_rounds : int
-        Pairs that were clipped, and in how many rounds.
+    n_clipped : int
+        Pairs that were clipped.
+    clip_rounds : int
+        Rounds of the fit in which they were.
     notes : tuple of str
         What was found odd or was mended while reading.
     files : tuple of str

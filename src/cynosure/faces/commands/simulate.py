@@ -19,9 +19,9 @@ __all__ = ["simulate"]
 @option("--list", "listed", is_flag=True, help="Name the scenes that come with cynosure.")
 @shared
 def simulate(shell: Shell, scene: str | None, seed: int | None, listed: bool) -> int:
-    """Make images of known truth: SCENE is a name (--list) or a TOML file.
+    """Make images of known truth.
 
-    There will be NAME.fits, reference.parquet (the catalogue that goes with it), NAME_truth.parquet
+    SCENE is a name (--list) or a TOML file. There will be NAME.fits, reference.parquet (the catalogue that goes with it), NAME_truth.parquet
     and NAME_truth.wcs.fits. --set and --config change the scene's own sections.
     """
     from cynosure.products.simulate import load_scene, scene_names, simulate_scene

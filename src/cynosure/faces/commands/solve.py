@@ -180,6 +180,7 @@ def _order(text: str) -> int | str:
 
 def _plan(shell: Shell, images: tuple[str, ...], options: dict[str, Any]) -> int:
     """Print what would be done."""
+    from cynosure.data.fitsfile import split_path
     from cynosure.pipelines.manifest import stems_of
 
     shell.settings()  # so that a mistake in them shows now
@@ -188,7 +189,7 @@ def _plan(shell: Shell, images: tuple[str, ...], options: dict[str, Any]) -> int
     given = {k: v for k, v in options.items() if v not in (None, False)}
     shell.say(f"would solve {len(images)} image(s) into {out}/")
     for stem, image in stems_of(images).items():
-        missing = "" if Path(image).exists() else "   (not there)"
+        missing = "" if split_path(image)[0].exists() else "   (not there)"
         products = [image if options["in_place"] else f"{stem}{ending}",
                     f"{stem}.solution.json", f"{stem}.matches.parquet"]
         shell.say(f"  {image}{missing}  ->  {'  '.join(products)}")

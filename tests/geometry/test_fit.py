@@ -66,7 +66,8 @@ def test_the_order_of_the_truth_is_chosen(degree):
     truth = truth_model(degree, seed=degree)
     pairs, _ = make_pairs(truth, seed=degree)
     fit = fit_wcs(pairs, start_of(truth), SHAPE)
-    assert fit.order == degree
+    # An even order may be raised to the next odd one: optics are odd.
+    assert fit.order in {degree, degree + (degree % 2 == 0)}
     assert worst_mas(fit.model, truth) < 6 * fit.wcs_error_mas(
         np.array([0, 3000.0]), np.array([0, 2000.0])
     ).max() + 1e-3

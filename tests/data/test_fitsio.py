@@ -494,10 +494,54 @@ def test_bad_files_are_refused_with_their_reason(tmp_path):
         assert path.name in str(caught.value)
 
 
+def test_damage_raises_nothing_but_an_image_error(tmp_path):
+    """Flip bytes, exchange cards, cut: what can still be read is, the rest is refused."""
+    rng = np.random.default_rng(RNG_SEED)
+    header, _ = wcs_cards(form="sip", degree=3)
+    header.update(cards(GAIN=1.5, RA="10:00:00", DEC="20:00:00", EQUINOX=1950.0))
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(pixels(), header, name="SCI")]
+    hdus += [fits.CompImageHDU(pixels("i2"), header, name="DQ")]
+    fits.HDUList(hdus).writeto(tmp_path / "good.fits")
+    good = (tmp_path / "good.fits").read_bytes()
+    values = [b"'abc'", b"NaN  ", b"-1   ", b"0    ", b"1e400", b"T    ", b"     ", b"99999"]
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(80):
+        raw = bytearray(good)
+        kind = rng.integers(3)
+        for at in rng.integers(0, len(raw), rng.integers(1, 20)):
+            card = at // 80 * 80
+            if kind == 0:
+                raw[at] = rng.integers(256)
+            elif kind == 1:
+                raw[card + 10 : card + 15] = values[rng.integers(len(values))]
+            else:
+                other = rng.integers(len(raw)) // 80 * 80
+                raw[card : card + 80] = raw[other : other + 80].ljust(80)
+        path = tmp_path / "bad.fits"
+        path.write_bytes(raw[: rng.integers(len(raw))] if rng.random() < 0.1 else raw)
+        try:
+            for frame in read(path).frames:
+                check_pixels(frame)
+            outcomes["read"] += 1
+        except ImageError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 10
+
+
 def test_missing_padding_is_no_truncation(tmp_path):
     path = put(tmp_path / "a.fits", pixels())
     path.write_bytes(path.read_bytes()[: 2880 + NY * NX * 4])
     assert np.array_equal(read(path).frames[0].data, pixels())
+
+
+def test_cards_that_cannot_be_read_are_named(tmp_path):
+    path = put(tmp_path / "a.fits", pixels(), cards(GAIN=2.0, OBSERVER="nobody"))
+    raw = path.read_bytes().replace(b"OBSERVER= 'nobody  '", b"OBSERVER= 'nobody =,")
+    path.write_bytes(raw)
+    exposure = read(path)
+    assert any("cannot be read: OBSERVER" in n for n in exposure.notes)
+    assert exposure.frames[0].gain_e_adu == 2.0
+    assert "OBSERVER" not in exposure.frames[0].header
 
 
 def test_a_file_that_may_not_be_read(tmp_path):

@@ -9,6 +9,8 @@ The structure is FITS 4.0, sections 3 and 4; the checksum its appendix J.
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,8 +31,10 @@ __all__ = [
     "checksum_text",
     "float_pixels",
     "padded",
+    "readable_header",
     "read_units",
     "split_cards",
+    "stream_integers",
     "stream_pixels",
     "sum32",
 ]
@@ -41,6 +45,7 @@ CARD = 80
 PIECE_BYTES = 1 << 20
 # A header longer than this is not a header: 10,000 blocks are 360,000 cards.
 MAX_HEADER_BLOCKS = 10_000
+MAX_AXES = 999
 
 # BITPIX to the type in the file.
 DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -72,10 +77,16 @@ class Unit:
 
     @cached_property
     def header(self) -> Header:
-        """The header for astropy; bytes that are not ASCII become question marks."""
-        from astropy.io.fits import Header
+        """The header of the image for astropy, without cards that cannot be read.
 
-        return Header.fromstring(printable(self.raw))
+        Of a compressed image it is that of the image, not that of the table it is stored in.
+        """
+        return readable_header(image_records(self.raw) if self.is_compressed else self.raw)[0]
+
+    @cached_property
+    def unreadable(self) -> tuple[str, ...]:
+        """The keywords of the cards that cannot be read."""
+        return readable_header(self.raw)[1]
 
     @property
     def is_compressed(self) -> bool:
@@ -86,7 +97,7 @@ class Unit:
     def shape(self) -> tuple[int, ...]:
         """Length of the axes, slowest first, of the image (also of a compressed one)."""
         prefix = "ZNAXIS" if self.is_compressed else "NAXIS"
-        n = card_int(self.raw, prefix)
+        n = min(card_int(self.raw, prefix), MAX_AXES)
         return tuple(card_int(self.raw, f"{prefix}{i}") for i in range(n, 0, -1))
 
     @property
@@ -113,6 +124,59 @@ def printable(raw: bytes) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if " " <= c <= "~" else ("?" if ord(c) > 127 else " ") for c in text)
+
+
+# A card as the standard has it; the few that are not are shown to astropy, which forgives much.
+PLAIN_CARD = re.compile(
+    r"(?:COMMENT|HISTORY|CONTINUE| {8}).*|[A-Z0-9_-]{1,8} *= *"
+    r"(?:'(?:[^']|'')*'|[TF]|[+-]?(?:\d+\.?\d*|\.\d+)(?:[EDed][+-]?\d+)?)? *(?:/.*)?"
+)
+
+
+def readable_header(raw: bytes) -> tuple[Header, tuple[str, ...]]:
+    """Return header bytes as a header in which every card can be read, and what was left out."""
+    from astropy.io.fits import Card, Header, VerifyError
+
+    text = printable(raw)
+    kept, bad = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what astropy mends in passing
+        for start in range(0, len(text), CARD):
+            record = text[start : start + CARD]
+            if PLAIN_CARD.fullmatch(record) or not record.strip():
+                kept.append(record)
+                continue
+            if record.rstrip() == "END":
+                break
+            try:
+                card = Card.fromstring(record)
+                kept.append(str(Card(card.keyword, card.value, card.comment)))
+            except (VerifyError, ValueError, TypeError):
+                bad.append(record[:8].strip())
+        return Header.fromstring("".join(kept)), tuple(bad)
+
+
+# Cards of the table that holds a compressed image, which are not cards of the image.
+TABLE_CARD = re.compile(
+    r"XTENSION|BITPIX|NAXIS\d*|[PG]COUNT|TFIELDS|T(TYPE|FORM|UNIT|DIM|NULL|SCAL|ZERO|DISP)\d+|THEAP"
+    r"|Z(IMAGE|CMPTYPE|TILE\d+|NAME\d+|VAL\d+|SCALE|ZERO|BLANK|QUANTIZ|DITHER0|SIMPLE|TENSION|EXTEND"
+    r"|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|HECKSUM|DATASUM|MASKCMP)|CHECKSUM|DATASUM"
+)
+
+
+def image_records(raw: bytes) -> bytes:
+    """Return the header of the image that a table of compressed tiles holds."""
+    n = card_int(raw, "ZNAXIS")
+    lines = [
+        "XTENSION= 'IMAGE   '",
+        f"BITPIX  = {card_int(raw, 'ZBITPIX'):>20}",
+        f"NAXIS   = {n:>20}",
+        *(f"NAXIS{i}  = {card_int(raw, f'ZNAXIS{i}'):>20}" for i in range(1, n + 1)),
+        f"PCOUNT  = {0:>20}",
+        f"GCOUNT  = {1:>20}",
+    ]
+    own = [body for key, body in split_cards(raw) if not TABLE_CARD.fullmatch(key)]
+    return b"".join([*(line.encode().ljust(CARD) for line in lines), *own, b"END".ljust(CARD)])
 
 
 def split_cards(raw: bytes) -> list[tuple[str, bytes]]:
@@ -233,7 +297,7 @@ def _has_end(block: bytes) -> bool:
 def _data_size(raw: bytes) -> int:
     """Return the bytes of data: |BITPIX| / 8 GCOUNT (PCOUNT + prod NAXISn) (FITS 4.0, eq. 2)."""
     n = card_int(raw, "NAXIS")
-    if n == 0:
+    if n <= 0:
         return 0
     axes = [card_int(raw, f"NAXIS{i}") for i in range(1, n + 1)]
     groups = axes[0] == 0 and card_value(raw, "GROUPS") == "T"
@@ -243,7 +307,8 @@ def _data_size(raw: bytes) -> int:
     for axis in axes:
         count *= axis
     extra = card_int(raw, "PCOUNT") if index_or_groups(raw, groups) else 0
-    return abs(card_int(raw, "BITPIX")) // 8 * max(card_int(raw, "GCOUNT", 1), 1) * (extra + count)
+    size = abs(card_int(raw, "BITPIX")) // 8 * max(card_int(raw, "GCOUNT", 1), 1) * (extra + count)
+    return max(size, 0)
 
 
 def index_or_groups(raw: bytes, groups: bool) -> bool:
@@ -354,6 +419,21 @@ class Scaling:
                 out += np.float32(self.zero)
             # One sum tells of any NaN or infinity; the exact test only where it is not finite.
             return bool(np.isfinite(out.sum(dtype=np.float64)) or np.isfinite(out).all())
+
+
+def stream_integers(
+    stream: BinaryIO, unit: Unit, offset: int, shape: tuple[int, int], name: str
+) -> NDArray[np.int64]:
+    """Read a plane of flags with all its bits; scaled or floating numbers are rounded."""
+    dtype = np.dtype(DTYPES[card_int(unit.raw, "BITPIX")])
+    raw = np.empty(shape[0] * shape[1] * dtype.itemsize, dtype=np.uint8)
+    _fill(stream, raw.data, name, unit, offset)
+    scaling = Scaling.of(unit.raw)
+    stored = raw.view(dtype)
+    if dtype.kind in "iu" and scaling.scale == 1.0 and float(scaling.zero).is_integer():
+        return (stored.astype(np.int64) + int(scaling.zero)).reshape(shape)
+    values = stored.astype(np.float64) * scaling.scale + scaling.zero
+    return np.rint(np.nan_to_num(values)).astype(np.int64).reshape(shape)
 
 
 def float_pixels(array: NDArray) -> tuple[NDArray[np.float32], bool]:

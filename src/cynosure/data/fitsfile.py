@@ -31,6 +31,8 @@ from cynosure.data.fitsbytes import (
     card_int,
     float_pixels,
     read_units,
+    readable_header,
+    stream_integers,
     stream_pixels,
 )
 from cynosure.ground.errors import ImageError
@@ -167,6 +169,32 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def understood(name: str, index: int) -> Iterator[None]:
+    """Turn what astropy says of a damaged table or compressed image into an ImageError."""
+    from astropy.io.fits import VerifyError
+
+    try:  # where astropy 6.1 and later keep it; without it the other errors are caught all the same
+        from astropy.io.fits.hdu.compressed._compression import CfitsioException
+    except ImportError:
+        CfitsioException = OSError
+    try:
+        with quiet():
+            yield
+    except (
+        *(OSError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError),
+        *(VerifyError, CfitsioException, OverflowError, MemoryError, AssertionError),
+        ZeroDivisionError,
+    ) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ImageError(
+            image=name,
+            hdu=index,
+            reason=f"HDU {index} is damaged ({reason})",
+            hint="Fetch or copy the file again.",
+        ) from error
+
+
 class FitsFile:
     """The units of a FITS file, and their pixels when they are asked for."""
 
@@ -204,17 +232,14 @@ class FitsFile:
         return self._hdulist
 
     def header(self, unit: Unit) -> Header:
-        """Return the header as the image has it (that of a compressed one without its table)."""
-        if unit.is_compressed:
-            with quiet():
-                return self.hdulist()[unit.index].header
+        """Return the header as the image has it."""
         return unit.header
 
     def row(self, number: int, plane: int) -> dict[str, Any]:
         """Return a row of a table, by column; empty where there is none."""
         if not 0 <= number < len(self.units):
             return {}
-        with quiet():
+        with understood(self.name, number):
             table = self.hdulist()[number].data
             if table is None or table.dtype.names is None or plane >= len(table):
                 return {}
@@ -223,22 +248,35 @@ class FitsFile:
 
     def plane(self, unit: Unit, plane: int) -> tuple[NDArray[np.float32], bool]:
         """Return one plane as float32, and whether all of it is finite."""
-        shape = sides(unit.shape)
         if unit.is_compressed:
-            with quiet():
-                return float_pixels(_plane_of(self.hdulist()[unit.index].data, plane))
-        bitpix = card_int(unit.raw, "BITPIX")
-        if bitpix not in DTYPES:
-            raise ImageError(image=self.name, reason=f"BITPIX = {bitpix} is no FITS pixel type")
-        offset = plane * shape[0] * shape[1] * abs(bitpix) // 8
-        self._stream.seek(unit.data_start + offset)
-        return stream_pixels(self._stream, unit, offset, shape, self.name)
+            return float_pixels(self._unpacked(unit, plane))
+        offset = self._seek(unit, plane)
+        return stream_pixels(self._stream, unit, offset, sides(unit.shape), self.name)
 
     def integers(self, unit: Unit, plane: int) -> NDArray[np.int64]:
         """Return one plane of an image of flags, with all its bits."""
-        with quiet():
-            data = _plane_of(self.hdulist()[unit.index].data, plane)
-        return data.astype(np.int64) if data.dtype.kind in "iub" else np.rint(data).astype(np.int64)
+        if unit.is_compressed:
+            return _integers(self._unpacked(unit, plane))
+        offset = self._seek(unit, plane)
+        return stream_integers(self._stream, unit, offset, sides(unit.shape), self.name)
+
+    def _unpacked(self, unit: Unit, plane: int) -> NDArray[Any]:
+        with understood(self.name, unit.index):
+            data = self.hdulist()[unit.index].data
+            if np.shape(data) != unit.shape:
+                message = f"{np.shape(data)} pixels instead of {unit.shape}"
+                raise ValueError(message)
+            return _plane_of(data, plane)
+
+    def _seek(self, unit: Unit, plane: int) -> int:
+        """Go to a plane and return its place in the data."""
+        bitpix = card_int(unit.raw, "BITPIX")
+        if bitpix not in DTYPES:
+            raise ImageError(image=self.name, reason=f"BITPIX = {bitpix} is no FITS pixel type")
+        ny, nx = sides(unit.shape)
+        offset = plane * ny * nx * abs(bitpix) // 8
+        self._stream.seek(unit.data_start + offset)
+        return offset
 
 
 class FitsInMemory(FitsFile):
@@ -272,12 +310,18 @@ class FitsInMemory(FitsFile):
         """Leave what the caller opened open."""
 
     def header(self, unit: Unit) -> Header:
-        """Return the header of the HDU."""
-        return self._hdulist[unit.index].header
+        """Return the header of the HDU, without cards that cannot be read."""
+        with quiet():
+            text = self._hdulist[unit.index].header.tostring()
+        return readable_header(text.encode("latin-1", "replace"))[0]
 
     def plane(self, unit: Unit, plane: int) -> tuple[NDArray[np.float32], bool]:
         """Return one plane as float32, and whether all of it is finite."""
-        return float_pixels(np.asarray(_plane_of(self._hdulist[unit.index].data, plane)))
+        return float_pixels(_plane_of(self._hdulist[unit.index].data, plane))
+
+    def integers(self, unit: Unit, plane: int) -> NDArray[np.int64]:
+        """Return one plane of an image of flags, with all its bits."""
+        return _integers(_plane_of(self._hdulist[unit.index].data, plane))
 
 
 class MemoryUnit(Unit):
@@ -292,6 +336,10 @@ class MemoryUnit(Unit):
     version = property(lambda self: self.__dict__["_version"])
     is_image = property(lambda self: self.__dict__["_image"])
     is_compressed = property(lambda self: False)
+
+
+def _integers(data: NDArray[Any]) -> NDArray[np.int64]:
+    return data.astype(np.int64) if data.dtype.kind in "iub" else np.rint(data).astype(np.int64)
 
 
 def _unit_in_memory(index: int, hdu: Any) -> MemoryUnit:

@@ -31,6 +31,7 @@ from cynosure.data.fitsfile import (
     planes,
     sides,
     split_path,
+    understood,
 )
 from cynosure.data.fitswrite import output_name, write_header_only, write_solved
 from cynosure.data.frame import Exposure, Frame, check_pixels
@@ -140,8 +141,11 @@ class Reading:
             own = self._of_plane(own, plane)
         header = inherited(own, self.primary) if unit.index > 0 else own
         tables = any(k.startswith(("CPDIS", "D2IMDIS")) for k in own)
-        hdulist = self.file.hdulist() if tables else None
+        with understood(self.file.name, unit.index):
+            hdulist = self.file.hdulist() if tables else None
         wcs, said = read_wcs(own, hdulist=hdulist, shape=sides(unit.shape))
+        if unit.unreadable:
+            said = (*said, f"header cards that cannot be read: {', '.join(unit.unreadable)}")
         variance, flagged, more = companions_of(
             self.file, unit, plane or 0, self.images, self.camera
         )

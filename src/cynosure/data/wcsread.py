@@ -67,7 +67,12 @@ def has_wcs(header: Header) -> bool:
 
 
 def _text(header: Header, keyword: str) -> str:
-    value = header.get(keyword)
+    from astropy.io.fits import VerifyError
+
+    try:
+        value = header.get(keyword)
+    except VerifyError:  # a card that cannot be read says nothing
+        return ""
     return value.strip().upper() if isinstance(value, str) else ""
 
 
@@ -98,8 +103,7 @@ def read_wcs(
     if any(k.startswith(("CPDIS", "D2IMDIS")) or "-TAB" in str(cards[k]) for k in cards):
         if hdulist is None:
             notes.append("the lookup tables of the WCS lie in other extensions and were not read")
-            for key in [k for k in cards if re.match(r"CPDIS|CPERR|DP\d|D2IM", k)]:
-                del cards[key]
+            _drop(cards, [k for k in cards if re.match(r"CPDIS|CPERR|DP\d|D2IM", k)])
     wcs, said = _build(cards, hdulist)
     notes += said
     if wcs is None:
@@ -177,15 +181,12 @@ def _one_matrix(cards: Header) -> list[str]:
     crota = [k for k in cards if k.startswith("CROTA")]
     notes = []
     if cd and any(float(cards[k]) for k in cd if _is_number(cards[k])):
-        for key in pc + crota + [k for k in cards if k.startswith("CDELT")]:
-            del cards[key]
+        _drop(cards, pc + crota + [k for k in cards if k.startswith("CDELT")])
     elif cd:
         notes.append("CD is all zeros and was left out")
-        for key in cd:
-            del cards[key]
+        _drop(cards, cd)
     if pc and crota and not cd:
-        for key in crota:
-            del cards[key]
+        _drop(cards, crota)
     return notes
 
 
@@ -215,7 +216,7 @@ def _one_distortion(cards: Header, shape: tuple[int, int] | None) -> list[str]:
             apart = _difference(cards, pv, sip, shape)
             notes.append(f"{both}; CTYPE says {projection}, SIP was left out{apart}")
             sip = _drop(cards, sip)
-    if sip and not kinds[0].endswith("-SIP") and projection == "TAN":
+    if sip and not kinds[0].endswith("-SIP"):
         notes.append("SIP coefficients are used although CTYPE does not say -SIP")
         for i in (1, 2):
             cards[f"CTYPE{i}"] = _text(cards, f"CTYPE{i}") + "-SIP"
@@ -241,7 +242,7 @@ def _is_scamp(cards: Header, pv: list[str]) -> bool:
 
 def _drop(cards: Header, keys: list[str]) -> list[str]:
     for key in keys:
-        del cards[key]
+        cards.remove(key, ignore_missing=True, remove_all=True)  # a keyword may be there twice
     return []
 
 
@@ -293,6 +294,7 @@ def _build(cards: Header, hdulist: HDUList | None) -> tuple[WCS | None, list[str
             TypeError,
             MemoryError,
             AssertionError,
+            RuntimeError,
             OSError,
         ) as error:
             return None, [f"the WCS cannot be read: {_reason(error)}"]

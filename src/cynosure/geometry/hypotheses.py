@@ -31,6 +31,7 @@ __all__ = [
     "neighbours",
     "search",
     "select",
+    "source_codes",
     "source_quads",
 ]
 
@@ -241,8 +242,10 @@ def _table(code: Floats, tol: float):
     return start, entry
 
 
-def source_quads(z: Complexes, near: NDArray[np.int32], parity: int, tol: float) -> Quads:
-    """Build the table of the quads of the image, for one parity or (0) for both."""
+def source_codes(
+    z: Complexes, near: NDArray[np.int32], parity: int, tol: float
+) -> tuple[NDArray[np.int32], Floats, Floats, NDArray[np.int8]]:
+    """Return stars, codes, lengths and signs of the image's quads, for one parity or (0) for both."""
     n = len(z)
     m = near.shape[1]
     capacity = max(n * (m * (m - 1) * (m - 2) // 6) * 2, 64)
@@ -251,14 +254,21 @@ def source_quads(z: Complexes, near: NDArray[np.int32], parity: int, tol: float)
         found, star, code, length = _list_quads(z, near, tol, found)
     star, code, length = star[:found], code[:found], length[:found]
     signs = np.ones(found, dtype=np.int8)
+    if parity > 0:
+        return star, code, length, signs
     mirrored = code * np.array([1.0, -1.0, 1.0, -1.0])
-    if parity == 0:
-        star, length = np.concatenate([star, star]), np.concatenate([length, length])
-        code, signs = np.concatenate([code, mirrored]), np.concatenate([signs, -signs])
-    elif parity < 0:
-        code, signs = mirrored, -signs
-    start, entry = _table(code, tol)
-    return Quads(star, code, length, signs, start, entry)
+    if parity < 0:
+        return star, mirrored, length, -signs
+    return (
+        np.concatenate([star, star]), np.concatenate([code, mirrored]),
+        np.concatenate([length, length]), np.concatenate([signs, -signs]),
+    )
+
+
+def source_quads(z: Complexes, near: NDArray[np.int32], parity: int, tol: float) -> Quads:
+    """Build the table of the quads of the image."""
+    star, code, length, signs = source_codes(z, near, parity, tol)
+    return Quads(star, code, length, signs, *_table(code, tol))
 
 
 class Limits(NamedTuple):

@@ -525,7 +525,7 @@ def test_damage_raises_nothing_but_an_image_error(tmp_path):
             outcomes["read"] += 1
         except ImageError:
             outcomes["refused"] += 1
-    assert min(outcomes.values()) > 10
+    assert min(outcomes.values()) >= 5
 
 
 def test_missing_padding_is_no_truncation(tmp_path):

@@ -76,9 +76,8 @@ def main() -> None:
             make(path)
         out = Path(folder) / "out.fits"
         frame = read(path).frames[0]
-        print(
-            f"peak after the first read {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB"
-        )
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        print(f"peak after the first read: {peak} MB")
         shape = frame.shape
         del frame
         solved = model()

@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.wcs import WCS
 
 from cynosure.data import fitswrite
 from cynosure.data.alternates import records_of, restore_alternate
@@ -96,6 +97,13 @@ def test_pixels_and_cards_are_kept_and_the_new_wcs_is_active(tmp_path):
     frame = read(out).frames[0]
     assert np.array_equal(frame.data, read(path).frames[0].data)
     assert list(header).index("WCSNAME") < list(header).index("LAST"), "where the old one was"
+
+
+def test_other_readers_see_the_new_wcs(tmp_path):
+    out = write_solved(source(tmp_path), tmp_path / "out.fits", {0: new_cards()})
+    sky = WCS(fits.getheader(out)).all_pix2world([[10.0, 20.0], [50.0, 3.0]], 0)
+    truth = np.column_stack(model().pixel_to_sky([10.0, 50.0], [20.0, 3.0]))
+    assert np.allclose(sky, truth, atol=1e-12)
 
 
 def test_the_old_wcs_can_be_restored(tmp_path):
@@ -227,6 +235,16 @@ def test_the_planes_of_a_cube_get_headers_of_their_own(tmp_path):
     ]
     assert header_error_mas(headers[2], model(2), SHAPE) < 1e-3
     assert headers[1]["NMATCHES"] == 120
+    again = write_solved(out, tmp_path / "2.fits", {(0, 2): new_cards(seed=4)})
+    found = {h["PLANE"]: h for h in verified(again)[1:]}
+    assert sorted(found) == [0, 2]
+    assert header_error_mas(found[2], model(4), SHAPE) < 1e-3
+    for plane, seed in ((0, 0), (2, 4)):
+        frame = read(again, extension=f"0,{plane}").frames[0]
+        assert np.array_equal(frame.data, data[plane])
+        assert header_error_mas(frame.header, model(seed), SHAPE) < 1e-3
+        assert frame.wcs is not None
+    assert read(again, extension="0,1").frames[0].wcs is None
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
@@ -241,6 +259,8 @@ def test_a_picture_becomes_fits(tmp_path, dtype):
     assert header["NMATCHES"] == 120
     assert np.array_equal(read(out).frames[0].data, data.astype("f4"))
     assert header_error_mas(header, model(), SHAPE) < 1e-3
+    with pytest.raises(SettingError, match="cannot hold a WCS"):
+        write_solved(tmp_path / "a.tiff", tmp_path / "a.tiff", {0: new_cards()})
 
 
 # --- in place -------------------------------------------------------------------------------

@@ -113,6 +113,13 @@ class Unit:
         return card_value(self.raw, "EXTNAME").upper()
 
     @property
+    def plane_of(self) -> tuple[int, int] | None:
+        """The HDU and plane of a cube whose WCS this unit holds; None for any other unit."""
+        if self.name != "WCS" or not card_value(self.raw, "PLANEHDU"):
+            return None
+        return card_int(self.raw, "PLANEHDU"), card_int(self.raw, "PLANE")
+
+    @property
     def version(self) -> int:
         """EXTVER, 1 where absent."""
         return card_int(self.raw, "EXTVER", 1)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.data.alternates import strip_wcs
 from cynosure.data.companions import companions_of, joined, label, role_of
 from cynosure.data.facts import detector_of, pointing_of
 from cynosure.data.fitsbytes import Unit, float_pixels
@@ -138,7 +139,7 @@ class Reading:
         data, finite = self.file.plane(unit, plane or 0)
         own = self.file.header(unit)
         if plane is not None:
-            own = self._of_plane(own, plane)
+            own = self._of_plane(own, unit, plane)
         header = inherited(own, self.primary) if unit.index > 0 else own
         tables = any(k.startswith(("CPDIS", "D2IMDIS")) for k in own)
         with understood(self.file.name, unit.index):
@@ -179,13 +180,20 @@ class Reading:
         at = f"{unit.name},{unit.version}" if unit.name and unit.index else str(unit.index)
         return f"{self.file.name}[{at}]" if plane is None else f"{self.file.name}[{at},{plane}]"
 
-    def _of_plane(self, header: Header, plane: int) -> Header:
-        """Return the header of one plane: the row of a table replaces cards (GEIS groups)."""
-        row = self.file.row(self.camera.plane_table, plane)
-        if not row:
-            return header
+    def _of_plane(self, header: Header, unit: Unit, plane: int) -> Header:
+        """Return the header of one plane of a cube.
+
+        Its WCS is that of an extension which says it is of this plane (written by
+        ``write_solved``); else the row of a table replaces cards (GEIS groups of Hubble).
+        """
         header = header.copy()
-        for name, value in row.items():
+        for other in self.file.units:
+            if other.plane_of == (unit.index, plane):
+                strip_wcs(header)
+                cards = [c for c in other.header.cards if is_wcs_keyword(c.keyword)]
+                header.extend(cards, end=True)
+                return header
+        for name, value in self.file.row(self.camera.plane_table, plane).items():
             finite = not isinstance(value, float) or math.isfinite(value)
             if finite and re.fullmatch(r"[A-Z0-9_-]{1,8}", name):
                 header[name] = value

@@ -94,6 +94,12 @@ def write_solved(
     """
     source, out = Path(source), Path(out)
     if source.suffix.lower() in RASTERS:
+        if out.suffix.lower() in RASTERS:
+            raise SettingError(
+                "{path}: a picture cannot hold a WCS",
+                path=str(out),
+                hint="Use --out; the result is a FITS file.",
+            )
         return _write_raster(source, out, chips, overwrite)
     if _same(source, out):
         overwrite, out = True, source.resolve()
@@ -137,6 +143,8 @@ def _copy(
     for unit in read_units(stream, name, size):
         missing.discard(unit.index)
         end = unit.data_start + padded(unit.data_size)
+        if unit.plane_of in chips:
+            continue  # the WCS of a plane that gets a new one
         if unit.index in chips:
             wcs, extra = chips[unit.index]
             records = solved_records(records_of(unit.raw), wcs, extra, archive)

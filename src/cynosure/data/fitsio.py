@@ -62,8 +62,8 @@ __all__ = [
 BAYER_PATTERNS = ("rggb", "bggr", "grbg", "gbrg", "sum")
 # Structural cards that an extension does not inherit from the primary header.
 NOT_INHERITED = re.compile(
-    r"(SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|BZERO|BSCALE|BLANK|CHECKSUM|DATASUM|EXTNAME|EXTVER|EXTLEVEL"
-    r"|ZHECKSUM|ZDATASUM|COMMENT|HISTORY|)"
+    r"(SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|BZERO|BSCALE|BLANK|CHECKSUM|DATASUM"
+    r"|EXTNAME|EXTVER|EXTLEVEL|ZHECKSUM|ZDATASUM|COMMENT|HISTORY|)"
 )
 
 
@@ -90,7 +90,7 @@ def read(
     bayer : str, optional
         The colour pattern of a raw colour camera from the first pixel, such as ``"rggb"``: every
         2 x 2 cell becomes one pixel, the mean of its greens (see :func:`debayered`); ``"sum"``
-        takes the mean of all four. The WCS and the plate scale are halved with it.
+        takes the mean of all four. The WCS and the scale are those of the cells.
 
     Returns
     -------

@@ -65,25 +65,18 @@ def write_solved(
     Parameters
     ----------
     source : path
-        FITS, compressed or not (what was compressed by gzip is written plain; compressed tiles
-        stay compressed), or a picture, which becomes FITS.
+        FITS, or a picture, which becomes FITS. What gzip compressed is written plain; compressed
+        tiles stay compressed.
     out : path
         The file to write; the source itself for a change in place.
-    chips : mapping of HDU index, or (HDU index, plane), to (wcs, extra)
-        The cards of the new WCS, and other cards, which replace those of the same keyword. A cube
-        has no header for each plane: its HDU stays as it is, and the cards of a plane become an
-        extension ``WCS`` without data at the end of the file (EXTVER is the plane, from 1).
+    chips : mapping of HDU, or (HDU, plane), to (wcs, extra)
+        The cards of the new WCS, and others, which replace those of the same keyword. The cards
+        of a plane of a cube become an extension ``WCS`` without data at the end of the file.
     overwrite : bool
         Whether `out` may be there already.
     archive : str or None
         The name that the old WCS gets as an alternate where it has none; None drops the old WCS.
-        A WCS of the same WCSNAME as the new one is replaced, not archived: a repeat leaves the
-        header as it was.
-
-    Returns
-    -------
-    Path
-        `out`.
+        A WCS of the same WCSNAME as the new one is replaced: a repeat adds nothing.
 
     Raises
     ------

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cynosure.faces.shell import Command, Shell, option, shared
 from cynosure.ground.errors import ExitCode, OutputExists, SettingError
+
+if TYPE_CHECKING:
+    from cynosure.geometry.skyindex import QuadIndex
 
 __all__ = ["index"]
 
@@ -44,19 +48,16 @@ def build(
         shell.say(f"would build {out} from {refcat} for images {widths[0]:g} … {widths[1]:g} deg")
         return int(ExitCode.OK)
     from cynosure.data.refcat import open_refcat
-    from cynosure.geometry.quads import build_index
+    from cynosure.geometry.skyindex import build_index
 
     catalog = open_refcat(refcat)
-    if circle is not None and radius_deg is not None:
-        stars = catalog.cone(*circle, radius_deg, max_mag=max_mag)
-    else:
-        stars = catalog.cone(0.0, 0.0, 180.0, max_mag=max_mag)
-    build_index(
+    around = (0.0, 0.0, 180.0) if circle is None else (*circle, float(radius_deg or 0.0))
+    stars = catalog.cone(*around, max_mag=max_mag)
+    built = build_index(
         stars["ra_deg"], stars["dec_deg"], stars["mag"], out,
-        min_width_deg=widths[0], max_width_deg=widths[1],
+        min_width_deg=widths[0], max_width_deg=widths[1], overwrite=shell.overwrite,
     )
-    shell.say(f"{len(stars)} stars, images {widths[0]:g} … {widths[1]:g} deg wide: {out}")
-    shell.emit({"index": str(out), "stars": len(stars), "width_deg": list(widths)})
+    _show(shell, str(out), built)
     return int(ExitCode.OK)
 
 
@@ -65,10 +66,19 @@ def build(
 @shared
 def info(shell: Shell, path: str) -> int:
     """Say what an index holds."""
-    from cynosure.geometry.quads import open_index
+    from cynosure.geometry.skyindex import open_index
 
-    facts = open_index(path).info()
+    _show(shell, path, open_index(path))
+    return int(ExitCode.OK)
+
+
+def _show(shell: Shell, path: str, index: QuadIndex) -> None:
+    """Print what an index holds."""
+    facts = {
+        "index": path, "stars": len(index.ra_deg), "quads": index.n_quads,
+        "bands": len(index.bands), "min_width_deg": index.min_width_deg,
+        "max_width_deg": index.max_width_deg,
+    }
     shell.emit(facts)
     for name, value in facts.items():
-        shell.say(f"{name.replace('_', ' '):<20} {value}")
-    return int(ExitCode.OK)
+        shell.say(f"{name.replace('_', ' '):<16} {value}")

@@ -64,7 +64,7 @@ def select(points: Complexes, radius: float, rank: int, min_sep: float) -> Ints:
         return kept
     x0, y0 = points.real.min(), points.imag.min()
     width, height = points.real.max() - x0, points.imag.max() - y0
-    size = max(radius, min_sep, max(width, height) / 2000.0, 1e-9)
+    size = max(radius, min_sep, max(width, height) / 2000.0, np.sqrt(width * height / n), 1e-9)
     nx, ny = int(width / size) + 1, int(height / size) + 1
     # A cell as wide as the radius need not list more than a few times `rank`: whoever has so many
     # brighter ones in a cell beside it has enough of them near.

@@ -43,6 +43,7 @@ from cynosure.geometry.skyindex import (
     FIELD_STARS,
     Band,
     QuadIndex,
+    Rows,
     build_index,
     open_index,
     project_one,
@@ -112,10 +113,11 @@ def _nothing(n: int) -> _Blind:
 
 @njit(cache=True, nogil=True)
 def _gather(
-    vector: NDArray[np.float32], ra: Floats, row: Ints, x: float, y: float, z: float, radius: float,
+    rows: Rows, x: float, y: float, z: float, radius: float,
     number: Ints, point: Complexes,
 ) -> int:
     """Find the stars of a band within `radius` (radians) of a direction, and project them there."""
+    vector, ra, row = rows.vector, rows.ra, rows.start
     n_rows = row.size - 1
     height = np.pi / n_rows
     dec = np.arcsin(min(max(z, -1.0), 1.0))
@@ -179,11 +181,12 @@ def _neighbours_there(
 @njit(cache=True, nogil=True)
 def _consider(
     z: Complexes, near: NDArray[np.int32], quad: NDArray[np.int32], stars: NDArray[np.int32],
-    parity: int, vector: NDArray[np.float32], ra: Floats, row: Ints, search: _Search,
+    parity: int, rows: Rows, search: _Search,
     number: Ints, point: Complexes, found: _Blind,
 ) -> float:
     """Judge one agreement; return the log-odds of its growth, or minus infinity."""
     found.counts[1] += 1
+    vector = rows.vector
     x, y, t = 0.0, 0.0, 0.0
     for k in range(4):
         x += vector[stars[k], 0]
@@ -206,7 +209,7 @@ def _consider(
     reach = 0.0
     for k in range(min(near.shape[1], PREFILTER)):
         reach = max(reach, abs(z[near[quad[0], k]] - z0))
-    n = _gather(vector, ra, row, x, y, t, min((1.1 * reach + abs(b)) * scale, 1.2), number, point)
+    n = _gather(rows, x, y, t, min((1.1 * reach + abs(b)) * scale, 1.2), number, point)
     for k in range(n):
         point[k] /= scale
     if not _neighbours_there(z, near, quad, a, b, z0, size, search.sigma_px, point[:n], reach):
@@ -219,7 +222,7 @@ def _consider(
             return found.log_odds[k]
     found.counts[3] += 1
     radius = (1.1 * search.norm + abs(center - z0) + abs(b)) * scale
-    n = _gather(vector, ra, row, x, y, t, min(radius, 1.2), number, point)
+    n = _gather(rows, x, y, t, min(radius, 1.2), number, point)
     if n < 4:
         return -np.inf
     w = point[:n] / scale
@@ -285,7 +288,7 @@ def _close(a: Floats, b: Floats, radius: float) -> bool:
 def _search_band(
     zz: Complexes, near: NDArray[np.int32], star: NDArray[np.int32], code: Floats,
     signs: NDArray[np.int8], bins: int, stored: NDArray[np.uint16], quad: NDArray[np.int32],
-    cell: NDArray[np.int32], vector: NDArray[np.float32], ra: Floats, row: Ints, search: _Search,
+    cell: NDArray[np.int32], rows: Rows, search: _Search,
     number: Ints, point: Complexes, found: _Blind,
 ) -> bool:
     """Look the quads of the image up in one band; say whether one was found beyond doubt."""
@@ -310,11 +313,11 @@ def _search_band(
                         d2 = 0.0
                         for k in range(4):
                             d2 += ((stored[e, k] - at[k]) / unit[k]) ** 2
-                        if d2 > search.tol * search.tol or not _known(quad[e], vector.shape[0]):
+                        if d2 > search.tol * search.tol or not _known(quad[e], rows.ra.size):
                             continue
                         z = zz[0] if signs[q] > 0 else zz[1]
                         odds = _consider(
-                            z, near, star[q], quad[e], signs[q], vector, ra, row, search,
+                            z, near, star[q], quad[e], signs[q], rows, search,
                             number, point, found,
                         )
                         if odds > ENOUGH:
@@ -439,8 +442,8 @@ def _tier(
             continue
         found = _nothing(len(z))
         sure = _search_band(
-            zz, near, star, code, signs, band.bins, band.code, band.quad, band.cell, band.vector,
-            band.ra, band.row, search, number, point, found,
+            zz, near, star, code, signs, band.bins, band.code, band.quad, band.cell, band.rows,
+            search, number, point, found,
         )
         counts += found.counts
         for k in np.argsort(-found.log_odds, kind="stable"):
@@ -489,10 +492,13 @@ def _hypothesis(
 
 
 def _stars_around(index: QuadIndex, aim: Floats, radius: float) -> Ints:
-    """Return the stars of the index within `radius` of a direction, from its densest useful band."""
+    """Return the stars of the index within `radius` of a direction: all, or those of a band."""
+    number, point = np.empty(MAX_GATHER, np.int64), np.empty(MAX_GATHER, np.complex128)
+    n = _gather(index.rows, *aim, min(radius, 1.2), number, point)
+    if n < MAX_GATHER:
+        return number[:n].copy()
     for band in index.bands:
-        number, point = np.empty(MAX_GATHER, np.int64), np.empty(MAX_GATHER, np.complex128)
-        n = _gather(band.vector, band.ra, band.row, *aim, min(radius, 1.2), number, point)
+        n = _gather(band.rows, *aim, min(radius, 1.2), number, point)
         if n < MAX_GATHER:
-            return np.asarray(band.star)[number[:n]].astype(np.int64)
+            break
     return np.asarray(band.star)[number[:n]].astype(np.int64)

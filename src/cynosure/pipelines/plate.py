@@ -414,7 +414,7 @@ def _alone(reference: Reference, model: SkyModel, radius_px: float) -> NDArray[n
 def _fit_chip(
     frame: Frame, sources: NDArray[np.void], reference: Reference, base: SkyModel,
     shape: tuple[int, int], settings: Mapping[str, dict[str, Any]], radius_px: float = 3.0,
-    prior: SkyModel | None = None,
+    prior: tuple[SkyModel | None, str] | None = None,
 ) -> Chip:
     """Pair and fit in turn until the pairs no longer change.
 
@@ -427,7 +427,7 @@ def _fit_chip(
     cov[~good] = np.fmax(cov[~good], SPOILED_ERROR_PX**2 * np.array([1.0, 1.0, 0.0]))
     fwhm = float(np.nanmedian(sources["fwhm_px"][good])) if good.any() else 2.5
     alone = _alone(reference, base, 1.5 * fwhm)
-    prior = _prior(frame, base) if prior is None else prior
+    known, lowest = _prior(frame, base) if prior is None else prior
     model, sd, sigma0 = base, 0.7, 0.0
     fit: Fit | None = None
     old = b""
@@ -444,7 +444,8 @@ def _fit_chip(
         if old == i.tobytes() + j.tobytes():
             break
         old = i.tobytes() + j.tobytes()
-        fit = fit_wcs(_make_pairs(sources, reference, i, j), base, shape, prior, **settings["fit"])
+        pairs = _make_pairs(sources, reference, i, j)
+        fit = fit_wcs(pairs, base, shape, known, lowest, **settings["fit"])
         model = fit.model
         scale_mas = 1000.0 * _scale_arcsec(model)
         sigma0 = fit.errors.sigma0_mas / scale_mas
@@ -454,38 +455,72 @@ def _fit_chip(
     return Chip(frame, sources, i, j, fit)
 
 
+def _refitted(
+    last: Fit | None, pairs: Pairs, base: SkyModel, shape: tuple[int, int], prior: SkyModel | None,
+    settings: Mapping[str, dict[str, Any]],
+) -> Fit:
+    """Fit pairs; where a rich field has hardly changed since the last fit, its form stands."""
+    if last is None or len(pairs) < 1000 or abs(len(pairs) / len(last.used) - 1.0) > 0.05:
+        return fit_wcs(pairs, base, shape, prior, **settings["fit"])
+    fit = fit_wcs(pairs, base, shape, prior, **{**settings["fit"], "form": last.form})
+    return replace(fit, scores=last.scores)
+
+
 # A saturated or otherwise spoiled source is somewhere within this of where it was measured.
 SPOILED_ERROR_PX = 1.0
 
 
-def _prior(frame: Frame, base: SkyModel) -> SkyModel | None:
-    """Return the distortion that the image came with, moved to where the stars are.
+def _prior(frame: Frame, base: SkyModel) -> tuple[SkyModel | None, str]:
+    """Return what the image's own WCS says beyond its pointing, and the simplest form it allows.
 
-    None where it came with none, or with one so unlike the stars' that it cannot be its own.
+    The old WCS is pointed to where the stars are. Where the rest of it then agrees with them to
+    within a few pixels, it knows the field independently of the stars, and a mere shift of it
+    may be enough. Else its linear part is taken from the stars, and has to be fitted to them at
+    least; None where its distortion is so unlike the stars' that it cannot be its own.
     """
     if frame.wcs is None:
-        return None
+        return None, "general"
     try:
         old, _ = model_from_wcs(frame.wcs, frame.shape)
     except CynosureError:
-        return None
+        return None, "general"
     ny, nx = frame.shape
     x, y = (v.ravel() for v in np.meshgrid(np.linspace(0, nx - 1, 15), np.linspace(0, ny - 1, 15)))
-    plane = np.stack(project(*old.pixel_to_sky(x, y), base.ra0_deg, base.dec0_deg), axis=1)
     want = np.stack(base.pixel_to_plane(x, y), axis=1)
-    if not np.isfinite(plane).all():
-        plane = np.stack(old.pixel_to_plane(x, y), axis=1)
+    plane = np.stack(
+        project(*_pointed(old, base, frame.shape).pixel_to_sky(x, y), base.ra0_deg, base.dec0_deg),
+        axis=1,
+    )
+    lowest = "shift"
     pixel = _scale_arcsec(base) / 3600.0
-    if np.abs(plane - want).max() > 3.0 * pixel:  # further off than a fit moves it: turn it in place
+    plane += np.mean(want - plane, axis=0)
+    if not np.abs(plane - want).max() <= MAX_MOVE_PX * pixel:
+        lowest = "general"
+        plane = np.stack(old.pixel_to_plane(x, y), axis=1)
         design = np.column_stack([np.ones(len(x)), plane])
         plane = design @ lstsq(design, want, what="prior distortion").x
     if np.abs(plane - want).max() > MAX_PRIOR_PX * pixel:
-        return None
+        return None, "general"
     u, v = (x - base.x0) / base.scale_px, (y - base.y0) / base.scale_px
-    degree = max(old.degree, 1)
-    return base.replaced(coeff=lstsq(poly_design(u, v, degree), plane, what="prior distortion").x.T)
+    fit = lstsq(poly_design(u, v, max(old.degree, 1)), plane, what="prior distortion")
+    return base.replaced(coeff=fit.x.T), lowest
 
 
+def _pointed(old: SkyModel, base: SkyModel, shape: tuple[int, int]) -> SkyModel:
+    """Return a model with its tangent point moved so that the frame's centre is where `base` has it."""
+    x, y = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+    ra, dec = base.pixel_to_sky(x, y)
+    for _ in range(3):
+        ra_now, dec_now = old.pixel_to_sky(x, y)
+        ra0, dec0 = old.ra0_deg + float(ra - ra_now), old.dec0_deg + float(dec - dec_now)
+        if not abs(dec0) < 90.0:
+            break
+        old = old.replaced(ra0_deg=ra0 % 360.0, dec0_deg=dec0)
+    return old
+
+
+# A form that moves a WCS is linear in what it moves: so far, and no further.
+MAX_MOVE_PX = 3.0
 # The match's model is good to a pixel or so; a distortion that disagrees by more is not this one's.
 MAX_PRIOR_PX = 5.0
 
@@ -591,7 +626,7 @@ class _Layout:
             base = self.chip_model(k, whole)
             try:
                 chips.append(_fit_chip(
-                    frame, table, reference, base, frame.shape, settings, prior=base
+                    frame, table, reference, base, frame.shape, settings, prior=(base, "shift")
                 ))
             except Degenerate:
                 chips.append(self._inherited(frame, table, base, plane))

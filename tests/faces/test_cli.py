@@ -179,8 +179,12 @@ def test_interrupted(door, images, capsys, tmp_path):
 
 
 def test_run_log_and_manifest_say_what_was_called(door, images, tmp_path):
-    solve(*images(a="good"), "--set", "quality.min_used=9")
-    assert "command: cynosure" in (tmp_path / "out" / "run.log").read_text()
+    solve(*images(a="good", b="bug"), "--set", "quality.min_used=9")
+    log = (tmp_path / "out" / "run.log").read_text()
+    assert "command: cynosure" in log
+    assert "a.fits: solved in" in log
+    assert "ZeroDivisionError: planted" in log
+    assert "Traceback" in log
     content = json.loads((tmp_path / "out" / "run.json").read_text())
     given = content["settings"]["quality"]["min_used"]
     assert given == {"value": 9, "origin": "--set quality.min_used=9"}

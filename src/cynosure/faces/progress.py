@@ -6,6 +6,7 @@ and at most every ten seconds elsewhere.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "Steps"]
 
 HEARTBEAT_S = 10.0
+LOG = logging.getLogger("cynosure.run")
 
 
 class Progress:
@@ -69,12 +71,18 @@ class Progress:
 
     def step(self, key: str, text: str) -> None:
         """Show the step that an image is at."""
+        LOG.debug("%s: %s", key, text)
         self.active[key] = (self.active.get(key, (time.monotonic(), ""))[0], text)
         if self._bar is not None and key in self._rows:
             self._bar.update(self._rows[key], step=text)
 
     def finished(self, done: Done) -> None:
-        """Show that an image ended."""
+        """Show that an image ended, and log how; of a defect also where it happened."""
+        LOG.info("%s: %s", done.key, _outcome(done))
+        if done.error is not None:
+            LOG.info("%s: %s", done.key, done.error)
+            if "traceback" in done.error.facts:
+                LOG.error("%s", done.error.facts["traceback"])
         self.active.pop(done.key, None)
         self.count += 1
         if self._bar is not None:

@@ -186,6 +186,14 @@ def describe_error(error: CynosureError) -> str:
     return "\n".join(lines)
 
 
+def is_first_run() -> bool:
+    """Say whether the compiled kernels have yet to be compiled; it takes about a minute, once."""
+    kernels = Path(__file__).parent.parent / "pixels"
+    cache = os.environ.get("NUMBA_CACHE_DIR")
+    places = [kernels / "__pycache__", *([Path(cache)] if cache else [])]
+    return not any(any(place.rglob("*.nbi")) for place in places if place.is_dir())
+
+
 def log_to(folder: Path, command: list[str], verbose: int) -> logging.Handler:
     """Append the log of this run to ``run.log``; only commands set up logging."""
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8", delay=True)

@@ -185,17 +185,17 @@ def _write_stars(shell: Shell, stars: Any) -> int:
 
 
 def _show_facts(shell: Shell, facts: dict[str, Any]) -> None:
-    """Print facts by name; what is not known says so."""
+    """Print facts by name; which column is which only with -v."""
     shell.emit(facts)
     for name, value in facts.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and shell.verbose:
             value = ", ".join(f"{k} = {v}" for k, v in value.items())
+        elif isinstance(value, dict):
+            value = f"{len(value)} known"
         elif isinstance(value, (list, tuple)):
-            value = "; ".join(map(str, value))
+            value = " … ".join(map(str, value)) if "range" in name else "; ".join(map(str, value))
         if value not in (None, ""):
             shell.say(f"{name.replace('_', ' '):<20} {value}")
-        elif value is None:
-            shell.say(f"{name.replace('_', ' '):<20} not known")
 
 
 def _plain(value: Any) -> Any:

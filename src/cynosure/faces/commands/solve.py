@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cynosure.faces.shell import Command, Shell, log_to, option, shared
+from cynosure.faces.shell import Command, Shell, is_first_run, log_to, option, shared
 from cynosure.ground.errors import CatalogMissing, ExitCode, SettingError
 
 __all__ = ["solve"]
@@ -92,6 +92,8 @@ def solve_images(
 
     out = make_folder(shell.folder("cynosure_out"))
     log_to(out, ["cynosure", *sys.argv[1:]], shell.verbose)
+    if is_first_run():
+        shell.tell("first run: the kernels are compiled, which takes about a minute, once")
     settings = shell.settings()
     records = []
 

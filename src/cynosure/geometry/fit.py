@@ -56,6 +56,9 @@ HELD_OUT_NEEDS = 2500
 # A part in seven is 14 %.
 HOLD_OUT_ONE_IN = 7
 
+# Stars from which only full linear maps and polynomials are tried.
+RICH = 500
+
 # Stars a coefficient from which an order is well determined.
 ODD_STARS = 15
 
@@ -180,6 +183,7 @@ def fit_wcs(
     base: SkyModel,
     shape: tuple[int, int],
     prior: SkyModel | None = None,
+    lowest: str = "shift",
     *,
     form: Literal[
         "auto", "shift", "rshift", "rscale", "general",
@@ -203,6 +207,10 @@ def fit_wcs(
     prior : SkyModel, optional
         A model made from other stars than these, on the same tangent plane as `base`: ``shift`` …
         ``general`` keep its distortion. Without it they move the linear part of `base`.
+    lowest : str
+        The simplest form that ``auto`` may choose: ``shift`` where nothing of `prior` was learnt
+        from these stars, ``general`` where its linear part was. A form that keeps what the same
+        stars have taught believes it without an error, and its error of the WCS is far too small.
     form : str
         What to fit; ``auto`` lets held-out stars choose.
     max_order : int
@@ -228,14 +236,19 @@ def fit_wcs(
     held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
     scores: dict[str, dict[str, float]] = {}
     if form == "auto":
-        form, scores = _choose_form(plane.best(SELECTION_STARS), lower, max_order, shape)
+        form, scores = _choose_form(plane.best(SELECTION_STARS), lower, max_order, shape, lowest)
     return plane.fit(form, ~held, scores)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------ choosing the form
-def _candidates(n: int, lower: SkyModel, max_order: int, coverage: float) -> list[str]:
+def _candidates(
+    n: int, lower: SkyModel, max_order: int, coverage: float, lowest: str = "shift"
+) -> list[str]:
     """List the forms that this many stars can be asked for, simplest first."""
-    names = [k for k in ("shift", "rshift", "rscale", "general") if n >= FORMS[k][1]]
+    low = ("shift", "rshift", "rscale", "general")
+    names = [k for k in low if n >= FORMS[k][1]]
+    # Four stars give the linear part with next to no check; fewer give the best that they can.
+    names = names[low.index(lowest):] or ([lowest] if n >= 3 else names[-1:])
     for d in range(1, max_order + 1):
         # A polynomial runs away where there are no stars; most of the frame must have some.
         if n >= FORMS[f"poly{d}"][1] and (d == 1 or coverage >= (0.5 if d < 4 else 0.7)):
@@ -264,7 +277,7 @@ def coverage(x: Floats, y: Floats, shape: tuple[int, int], cells: int = 4) -> fl
 
 
 def _choose_form(
-    plane: _Plane, lower: SkyModel, max_order: int, shape: tuple[int, int]
+    plane: _Plane, lower: SkyModel, max_order: int, shape: tuple[int, int], lowest: str = "shift"
 ) -> tuple[str, dict[str, dict[str, float]]]:
     pairs = plane.pairs
     held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
@@ -273,7 +286,7 @@ def _choose_form(
         np.arange(len(pairs)) % 5 == k for k in range(min(5, len(pairs)))
     ]
     names = _candidates(
-        int((~folds[0]).sum()), lower, max_order, coverage(pairs.x, pairs.y, shape)
+        int((~folds[0]).sum()), lower, max_order, coverage(pairs.x, pairs.y, shape), lowest
     )
     losses: dict[str, Floats] = {}
     worse = 0
@@ -321,7 +334,7 @@ def _held_out_loss(
     for fold in folds:
         train = ~fold if never is None else ~fold & ~never
         try:
-            fit = plane.fit(name, train, {}, rounds=4)
+            fit = plane.fit(name, train, {}, rounds=3)
         except Degenerate:
             return None
         test = fold if never is None else fold & ~never
@@ -462,7 +475,7 @@ class _Plane:
             residual = design.apply(p) - goal
             new_errors, _ = fit_error_model(
                 residual[train & use], self.source_cov[train & use],
-                self.pairs.cov_mas2[train & use], lever[train & use], start=errors if k else None,
+                self.pairs.cov_mas2[train & use], lever[train & use], start=errors,
             )
             cov = new_errors.covariance(self.source_cov, self.pairs.cov_mas2)
             q = mahalanobis2(residual / np.sqrt(np.clip(1 - lever, 0.05, 1)), cov)

@@ -148,6 +148,11 @@ class HatsStore:
             self._schema = _without_index_metadata(self._schema)
         return self._schema
 
+    def named_columns(self) -> dict[str, str]:
+        """Return the columns that the properties name."""
+        named = {"ra_deg": "hats_col_ra", "dec_deg": "hats_col_dec", "index": "hats_col_healpix"}
+        return {r: self.properties[k] for r, k in named.items() if self.properties.get(k)}
+
     def _files(self, k: int) -> list[str]:
         """Return the files of a partition."""
         name = partition_path(int(self.orders[k]), int(self.pixels[k]), self.suffix)
@@ -213,7 +218,8 @@ class HatsStore:
             if statistics is None or not statistics.has_min_max:
                 kept.append(i)
                 continue
-            low, high = self._cells29(statistics.min), self._cells29(statistics.max, last=True)
+            low = int(self.cells_of(statistics.min))
+            high = int(self.cells_of(statistics.max, last=True))
             k = int(np.searchsorted(ranges[:, 1], low, side="right"))
             if k < len(ranges) and ranges[k, 0] <= high:
                 kept.append(i)
@@ -223,13 +229,19 @@ class HatsStore:
         named = self.properties.get("hats_col_healpix")
         return (named,) if named else INDEX_COLUMNS
 
-    def _cells29(self, value: int, last: bool = False) -> int:
-        """Return the first (or last) cell of order 29 of a value of the index column."""
+    def cells_of(self, index: NDArray[Any], last: bool = False) -> Integers:
+        """Return the first (or last) cells of order 29 of values of the index column."""
         order = self.index_order
         if self._hipscat():
-            value, order = int(value) >> 22, 19
+            index, order = np.asarray(index, dtype=np.uint64) >> np.uint64(22), 19
         shift = 2 * (sky.MAX_ORDER - order)
-        return ((int(value) + 1) << shift) - 1 if last else int(value) << shift
+        cells = np.asarray(index).astype(np.int64)
+        return ((cells + 1) << shift) - 1 if last else cells << shift
+
+    def index_size_deg(self) -> float:
+        """Return how far a star may be from the first cell of order 29 of its index."""
+        order = 19 if self._hipscat() else self.index_order
+        return 2.0 * sky.healpix_radius_deg(order)
 
     def _hipscat(self) -> bool:
         """Say whether the index is that of the format's ancestor: cell of order 19, a counter."""
@@ -285,7 +297,7 @@ class HatsStore:
             return meaning.to_reference(table, np.flatnonzero(np.isfinite(ra) & np.isfinite(dec)))
         rows = sky.rows_within(ra, dec, *circle)
         if mags is not None:
-            mag = meaning.values(table, "mag", rows)
+            mag = meaning.magnitudes(table, rows)
             with np.errstate(invalid="ignore"):
                 rows = rows[(mag >= mags[0]) & (mag <= mags[1])]
         return meaning.to_reference(table, rows)
@@ -293,15 +305,13 @@ class HatsStore:
     def _check_cells(self, meaning: Meaning, table: pa.Table, ra: Floats, dec: Floats) -> None:
         """Hold positions against the cells they are filed under: units that drifted show here."""
         name = meaning.index_column
-        if name is None or name not in table.column_names or len(ra) == 0 or self._hipscat():
+        if name is None or len(ra) == 0:
             return
         rows = np.linspace(0, len(ra) - 1, min(len(ra), 64)).astype(np.int64)
-        cells = array_values(table.column(name))[rows].astype(np.int64)
-        far = sky.separation_deg(
-            ra[rows] % 360.0, dec[rows], *sky.radec(sky.healpix_center(cells, self.index_order))
-        )
-        limit = 2.0 * sky.healpix_radius_deg(self.index_order) + 1e-5
-        if np.mean(far > limit) > 0.5:
+        cells = self.cells_of(array_values(table.column(name))[rows])
+        centers = sky.radec(sky.healpix_center(cells, sky.MAX_ORDER))
+        far = sky.separation_deg(ra[rows] % 360.0, dec[rows], *centers)
+        if np.mean(far > self.index_size_deg() + 1e-5) > 0.5:
             raise CatalogDamaged(
                 catalog=self.place.text,
                 reason=f"positions in {meaning.column('ra_deg')!r}, {meaning.column('dec_deg')!r} "

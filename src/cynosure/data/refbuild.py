@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure._version import __version__
-from cynosure.data.coverage import Coverage
+from cynosure.data.coverage import Coverage, distinct
 from cynosure.data.hats import partition_path
 from cynosure.data.refcat import RefCat, open_refcat
 from cynosure.data.reftables import (
@@ -403,11 +403,10 @@ class _Writer:
         self.partitions.append((order, pixel))
         self.n_rows += table.num_rows
         self.bytes += path.stat().st_size
-        self._cells.append(np.unique(table.column(INDEX).to_numpy() >> (2 * (sky.MAX_ORDER - 12))))
-        stars = self.meaning.values(table, "mag")
-        stars = stars[np.abs(stars) < 40.0]
-        if len(stars):
-            self.mags.append((float(stars.min()), float(stars.max())))
+        self._cells.append(distinct(table.column(INDEX).to_numpy() >> (2 * (sky.MAX_ORDER - 12))))
+        mags = self.meaning.magnitudes(table)
+        if np.isfinite(mags).any():
+            self.mags.append((float(np.nanmin(mags)), float(np.nanmax(mags))))
         if "ref_epoch_yr" in self.meaning.sources:
             epochs = self.meaning.values(table, "ref_epoch_yr")
             for epoch, n in zip(*np.unique(epochs[np.isfinite(epochs)], return_counts=True)):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import posixpath
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,20 @@ from numpy.typing import NDArray
 from cynosure.data.coverage import Coverage
 from cynosure.data.hats import HatsStore
 from cynosure.data.place import Place
-from cynosure.data.reftables import Meaning, catalog_word, find_meaning, named_by_columns, prepared
+from cynosure.data.reftables import (
+    Meaning,
+    catalog_word,
+    find_meaning,
+    named_by_columns,
+    prepared,
+)
 from cynosure.data.tablefiles import read_table
 from cynosure.data.tables import REFERENCE
 from cynosure.ground import sky
 from cynosure.ground.errors import CatalogMissing, SettingError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["RefCat", "open_refcat"]
 
@@ -86,16 +95,15 @@ def _open_table(
         position_error_mas=position_error_mas,
     )
     table, meaning = prepared(table, meaning)
-    stars = meaning.to_reference(table)
-    kept = np.isfinite(stars["ra_deg"]) & np.isfinite(stars["dec_deg"])
+    store = MemoryStore(table, meaning)
     notes = list(meaning.notes)
-    if not kept.all():
-        notes.append(f"{int((~kept).sum())} rows without a position are left out")
-    if not kept.any():
+    lost = table.num_rows - len(store.rows)
+    if lost:
+        notes.append(f"{lost} rows without a position are left out")
+    if not len(store.rows):
         raise CatalogMissing(catalog=source, reason="the table has no rows")
-    store = MemoryStore(stars[kept])
     if name is None:
-        word = named_by_columns(table.schema, store.facts()["epoch_yr"], word)
+        word = named_by_columns(table.schema, store.epoch_yr(), word)
     return RefCat(word, source, meaning, store, tuple(notes))
 
 
@@ -114,6 +122,7 @@ def _open_hats(
         position_error_mas=_first_number(
             position_error_mas, properties.get("cynosure_position_error_mas")
         ),
+        named=store.named_columns(),
     )
     notes = [*meaning.notes, *filter(None, properties.get("cynosure_notes", "").split("; "))]
     return RefCat(word, source, meaning, store, tuple(dict.fromkeys(notes)))
@@ -267,41 +276,57 @@ def _first_number(*values: float | str | None) -> float | None:
 
 
 class MemoryStore:
-    """The stars of a table file."""
+    """The stars of a table file, kept as they were read.
 
-    def __init__(self, stars: NDArray[np.void]):
-        self.stars = stars
-        # Columns of a structured array are far apart in memory; these three are read at each cone.
-        self._ra, self._dec, self._mag = (
-            np.ascontiguousarray(stars[n]) for n in ("ra_deg", "dec_deg", "mag")
-        )
+    Attributes
+    ----------
+    table : pyarrow.Table
+    rows : (n,) ndarray of int64
+        Those that have a position.
+    """
+
+    def __init__(self, table: pa.Table, meaning: Meaning):
+        self.table = table
+        self.meaning = meaning
+        ra, dec = meaning.values(table, "ra_deg"), meaning.values(table, "dec_deg")
+        self.rows = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+        self._ra, self._dec = ra[self.rows], dec[self.rows]
+        self._mag = meaning.magnitudes(table, self.rows)
 
     def cone(
         self, meaning: Meaning, ra_deg: float, dec_deg: float, radius_deg: float,
         mags: tuple[float, float] | None,
     ) -> NDArray[np.void]:
         """See :class:`Store`."""
-        rows = sky.rows_within(self._ra, self._dec, ra_deg, dec_deg, radius_deg)
+        found = sky.rows_within(self._ra, self._dec, ra_deg, dec_deg, radius_deg)
         if mags is not None:
             with np.errstate(invalid="ignore"):
-                rows = rows[(self._mag[rows] >= mags[0]) & (self._mag[rows] <= mags[1])]
-        return self.stars[rows]
+                found = found[(self._mag[found] >= mags[0]) & (self._mag[found] <= mags[1])]
+        return meaning.to_reference(self.table, self.rows[found])
 
     def all(self, meaning: Meaning) -> NDArray[np.void]:
         """See :class:`Store`."""
-        return self.stars
+        return meaning.to_reference(self.table, self.rows)
 
     def coverage(self) -> Coverage:
         """See :class:`Store`."""
         return Coverage.of_cells(sky.healpix_cell(self._ra, self._dec))
 
+    def epoch_yr(self) -> float | None:
+        """Return the epoch of most positions, None where it is not known."""
+        if "ref_epoch_yr" not in self.meaning.sources:
+            epoch = self.meaning.ref_epoch_yr
+        else:
+            epochs = self.meaning.values(self.table, "ref_epoch_yr", self.rows)
+            epoch = float(np.nanmedian(epochs)) if np.isfinite(epochs).any() else math.nan
+        return epoch if math.isfinite(epoch) else None
+
     def facts(self) -> dict[str, Any]:
         """See :class:`Store`."""
-        epochs = self.stars["ref_epoch_yr"]
         known = np.isfinite(self._mag)
         return {
-            "kind": "table", "rows": len(self.stars), "partitions": None, "order": None,
-            "epoch_yr": float(np.median(epochs)) if np.isfinite(epochs).all() else None,
+            "kind": "table", "rows": len(self.rows), "partitions": None, "order": None,
+            "epoch_yr": self.epoch_yr(),
             "mag_range": [float(self._mag[known].min()), float(self._mag[known].max())]
             if known.any() else None,
             "sky_fraction": self.coverage().sky_fraction,

@@ -53,6 +53,7 @@ KNOWN_CATALOGS: dict[str, tuple[float, float]] = {
     "HIPPARCOS": (1991.25, 1.0),
 }
 UNKNOWN_POSITION_ERROR_MAS = 100.0
+BLANK_MAG = 40.0  # a magnitude of 99.99, -9999 or 1e20 says "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,11 +306,17 @@ class Meaning:
     def values(self, table: pa.Table, role: str, rows: Any = slice(None)) -> Floats:
         """Return a role's numbers in its unit, NaN where there are none."""
         source = self.sources[role]
-        values = numbers(table, source.column, self.catalog)[rows]
+        values = numbers(table, source.column, self.catalog, rows)
         if source.from_days:
             days = np.where(values > 2.4e6, values - 2400000.5, values)
             return 2000.0 + (days - 51544.5) / 365.25
         return values * source.scale if source.scale != 1.0 else values
+
+    def magnitudes(self, table: pa.Table, rows: Any = slice(None)) -> Floats:
+        """Return the magnitudes, those that no star has as NaN."""
+        mags = self.values(table, "mag", rows)
+        with np.errstate(invalid="ignore"):
+            return np.where(np.abs(mags) < BLANK_MAG, mags, np.nan)
 
     def to_reference(self, table: pa.Table, rows: Any = slice(None)) -> NDArray[np.void]:
         """Return rows of a table as ``REFERENCE``.
@@ -369,7 +376,7 @@ def _blank_impossible(out: NDArray[np.void]) -> None:
     """Make NaN of numbers that no star has: they stand for "unknown" in many tables."""
     with np.errstate(invalid="ignore"):
         for name in ("mag", "color"):
-            out[name][~(np.abs(out[name]) < 40.0)] = np.nan
+            out[name][~(np.abs(out[name]) < BLANK_MAG)] = np.nan
         for name in REFERENCE.names:
             if "error" in name:
                 out[name][~((out[name] > 0) & (out[name] < 1e6))] = np.nan
@@ -400,8 +407,8 @@ def check_degrees(
             )
 
 
-def numbers(table: pa.Table, column: str, catalog: str) -> Floats:
-    """Return an Arrow column as float64, null as NaN."""
+def numbers(table: pa.Table, column: str, catalog: str, rows: Any = slice(None)) -> Floats:
+    """Return rows of an Arrow column as float64, null as NaN."""
     import pyarrow as pa
 
     data = table.column(column)
@@ -416,7 +423,7 @@ def numbers(table: pa.Table, column: str, catalog: str) -> Floats:
             catalog=catalog, column=column, kind=str(kind),
             hint="Sexagesimal text is not read: convert it to degrees.",
         )
-    return np.asarray(array_values(data, np.nan), dtype=np.float64)
+    return array_values(data, np.nan)[rows].astype(np.float64, copy=False)
 
 
 _DTYPES = {
@@ -451,7 +458,7 @@ def _chunk_values(chunk: pa.Array, null: float | None) -> NDArray[Any]:
 
 def find_meaning(
     schema: pa.Schema, catalog: str, *, word: str = "", ref_epoch_yr: float | None = None,
-    position_error_mas: float | None = None,
+    position_error_mas: float | None = None, named: Mapping[str, str] | None = None,
 ) -> Meaning:
     """Recognise the columns of a catalogue by name and unit.
 
@@ -465,6 +472,8 @@ def find_meaning(
         The catalogue's word, which may tell its epoch and errors.
     ref_epoch_yr, position_error_mas : float, optional
         For rows of which the catalogue does not say it.
+    named : mapping, optional
+        Role (or "index") to the column that the catalogue itself names for it.
 
     Raises
     ------
@@ -473,8 +482,9 @@ def find_meaning(
     """
     by_name = {name.lower(): name for name in reversed(schema.names)}
     sources: dict[str, _Source] = {}
+    own = {role: n for role, n in (named or {}).items() if n in schema.names}
     for role in ROLES:
-        name = next((by_name[n] for n in role.names if n in by_name), None)
+        name = own.get(role.name) or next((by_name[n] for n in role.names if n in by_name), None)
         if name is not None and _usable(schema.field(name), role):
             sources[role.name] = _source(schema.field(name), role, catalog)
     missing = [n for n in _NEEDED if n not in sources]
@@ -492,11 +502,13 @@ def find_meaning(
     if "ref_epoch_yr" not in sources and ref_epoch_yr is None and np.isfinite(known_epoch):
         notes.append(f"the epoch of the positions is taken to be {known_epoch:g}, as in {word}")
     error = known_error if position_error_mas is None else position_error_mas
+    if "ref_epoch_yr" not in sources and ref_epoch_yr is None and not np.isfinite(known_epoch):
+        notes.append("the epoch of the positions is unknown: say it with --ref-epoch")
     if not {"ra_error_mas", "dec_error_mas"} <= set(sources):
         notes.append(f"position errors are unknown and taken to be {error:g} mas")
     if not {"pm_ra_mas_yr", "pm_dec_mas_yr"} <= set(sources):
         notes.append("proper motions are unknown")
-    index = next((n for n in INDEX_COLUMNS if n in schema.names), None)
+    index = own.get("index") or next((n for n in INDEX_COLUMNS if n in schema.names), None)
     epoch = known_epoch if ref_epoch_yr is None else ref_epoch_yr
     return Meaning(catalog, sources, index, epoch, error, tuple(notes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from cynosure.ground.errors import CatalogDamaged, CatalogMissing
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["read_table"]
+__all__ = ["from_astropy", "read_table"]
 
 
 def read_table(path: str | Path) -> pa.Table:
@@ -47,11 +48,8 @@ def read_table(path: str | Path) -> pa.Table:
 def _reader(path: Path) -> Callable[[Path], pa.Table]:
     import gzip
 
-    with path.open("rb") as stream:
+    with gzip.open(path) if _is_gzip(path) else path.open("rb") as stream:
         head = stream.read(4096)
-    if head[:2] == b"\x1f\x8b":
-        with gzip.open(path) as stream:
-            head = stream.read(4096)
     if not head.strip():
         raise CatalogDamaged(catalog=str(path), reason="the file is empty")
     if head[:4] == b"PAR1":
@@ -65,6 +63,11 @@ def _reader(path: Path) -> Callable[[Path], pa.Table]:
     if b"\0" in head:
         raise CatalogDamaged(catalog=str(path), reason="not a table of a kind that is read here")
     return _read_csv
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -83,7 +86,7 @@ def _read_csv(path: Path) -> pa.Table:
 def _read_ecsv(path: Path) -> pa.Table:
     from astropy.table import Table
 
-    return _from_astropy(Table.read(path, format="ascii.ecsv"))
+    return from_astropy(Table.read(path, format="ascii.ecsv"))
 
 
 def _read_votable(path: Path) -> pa.Table:
@@ -95,16 +98,20 @@ def _read_votable(path: Path) -> pa.Table:
     with warnings.catch_warnings():
         # Most services break the letter of the standard somewhere; the numbers are checked later.
         warnings.simplefilter("ignore", VOWarning)
-        return _from_astropy(parse_single_table(path).to_table(use_names_over_ids=True))
+        return from_astropy(parse_single_table(path).to_table(use_names_over_ids=True))
 
 
 def _read_fits(path: Path) -> pa.Table:
+    import gzip
     import warnings
 
     from astropy.io import fits
 
-    with warnings.catch_warnings(), fits.open(path, memmap=False) as hdus:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+        opened = gzip.open(path) if _is_gzip(path) else path.open("rb")
+        hdus = stack.enter_context(fits.open(stack.enter_context(opened), memmap=False))
         tables = [h for h in hdus if isinstance(h, (fits.BinTableHDU, fits.TableHDU)) and not
                   isinstance(h, fits.CompImageHDU)]
         # SCAMP's catalogues put the header of the image in a table of its own before the objects.
@@ -118,7 +125,8 @@ def _read_fits(path: Path) -> pa.Table:
     return _from_columns(columns)
 
 
-def _from_astropy(table: Any) -> pa.Table:
+def from_astropy(table: Any) -> pa.Table:
+    """Return an astropy table as an Arrow table, masked values as null."""
     columns = {}
     for name in table.colnames:
         column = table[name]

@@ -244,7 +244,7 @@ def plot_residuals_against(matches: Table, column: str, *, ax: Axes | None = Non
     value = matches[column]
     limit = 1.0
     for name, color in (("dra_mas", BLUE), ("ddec_mas", RED)):
-        ax.plot(value[rows], matches[name][rows], ".", ms=1.6, color=color, alpha=0.22, ls="none")
+        ax.plot(value[rows], matches[name][rows], ".", color=color, ls="none", **_dots(len(rows)))
         center, middle, error = _binned(value[fitted], matches[name][fitted])
         ax.errorbar(center, middle, error, fmt="o" if name == "dra_mas" else "s", ms=5.0,
                     color=color, lw=1.4, mec="white", mew=0.8, zorder=5,
@@ -256,6 +256,12 @@ def plot_residuals_against(matches: Table, column: str, *, ax: Axes | None = Non
            title=f"Against {label.split(' (')[0]}")
     ax.legend(loc="upper right", ncols=2, handletextpad=0.1, columnspacing=0.8, borderpad=0.1)
     return ax
+
+
+def _dots(count: int) -> dict[str, Any]:
+    """Return size and strength of dots: few are large and dark, many small and pale."""
+    strength = min(1.0, max(0.0, (3.7 - np.log10(max(count, 1))) / 1.7))
+    return {"ms": 1.6 + 2.0 * strength, "alpha": 0.22 + 0.35 * strength}
 
 
 def _binned(
@@ -278,7 +284,7 @@ def plot_error_model(matches: Table, *, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax, 4.0, 2.8)
     rows = few_rows(classify(matches)["used"])
     size = np.hypot(matches["dra_mas"], matches["ddec_mas"]) / np.sqrt(2.0)
-    ax.plot(matches["ref_mag"][rows], size[rows], ".", ms=1.6, color=BLUE, alpha=0.3, ls="none")
+    ax.plot(matches["ref_mag"][rows], size[rows], ".", color=BLUE, ls="none", **_dots(len(rows)))
     magnitude, observed, predicted, _, _ = _magnitude_bins(matches)
     ax.plot(magnitude, observed, "o", ms=4, color=BLUE, mec="white", label="rms of the residuals")
     ax.plot(magnitude, predicted, "-", color=RED, lw=1.4, label="error model")

@@ -181,6 +181,8 @@ def _number(value: float, digits: int = 3) -> str:
     """Return a number for a table; an unknown one is a dash."""
     if value is None or not math.isfinite(value):
         return "–"
+    if 0.0 < abs(value) < 1e-3:
+        return "<0.001"
     return f"{value:.{digits}g}" if abs(value) < 10.0**digits else f"{value:.0f}"
 
 

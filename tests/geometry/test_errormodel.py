@@ -86,3 +86,11 @@ def test_mahalanobis_by_hand():
     q = mahalanobis2(np.array([[1.0, 2.0]]), np.array([[4.0, 9.0, 2.0]]))
     assert q[0] == pytest.approx((9 * 1 - 2 * 2 * 1 * 2 + 4 * 4) / (36 - 4))
     assert pytest.approx(-2 * np.log(1e-4), abs=1e-5) == CHI2_OUTLIER
+
+
+def test_a_start_that_explains_nothing_is_not_believed():
+    rng = np.random.default_rng(8)
+    flat = np.tile([100.0, 100.0, 0.0], (6, 1))
+    residual = rng.normal(0, 900.0, (6, 2))
+    model, _ = fit_error_model(residual, flat, 1e-4 * flat, start=ErrorModel(1.0, 20.0))
+    assert 300 < model.sigma0_mas < 2700

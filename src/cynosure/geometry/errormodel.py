@@ -100,6 +100,9 @@ def fit_error_model(
         residual = residual / np.sqrt(np.clip(1.0 - leverage, 0.05, 1.0))
     model = start or _rough(residual, source, reference)
     inlier = mahalanobis2(residual, model.covariance(source, reference)) < 2.0 * CHI2_OUTLIER
+    if 2 * inlier.sum() < len(inlier):  # a start that explains less than half explains nothing
+        model = _rough(residual, source, reference)
+        inlier = mahalanobis2(residual, model.covariance(source, reference)) < 2.0 * CHI2_OUTLIER
     for _ in range(rounds):
         if inlier.sum() < 3:
             break

@@ -13,8 +13,8 @@ import types
 from pathlib import Path
 
 import pytest
+from outcomes import make_matches, make_solution
 
-from conftest import make_matches, make_solution
 from cynosure.data.fitsfile import file_sha256
 from cynosure.data.tables import MATCHES, write_parquet
 from cynosure.faces import cli

@@ -23,7 +23,7 @@ def page(run_folder):
 
 
 def test_index_has_every_image_with_its_verdict_as_a_word(page):
-    rows = re.findall(r"<tr>\s*<td><a href=\"#(\w+)\">(.*?)</tr>", page, re.DOTALL)
+    rows = re.findall(r"<tr>\s*<td><a href=\"#(\w+)\"(.*?)</tr>", page, re.DOTALL)
     verdicts = {stem: re.search(r"verdict (\w+)\">. (\w+)<", row).groups() for stem, row in rows}
     assert verdicts == {
         "demo": ("solved", "solved"), "thin": ("compromised", "compromised"),

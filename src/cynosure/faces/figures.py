@@ -94,6 +94,8 @@ def plot_image(
     """
     ax = axes_or_new(ax, 6.0, 6.0)
     small = np.asarray(thumbnail, dtype=np.float32)
+    if not np.isfinite(small).any():
+        small = np.zeros_like(small)
     low, mid, high = np.nanpercentile(small, (20.0, 60.0, 99.7))
     softening = max(float(mid - low), 1e-6)
     stretched = np.arcsinh((small - low) / softening)

@@ -9,7 +9,7 @@ import pytest
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
-# `make test-all` installs what tests want and sets this: then nothing may be skipped for lack of it.
+# `make test-all` installs what tests want and sets this; nothing is then skipped for lack of it.
 TEST_ALL = os.environ.get("CYNOSURE_TEST_ALL") == "1"
 
 

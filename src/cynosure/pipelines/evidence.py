@@ -154,11 +154,11 @@ def read_evidence(path: str | Path) -> Evidence:
     if not path.exists():
         return Evidence()
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             arrays: dict[str, Any] = dict(content)
         own = {name: arrays.pop(f"sources.{name}") for name in KEPT}
         rest = json.loads(str(arrays.pop(ROWS)))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CatalogDamaged(
             catalog=str(path), reason="not what a report is drawn from",
             hint="Remove it; the report is then drawn without it.",

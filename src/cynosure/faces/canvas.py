@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "RED", "axes_or_new", "few_rows", "height_pt",
-    "log_scale", "new_figure", "round_number", "scale_arrow", "show_limit", "style", "to_png",
+    "log_scale", "new_figure", "place_labels", "round_number", "scale_arrow", "show_limit", "style", "to_png",
 ]
 
 BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
@@ -29,6 +29,8 @@ STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "grid.linewidth": 0.5, "legend.frameon": False, "legend.fontsize": 7.5,
     "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "text.parse_math": False,
+    # With a place given, matplotlib need not measure every label to find one for the title.
+    "axes.titley": 1.0,
 }
 # Points beyond this number only make a figure slow and black.
 MAX_POINTS = 8000
@@ -58,6 +60,27 @@ def to_png(figure: Figure, n_colors: int = 64) -> bytes:
         stream, "PNG"
     )
     return stream.getvalue()
+
+
+def place_labels(figure: Figure) -> None:
+    """Put the labels of all axes at a fixed distance and thin their ticks.
+
+    To find a place by itself matplotlib measures every tick label twice; that is a third of the
+    time of a small figure.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    to_pt = 72.0 / figure.dpi
+    for ax in figure.axes:
+        if not ax.get_title("left"):
+            continue  # a colour bar
+        box = ax.get_window_extent()
+        ax.xaxis.set_label_coords(0.5, -24.0 / (box.height * to_pt))
+        ax.yaxis.set_label_coords(-31.0 / (box.width * to_pt), 0.5)
+        for axis in (ax.xaxis, ax.yaxis):
+            locator = axis.get_major_locator()
+            if isinstance(locator, MaxNLocator):
+                locator.set_params(nbins=4 if box.width * to_pt < 200.0 else 8)
 
 
 def axes_or_new(ax: Axes | None, width_in: float = 5.0, height_in: float = 4.0) -> Axes:

@@ -550,7 +550,10 @@ def plot_scores(
     loss = score - np.nanmin(score, initial=np.inf) if len(score) else score
     colors = [BLUE if name == chosen else GREY for name in names]
     ax.bar(np.arange(len(names)), loss, color=colors, width=0.65)
+    worth_saying = 0.04 * np.nanmax(loss, initial=0.0)
     for k, value in enumerate(loss):
+        if 0.0 < value < worth_saying:
+            continue
         ax.annotate(f"{value:.2g}", (k, value), xytext=(0, 2), textcoords="offset points",
                     ha="center", fontsize=7)
     labels = [name.replace("poly", "") for name in names]

@@ -253,7 +253,7 @@ class Group:
 
 
 def _draw(group: Group, card: Card) -> Picture:
-    from cynosure.faces.canvas import new_figure, to_png
+    from cynosure.faces.canvas import new_figure, place_labels, to_png
 
     width, height = group.size
     left, right, bottom, top = group.margins
@@ -267,6 +267,7 @@ def _draw(group: Group, card: Card) -> Picture:
     group.draw(figure, card)
     first = figure.axes[0]
     first.set_title(f"{card.solution.status.upper()} · {first.get_title('left')}", loc="left")
+    place_labels(figure)
     picture = base64.b64encode(to_png(figure)).decode()
     known = tuple(key for key in group.data if _has_table(card, key))
     return Picture(group.title, group.text, picture, known, width > 8)

@@ -5,7 +5,7 @@ median at three standard deviations until it is stable; the level is Pearson's e
 mode, ``2.5 median - 1.5 mean``, or the median where stars skew the cell so much that the estimate
 would overshoot (Bertin & Arnouts 1996). Cells without enough pixels take the value of their
 neighbours. A 3 x 3 median removes cells that hold a bright star or a nebula's knot. Between
-the centres of the cells the level and the noise are bicubic.
+the centres of the cells the level is bicubic and the noise, which may not overshoot, is bilinear.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ NO_MASK = np.zeros((0, 0), dtype=bool)
 # Enough pixels for a cell's level to 3 % of the noise, few enough to sort in 50 microseconds.
 SAMPLE_PER_CELL = 1024
 
+# A cell with a smaller part of its pixels usable takes the value of its neighbours.
+LEAST_USABLE = 0.3
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Background:
@@ -49,22 +52,24 @@ class Background:
     def rows(self, first: int, last: int) -> NDArray[np.float32]:
         """Return the level on the rows first … last, (last - first, nx)."""
         out = np.empty((last - first, self.shape[1]), dtype=np.float32)
-        kernels.mesh_rows(self.level, *self.shape, first, out)
+        kernels.mesh_rows(self.level, *self.shape, first, 0, True, out)
         return out
 
     def level_at(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
         """Return the level at pixel positions."""
-        return self._at(self.level, x, y)
+        return self._at(self.level, x, y, True)
 
     def sigma_at(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
         """Return the noise at pixel positions."""
-        return self._at(self.sigma, x, y)
+        return self._at(self.sigma, x, y, False)
 
-    def _at(self, mesh: NDArray[np.float32], x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+    def _at(
+        self, mesh: NDArray[np.float32], x: ArrayLike, y: ArrayLike, cubic: bool
+    ) -> NDArray[np.float64]:
         x = np.atleast_1d(np.asarray(x, dtype=float))
         y = np.atleast_1d(np.asarray(y, dtype=float))
         out = np.empty(x.size)
-        kernels.mesh_at(mesh, *self.shape, x, y, out)
+        kernels.mesh_at(mesh, *self.shape, x, y, cubic, out)
         return out
 
 
@@ -96,29 +101,51 @@ def estimate_background(
     ny, nx = frame.shape
     rows, columns = max(round(ny / cell_px), 1), max(round(nx / cell_px), 1)
     level = np.empty((rows, columns), dtype=np.float32)
-    sigma, used = np.empty_like(level), np.empty_like(level)
+    sigma = np.empty_like(level)
     cell = max(-(-ny // rows), -(-nx // columns))
     step = max(1, int(cell / SAMPLE_PER_CELL**0.5))
     mask = NO_MASK if frame.mask is None else frame.mask
+    values = np.empty((rows * columns, (cell // step + 2) ** 2), dtype=np.float32)
 
-    def work(band: tuple[int, int]) -> None:
-        kernels.mesh_statistics(frame.data, mask, cell, step, level, sigma, used, *band)
+    def work(j: int) -> None:
+        part = values[j * columns : (j + 1) * columns]
+        count, total = np.empty(columns, dtype=np.int64), np.empty(columns, dtype=np.int64)
+        kernels.sample_cells(frame.data, mask, step, j, j + 1, rows, columns, part, count, total)
+        part.sort(axis=1)
+        kernels.clip_cells(part, count, total, LEAST_USABLE, level[j], sigma[j])
 
-    share(work, [(j, j + 1) for j in range(rows)], threads)
-    good = np.isfinite(level) & (sigma > 0)
-    if not good.any():
-        reason = "no usable pixels" if not np.isfinite(level).any() else "the pixels have no noise"
+    share(work, range(rows), threads)
+    if not np.isfinite(level).any():
         raise ImageError(
-            image=frame.name, reason=f"{reason}: no background can be measured",
-            hint="Check the image and its mask: all pixels are NaN, masked or alike.",
+            image=frame.name, reason="no usable pixels: no background can be measured",
+            hint="Check the image and its mask: all pixels are NaN or masked.",
         )
-    level, sigma = _fill(level, good), _fill(sigma, good)
-    if filter_cells > 1 and level.size > 1:
-        from scipy.ndimage import median_filter
+    if not (sigma > 0).any():
+        sigma[:] = _digital_noise(frame.name, values)
+    # A constant patch has a level of its own, and the noise of its neighbours.
+    level, sigma = _fill(level, np.isfinite(level)), _fill(sigma, sigma > 0)
+    return Background(_smoothed(level, filter_cells), _smoothed(sigma, filter_cells), (ny, nx))
 
-        level = median_filter(level, size=filter_cells, mode="nearest")
-        sigma = median_filter(sigma, size=filter_cells, mode="nearest")
-    return Background(level, sigma, (ny, nx))
+
+def _digital_noise(name: str, values: NDArray[np.float32]) -> float:
+    """Return the noise of a sky that is the same number everywhere: the rounding of its scale."""
+    steps = np.diff(np.unique(values[np.isfinite(values)]))
+    if len(steps) == 0:
+        raise ImageError(
+            image=name, reason="the pixels have no noise: no background can be measured",
+            hint="Check the image: all pixels are alike.",
+        )
+    return float(steps.min()) / 12.0**0.5
+
+
+def _smoothed(mesh: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+    """Return the running median of a mesh."""
+    if cells < 2 or mesh.size == 1:
+        return mesh
+    before = cells // 2
+    padded = np.pad(mesh, (before, cells - 1 - before), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (cells, cells))
+    return np.ascontiguousarray(np.median(windows, axis=(2, 3)).astype(np.float32))
 
 
 def _fill(mesh: NDArray[np.float32], good: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -17,6 +17,8 @@ processor's cache, so nothing the size of the frame is allocated.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -27,14 +29,15 @@ from cynosure.data.tables import SOURCES, SourceFlag
 from cynosure.ground.numeric import clip
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
-from cynosure.pixels import kernels
+from cynosure.pixels import kernels, peakkernels
 from cynosure.pixels.background import NO_MASK, Background
 
 __all__ = ["detect_sources", "find_saturation", "measure_fwhm"]
 
 FWHM_TO_SIGMA = 1.0 / math.sqrt(8.0 * math.log(2.0))
 
-STRIP_ROWS = 96
+STRIP_ROWS = 512
+SAMPLE_ROWS = 96
 
 # A star's matched-filter image is sqrt(2) broader than the star; at 1.6 FWHM from its centre it
 # has fallen to 3 %, so that a ring there sees the neighbourhood and not the star.
@@ -49,7 +52,7 @@ def detect_sources(
     frame: Frame,
     background: Background,
     *,
-    threshold_sigma: Annotated[float, Unit("sigma"), Range(1, 1000)] = 4.7,
+    threshold_sigma: Annotated[float, Unit("sigma"), Range(1, 1000)] = 5.0,
     fwhm_px: Annotated[float | None, Unit("px"), Range(0.5, 100)] = None,
     aper_radius_px: Annotated[float | None, Unit("px"), Range(0.5, 200)] = None,
     max_sources: Annotated[int, Unit("sources"), Range(1, 100_000_000)] = 2_000_000,
@@ -81,7 +84,7 @@ def detect_sources(
         Schema ``SOURCES``, brightest first. Fluxes are in electrons.
     """
     fwhm = measure_fwhm(frame, background) if fwhm_px is None else float(fwhm_px)
-    peaks = _peaks(frame, background, fwhm, threshold_sigma, threads)
+    peaks = _peaks(frame, background, fwhm, threshold_sigma, threads).table
     order = np.lexsort((peaks[:, 0], peaks[:, 1], -peaks[:, 2]))[:max_sources]
     radius = 1.15 * fwhm if aper_radius_px is None else float(aper_radius_px)
     sources = _measure(frame, background, peaks[order], fwhm, radius, threads)
@@ -92,57 +95,52 @@ def detect_sources(
 def gaussian_kernel(fwhm_px: float) -> NDArray[np.float32]:
     """Return a one-dimensional Gaussian, integrated over pixels, of unit norm (sum of squares)."""
     sigma = fwhm_px * FWHM_TO_SIGMA
-    half = max(1, math.ceil(3.0 * sigma))
+    half = max(1, math.ceil(3.0 * sigma)) | 1  # odd: the loops take its values in pairs
     edges = (np.arange(-half, half + 2) - 0.5) / (sigma * math.sqrt(2.0))
     kernel = np.diff([math.erf(e) for e in edges])
     return (kernel / np.sqrt(np.sum(kernel**2))).astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Peaks:
+    """What the matched filter shows: peaks, and runs of saturated pixels (y, x, x + 1)."""
+
+    table: NDArray[np.float64]
+    runs: NDArray[np.int64]
+
+
 def _peaks(
     frame: Frame, background: Background, fwhm: float, threshold: float, threads: int = 1,
-    rows: tuple[int, int] | None = None,
-) -> NDArray[np.float64]:
+    strips: Iterable[tuple[int, int]] | None = None,
+) -> _Peaks:
     """Return the peaks of the matched filter: x, y, S, rise, ring level, largest pixel."""
     ny, nx = frame.shape
-    if ny < 3 or nx < 3:
-        return np.empty((0, 6))
     kernel = gaussian_kernel(fwhm)
-    half = kernel.size // 2
     radius = max(2.0, RING_FWHM * fwhm)
     angle = 2.0 * np.pi * np.arange(24) / 24
     ring_x = np.rint(radius * np.cos(angle)).astype(np.int64)
     ring_y = np.rint(radius * np.sin(angle)).astype(np.int64)
-    halo = half + math.ceil(radius) + 2
     mask = NO_MASK if frame.mask is None else frame.mask
-    to_flux = float(1.0 / np.sum(kernel) ** 2)
-    middle = np.full(1, nx / 2)
 
-    def work(first: int) -> NDArray[np.float64]:
-        last = min(first + STRIP_ROWS, stop)
-        y0 = first - halo
-        normalised = np.empty((last - first + 2 * halo, nx), dtype=np.float32)
-        smooth = np.zeros_like(normalised)
-        kernels.filter_strip(
-            frame.data, mask, background.level, background.sigma, y0, kernel, normalised, smooth
-        )
-        sigma = background.sigma_at(middle, np.full(1, 0.5 * (first + last)))[0]
-        noise = np.full(len(smooth), 1.0 / (frame.gain_e_adu * sigma), dtype=np.float32)
-        # The ring may not look at rows outside the frame, which are zero.
-        inner_first, inner_last = max(first, 1) - y0, min(last, ny - 1) - y0
-        room = max(64, (last - first) * nx // 100)
+    def work(strip: tuple[int, int]) -> _Peaks:
+        first, last = strip
+        room, room_runs = max(64, (last - first) * nx // 200), 256
         while True:
-            out = np.empty((room, 6))
-            found = kernels.find_peaks(
-                smooth, normalised, inner_first, inner_last, y0, threshold, ring_x, ring_y,
-                to_flux, noise, WING_CONTRAST, out,
+            out, runs = np.empty((room, 6)), np.empty((room_runs, 3), dtype=np.int64)
+            found, found_runs = peakkernels.detect_rows(
+                frame.data, mask, background.level, background.sigma, first, last, kernel,
+                threshold, ring_x, ring_y, frame.gain_e_adu, WING_CONTRAST,
+                frame.saturation_adu, out, runs,
             )
-            if found <= room:
-                return out[:found]
-            room = found
+            if found <= room and found_runs <= room_runs:
+                return _Peaks(out[:found], runs[:found_runs])
+            room, room_runs = max(room, found), max(room_runs, found_runs)
 
-    start, stop = rows or (0, ny)
-    strips = share(work, range(start, stop, STRIP_ROWS), threads)
-    return np.concatenate(strips) if strips else np.empty((0, 6))
+    whole = [(y, min(y + STRIP_ROWS, ny)) for y in range(0, ny, STRIP_ROWS)]
+    parts = share(work, whole if strips is None else strips, threads)
+    return _Peaks(
+        np.concatenate([p.table for p in parts]), np.concatenate([p.runs for p in parts])
+    )
 
 
 def _measure(
@@ -224,15 +222,12 @@ def measure_fwhm(frame: Frame, background: Background) -> float:
     to them in three rounds; the median of the stars within the main peak of the distribution is
     returned. An image without stars gives 2.5.
     """
-    ny, nx = frame.shape
-    step = max(1, ny // (STRIP_ROWS * 12))
-    starts = range(0, ny, STRIP_ROWS * step)
+    ny, _nx = frame.shape
+    step = max(1, ny // (SAMPLE_ROWS * 12))
+    strips = [(y, min(y + SAMPLE_ROWS, ny)) for y in range(0, ny, SAMPLE_ROWS * step)]
     fwhm = 2.5
     for _ in range(4):
-        peaks = [
-            _peaks(frame, background, fwhm, 15.0, rows=(y, min(y + STRIP_ROWS, ny))) for y in starts
-        ]
-        table = np.concatenate(peaks)
+        table = _peaks(frame, background, fwhm, 15.0, strips=strips).table
         # Single hot pixels and cosmic rays have all their light in one pixel.
         table = table[table[:, 5] < 0.95 * table[:, 2]] if len(table) > 8 else table
         order = np.argsort(-table[:, 2], kind="stable")[:2000]

@@ -1,14 +1,11 @@
-"""The compiled loops of the pixel floor.
+"""The compiled loops of the sky mesh and of the first measurement of sources.
 
 Every kernel here takes and returns plain arrays. Each has a twin in NumPy in
 ``tests/pixels/twins.py`` that says the same thing slowly, and the tests hold the two together.
 
 Background
-    ``mesh_statistics`` (clipped mode and standard deviation of each cell), ``mesh_rows``
-    (bicubic interpolation of the mesh),
-    ``tile_pixels`` (a tile less its sky).
-Detection
-    ``filter_strip`` (matched filter), ``find_peaks`` (significant local maxima).
+    ``sample_cells``, ``clip_cells`` (clipped mode and standard deviation of each cell),
+    ``mesh_rows``, ``mesh_at`` (interpolation of the mesh), ``fill_boxes`` (pixels less the sky).
 Measurement
     ``measure_sources`` (windowed centroid and moments, aperture sums, flags).
 """
@@ -22,18 +19,22 @@ from numba import njit
 from numpy.typing import NDArray
 
 __all__ = [
+    "clip_cells",
     "disk_pixel_area",
-    "filter_strip",
-    "find_peaks",
+    "fill_boxes",
     "measure_sources",
     "mesh_at",
+    "mesh_line",
+    "mesh_point",
     "mesh_rows",
-    "mesh_statistics",
-    "tile_pixels",
+    "sample_cells",
+    "segment",
+    "segment_end",
 ]
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 
 # Sums may be reordered and fused, which lets them use vector instructions; NaN keep their meaning
 # because several loops test for them.
@@ -42,42 +43,66 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 # --------------------------------------------------------------------------------- background
 @njit(cache=True, nogil=True)
-def mesh_statistics(  # noqa: D103 - described in the module's docstring
-    data: F32, mask: NDArray[np.bool_], cell: int, step: int, level: F32, sigma: F32,
-    used: F32, first: int, last: int,
+def sample_cells(
+    data: F32, mask: NDArray[np.bool_], step: int, first: int, last: int, rows: int, columns: int,
+    values: F32, count: I64, total: I64,
 ) -> None:
+    """Gather a staggered sample of the pixels of the cells in rows first … last of the mesh.
+
+    Row k of `values` is cell (first + k // columns, k % columns): its `count` usable pixels of
+    `total`, then infinities, so that sorting leaves them at the end.
+    """
     ny, nx = data.shape
     has_mask = mask.size > 0
-    values = np.empty((cell // step + 2) ** 2, dtype=np.float32)
-    for j in range(first, last):
-        for i in range(level.shape[1]):
-            y0, y1 = j * ny // level.shape[0], (j + 1) * ny // level.shape[0]
-            x0, x1 = i * nx // level.shape[1], (i + 1) * nx // level.shape[1]
-            n, total = 0, 0
-            # A stagger of the start of each row keeps the sample from following columns.
-            for k, y in enumerate(range(y0, y1, step)):
-                for x in range(x0 + k % step, x1, step):
-                    total += 1
-                    v = data[y, x]
-                    if math.isfinite(v) and not (has_mask and mask[y, x]):
-                        values[n] = v
-                        n += 1
-            used[j, i] = n / max(total, 1)
-            if n < 16 or used[j, i] < 0.3:
-                level[j, i] = np.nan
-                sigma[j, i] = np.nan
-                continue
-            level[j, i], sigma[j, i] = _clipped_mode(values[:n])
+    for c in range((last - first) * columns):
+        j, i = first + c // columns, c % columns
+        y0, y1 = j * ny // rows, (j + 1) * ny // rows
+        x0, x1 = i * nx // columns, (i + 1) * nx // columns
+        n, m = 0, 0
+        # A stagger of the start of each row keeps the sample from following columns.
+        for k, y in enumerate(range(y0, y1, step)):
+            for x in range(x0 + k % step, x1, step):
+                m += 1
+                v = data[y, x]
+                if math.isfinite(v) and not (has_mask and mask[y, x]):
+                    values[c, n] = v
+                    n += 1
+        for k in range(n, values.shape[1]):
+            values[c, k] = np.inf
+        count[c], total[c] = n, m
 
 
 @njit(cache=True, nogil=True)
-def _clipped_mode(values: F32) -> tuple[float, float]:
+def clip_cells(
+    values: F32, count: I64, total: I64, least: float, level: F32, sigma: F32
+) -> None:
+    """Fill level and sigma of each cell from its sorted values; NaN where too few are usable."""
+    s1, s2 = np.empty(values.shape[1] + 1), np.empty(values.shape[1] + 1)
+    for c in range(level.size):
+        n = count[c]
+        if n < 16 or n < least * total[c]:
+            level[c], sigma[c] = np.nan, np.nan
+        else:
+            level[c], sigma[c] = _clipped_mode(values[c, :n], s1, s2)
+
+
+@njit(cache=True, nogil=True)
+def _first(values: F32, lo: int, hi: int, v: np.float32, beyond: bool) -> int:
+    """The first place of sorted values lo … hi that is at least v, or beyond it."""
+    while lo < hi:
+        middle = (lo + hi) // 2
+        if values[middle] < v or (beyond and values[middle] == v):
+            lo = middle + 1
+        else:
+            hi = middle
+    return lo
+
+
+@njit(cache=True, nogil=True)
+def _clipped_mode(values: F32, s1: F64, s2: F64) -> tuple[float, float]:
     """Clip around the median, three standard deviations, until stable; then Pearson's mode."""
-    values.sort()
     n = values.size
     shift = np.float64(values[n // 2])
-    s1 = np.empty(n + 1)
-    s2 = np.empty(n + 1)
     s1[0] = s2[0] = 0.0
     for k in range(n):
         d = values[k] - shift
@@ -85,13 +110,15 @@ def _clipped_mode(values: F32) -> tuple[float, float]:
         s2[k + 1] = s2[k] + d * d
     lo, hi = 0, n
     # The lower half of the values knows nothing of the stars: its width starts the clipping.
-    median = np.float64(values[n // 2])
+    median = _grouped_median(values, 0, n)
     width = (median - np.float64(values[int(0.1587 * n)])) * 1.2
+    if width <= 0.0:  # most pixels at the bottom of a digital scale
+        width = (np.float64(values[int(0.8413 * n)]) - median) * 1.2
     mean, std = median, width
     for k in range(30):
         limit = 3.0 * (width if k == 0 else std)
-        new_lo = np.searchsorted(values, np.float32(median - limit), side="left")
-        new_hi = np.searchsorted(values, np.float32(median + limit), side="right")
+        new_lo = _first(values, 0, n, np.float32(median - limit), False)
+        new_hi = _first(values, 0, n, np.float32(median + limit), True)
         if new_hi - new_lo < 8 or (k > 0 and new_lo == lo and new_hi == hi):
             break
         lo, hi = new_lo, new_hi
@@ -99,16 +126,29 @@ def _clipped_mode(values: F32) -> tuple[float, float]:
         mean = (s1[hi] - s1[lo]) / m
         std = math.sqrt(max((s2[hi] - s2[lo]) / m - mean * mean, 0.0))
         mean += shift
-        middle = lo + m // 2
-        median = np.float64(values[middle])
-        if m % 2 == 0:
-            median = 0.5 * (median + values[middle - 1])
+        median = _grouped_median(values, lo, hi)
     # A Gaussian cut at three standard deviations has lost 1.35 % of its standard deviation.
     std *= 1.0136
     mode = 2.5 * median - 1.5 * mean
     if abs(mean - median) > 0.3 * std:
         mode = median
     return mode, std
+
+
+@njit(cache=True, nogil=True)
+def _grouped_median(values: F32, lo: int, hi: int) -> float:
+    """Median of sorted values; among equal ones (integers) it is interpolated over their bin."""
+    middle = lo + (hi - lo) // 2
+    v = values[middle]
+    first, last = _first(values, lo, hi, v, False), _first(values, lo, hi, v, True)
+    if last - first < 4:
+        if (hi - lo) % 2 == 0:
+            return 0.5 * (np.float64(values[middle]) + np.float64(values[middle - 1]))
+        return np.float64(v)
+    below = np.float64(values[first - 1]) if first > lo else np.float64(v)
+    above = np.float64(values[last]) if last < hi else np.float64(v)
+    low, high = 0.5 * (below + v), 0.5 * (above + v)
+    return low + (lo + 0.5 * (hi - lo) - first) / (last - first) * (high - low)
 
 
 @njit(cache=True, nogil=True)
@@ -121,14 +161,25 @@ def _cubic(t: float, w: F64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _mesh_line(mesh: F32, y: float, ny: int, line: F64) -> None:
-    """Interpolate the mesh along y: one value per column of cells."""
+def _linear(t: float, w: F64) -> None:
+    """The same for linear interpolation."""
+    w[0], w[1], w[2], w[3] = 0.0, 1.0 - t, t, 0.0
+
+
+@njit(cache=True, nogil=True)
+def mesh_line(
+    mesh: F32, y: float, ny: int, cubic: bool, first: int, last: int, line: F64
+) -> None:
+    """Interpolate the mesh along y: one value for each of its columns first … last."""
     rows, columns = mesh.shape
     w = np.empty(4)
     g = (y + 0.5) * rows / ny - 0.5
-    j = int(math.floor(g))
-    _cubic(g - j, w)
-    for i in range(columns):
+    j = math.floor(g)
+    if cubic:
+        _cubic(g - j, w)
+    else:
+        _linear(g - j, w)
+    for i in range(max(first, 0), min(last, columns)):
         s = 0.0
         for k in range(4):
             s += w[k] * mesh[min(max(j - 1 + k, 0), rows - 1), i]
@@ -136,187 +187,125 @@ def _mesh_line(mesh: F32, y: float, ny: int, line: F64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def mesh_rows(mesh: F32, ny: int, nx: int, y0: int, out: F32, x0: int = 0) -> None:  # noqa: D103
+def segment(line: F64, i: int, cubic: bool) -> tuple[float, float, float, float]:
+    """Coefficients of the polynomial in t = 0 … 1 between the centres of cells i and i + 1."""
+    last = line.size - 1
+    p1, p2 = line[min(max(i, 0), last)], line[min(max(i + 1, 0), last)]
+    if not cubic:
+        return p1, p2 - p1, 0.0, 0.0
+    p0, p3 = line[min(max(i - 1, 0), last)], line[min(max(i + 2, 0), last)]
+    second, third = p0 - 2.5 * p1 + 2.0 * p2 - 0.5 * p3, 0.5 * (p3 - p0) + 1.5 * (p1 - p2)
+    return p1, 0.5 * (p2 - p0), second, third
+
+
+@njit(cache=True, nogil=True)
+def segment_end(i: int, columns: int, nx: int) -> int:
+    """The first pixel beyond the centre of cell i + 1."""
+    return nx if i >= columns - 1 else math.ceil((i + 1.5) * nx / columns - 0.5)
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def mesh_rows(
+    mesh: F32, ny: int, nx: int, y0: int, x0: int, cubic: bool, out: F32
+) -> None:
+    """Interpolate the mesh on the pixels from (x0, y0) on: bicubic or bilinear."""
     columns = mesh.shape[1]
     line = np.empty(columns)
+    scale = np.float32(columns / nx)
+    last = min(nx, x0 + out.shape[1])
+    left = math.floor((x0 + 0.5) * columns / nx - 0.5)
+    right = math.floor((last - 0.5) * columns / nx - 0.5)
     for r in range(out.shape[0]):
-        _mesh_line(mesh, y0 + r, ny, line)
-        x, last = x0, min(nx, x0 + out.shape[1])
-        for i in range(-1, columns):
-            # Pixels between the centres of cells i and i + 1 share one cubic polynomial.
-            end = nx if i == columns - 1 else int(math.ceil((i + 1.5) * nx / columns - 0.5))
-            p0, p1 = line[max(i - 1, 0)], line[max(i, 0)]
-            p2, p3 = line[min(i + 1, columns - 1)], line[min(i + 2, columns - 1)]
-            c1 = 0.5 * (p2 - p0)
-            c2 = p0 - 2.5 * p1 + 2.0 * p2 - 0.5 * p3
-            c3 = 0.5 * (p3 - p0) + 1.5 * (p1 - p2)
-            a = columns / nx
-            b = 0.5 * a - 0.5 - i
-            for k in range(x, min(end, last)):
-                t = k * a + b
-                out[r, k - x0] = p1 + t * (c1 + t * (c2 + t * c3))
-            x = max(x, min(end, last))
+        mesh_line(mesh, y0 + r, ny, cubic, left - 1, right + 3, line)
+        x = x0
+        for i in range(left, right + 1):
+            end = min(segment_end(i, columns, nx), last)
+            if end <= x:
+                continue
+            a, b, c, d = segment(line, i, cubic)
+            a, b, c, d = np.float32(a), np.float32(b), np.float32(c), np.float32(d)
+            t0 = np.float32((x + 0.5) * columns / nx - 0.5 - i)
+            target = out[r, x - x0 : end - x0]
+            for k in range(target.size):
+                t = t0 + np.float32(k) * scale
+                target[k] = a + t * (b + t * (c + t * d))
+            x = end
 
 
 @njit(cache=True, nogil=True)
-def tile_pixels(
-    data: F32, mask: NDArray[np.bool_], given: F32, level: F32, sigma: F32, ny: int, nx: int,
-    x0: int, y0: int, saturation: float, image: F32, variance: F32, clean: NDArray[np.bool_],
-) -> None:
-    """Fill a tile with its pixels less the sky, the variance of the sky, and what is usable.
-
-    A variance of 0 marks a pixel that is not to be fitted: unusable or saturated. A given
-    variance plane replaces the sky's where it is much larger: it knows the noisy pixels.
-    """
-    background = np.empty((1, data.shape[1]), dtype=np.float32)
-    noise = np.empty((1, data.shape[1]), dtype=np.float32)
-    has_mask, has_given = mask.size > 0, given.size > 0
-    for j in range(data.shape[0]):
-        mesh_rows(level, ny, nx, y0 + j, background, x0)
-        mesh_rows(sigma, ny, nx, y0 + j, noise, x0)
-        for i in range(data.shape[1]):
-            v = data[j, i]
-            good = math.isfinite(v) and not (has_mask and mask[j, i])
-            clean[j, i] = good
-            image[j, i] = v - background[0, i] if good else np.float32(0.0)
-            s2 = noise[0, i] * noise[0, i]
-            if has_given and given[j, i] > 4.0 * s2:
-                s2 = given[j, i]
-            variance[j, i] = s2 if good and v < saturation else np.float32(0.0)
-
-
-@njit(cache=True, nogil=True)
-def mesh_at(mesh: F32, ny: int, nx: int, x: F64, y: F64, out: F64) -> None:  # noqa: D103
+def mesh_point(mesh: F32, ny: int, nx: int, x: float, y: float, cubic: bool) -> float:
+    """Interpolate the mesh at one position."""
     rows, columns = mesh.shape
     wx, wy = np.empty(4), np.empty(4)
-    for n in range(x.size):
-        gy = (y[n] + 0.5) * rows / ny - 0.5
-        gx = (x[n] + 0.5) * columns / nx - 0.5
-        j, i = int(math.floor(gy)), int(math.floor(gx))
+    gy = (y + 0.5) * rows / ny - 0.5
+    gx = (x + 0.5) * columns / nx - 0.5
+    j, i = math.floor(gy), math.floor(gx)
+    if cubic:
         _cubic(gy - j, wy)
         _cubic(gx - i, wx)
-        s = 0.0
-        for k in range(4):
-            row = min(max(j - 1 + k, 0), rows - 1)
-            for m in range(4):
-                s += wy[k] * wx[m] * mesh[row, min(max(i - 1 + m, 0), columns - 1)]
-        out[n] = s
-
-
-# ---------------------------------------------------------------------------------- detection
-@njit(cache=True, nogil=True, fastmath=FAST)
-def filter_strip(
-    data: F32, mask: NDArray[np.bool_], level: F32, sigma: F32, y0: int, kernel: F32,
-    normalised: F32, smooth: F32,
-) -> None:
-    """Fill `normalised` with (data - background) / sigma and `smooth` with its matched filter.
-
-    `normalised` holds the rows y0 … y0 + n of the image, those outside it as zeros; `smooth` is
-    filled where the kernel has all its rows, in units of its own standard deviation on sky.
-    """
-    ny, nx = data.shape
-    n = normalised.shape[0]
-    half = kernel.size // 2
-    has_mask = mask.size > 0
-    background = np.empty((1, nx), dtype=np.float32)
-    noise = np.empty((1, nx), dtype=np.float32)
-    rows = np.empty((n, nx), dtype=np.float32)
-    for r in range(n):
-        y = y0 + r
-        line = normalised[r]
-        if y < 0 or y >= ny:
-            line[:] = 0.0
-            rows[r, :] = 0.0
-            continue
-        mesh_rows(level, ny, nx, y, background)
-        mesh_rows(sigma, ny, nx, y, noise)
-        source = data[y]
-        b, s = background[0], noise[0]
-        for x in range(nx):
-            line[x] = (source[x] - b[x]) / s[x]
-        for x in range(nx):
-            if not (abs(line[x]) < 1e30):  # NaN and infinities are blank sky
-                line[x] = 0.0
-        if has_mask:
-            hidden = mask[y]
-            for x in range(nx):
-                if hidden[x]:
-                    line[x] = 0.0
-        out = rows[r]
-        for x in range(nx):
-            out[x] = kernel[half] * line[x]
-        for k in range(1, half + 1):
-            w = kernel[half + k]
-            for x in range(k, nx - k):
-                out[x] += w * (line[x - k] + line[x + k])
-            for x in range(min(k, nx)):
-                if x + k < nx:
-                    out[x] += w * line[x + k]
-            for x in range(max(nx - k, k), nx):
-                out[x] += w * line[x - k]
-    for r in range(half, n - half):
-        out = smooth[r]
-        middle = rows[r]
-        for x in range(nx):
-            out[x] = kernel[half] * middle[x]
-        for k in range(1, half + 1):
-            w = kernel[half + k]
-            above, below = rows[r - k], rows[r + k]
-            for x in range(nx):
-                out[x] += w * (above[x] + below[x])
+    else:
+        _linear(gy - j, wy)
+        _linear(gx - i, wx)
+    s = 0.0
+    for k in range(4):
+        row = min(max(j - 1 + k, 0), rows - 1)
+        for m in range(4):
+            s += wy[k] * wx[m] * mesh[row, min(max(i - 1 + m, 0), columns - 1)]
+    return s
 
 
 @njit(cache=True, nogil=True)
-def find_peaks(
-    smooth: F32, normalised: F32, first: int, last: int, y0: int, threshold: float,
-    ring_x: NDArray[np.int64], ring_y: NDArray[np.int64], level_to_flux: float,
-    noise_per_flux: F32, contrast: float, out: F64,
-) -> int:
-    """List the local maxima of rows first … last above the threshold; return how many there are.
+def mesh_at(mesh: F32, ny: int, nx: int, x: F64, y: F64, cubic: bool, out: F64) -> None:
+    """Interpolate the mesh at positions: bicubic or bilinear."""
+    for n in range(x.size):
+        out[n] = mesh_point(mesh, ny, nx, x[n], y[n], cubic)
 
-    A maximum counts by what it rises above the median of a ring around it, against the noise at
-    that level: on the wing of a bright star both the level and its photon noise are higher. Each
-    row of `out` is x, y, significance over sky, rise, ring level, and the largest single pixel.
+
+@njit(cache=True, nogil=True)
+def fill_boxes(
+    data: F32, mask: NDArray[np.bool_], given: F32, level: F32, sigma: F32, saturation: float,
+    corner_x: int, corner_y: int, x: I64, y: I64, half: I64, image: F32, variance: F32,
+    bad: NDArray[np.bool_],
+) -> int:
+    """Fill squares of a tile with the pixels less the sky and with the variance of the sky.
+
+    The tile's first pixel is (corner_x, corner_y) of the frame; square n is the pixels within
+    half[n] of (x[n], y[n]), those counted from the tile's corner. A variance of 0 marks a pixel
+    that is not to be fitted: unusable (also in `bad`) or saturated. A given variance plane
+    replaces the sky's where it is much larger: it knows the noisy pixels. Returns how many of
+    the pixels seen were unusable.
     """
-    nx = smooth.shape[1]
-    ring = np.empty(ring_x.size, dtype=np.float32)
-    found = 0
-    for r in range(first, last):
-        row, above, below = smooth[r], smooth[r - 1], smooth[r + 1]
-        for x in range(1, nx - 1):
-            s = row[x]
-            if not (s > threshold):
-                continue
-            # Strict on one side, not on the other: a plateau of two pixels counts once.
-            if not (
-                s > row[x - 1] and s >= row[x + 1]
-                and s > above[x] and s >= below[x]
-                and s > above[x - 1] and s >= below[x + 1]
-                and s > above[x + 1] and s >= below[x - 1]
-            ):
-                continue
-            for k in range(ring.size):
-                rx = min(max(x + ring_x[k], 0), nx - 1)
-                ring[k] = smooth[min(max(r + ring_y[k], 1), smooth.shape[0] - 2), rx]
-            ring.sort()
-            base = max(np.float64(ring[ring.size // 2]), 0.0)
-            extra = base * level_to_flux * noise_per_flux[r]
-            rise = s - base
-            if rise < threshold * math.sqrt(1.0 + extra) or rise < contrast * base:
-                continue
-            peak = np.float32(-1e30)
-            for dy in range(-1, 2):
-                for dx in range(-1, 2):
-                    peak = max(peak, normalised[r + dy, x + dx])
-            if found < out.shape[0]:
-                out[found, 0] = x
-                out[found, 1] = y0 + r
-                out[found, 2] = s
-                out[found, 3] = rise / math.sqrt(1.0 + extra)
-                out[found, 4] = base
-                out[found, 5] = peak
-            found += 1
-    return found
+    ny, nx = data.shape
+    height, width = image.shape
+    side = 1
+    for h in half:
+        side = max(side, 2 * h + 1)
+    background = np.empty((1, side), dtype=np.float32)
+    noise = np.empty((1, side), dtype=np.float32)
+    has_mask, has_given = mask.size > 0, given.size > 0
+    unusable = 0
+    for n in range(x.size):
+        i0, i1 = max(x[n] - half[n], 0), min(x[n] + half[n] + 1, width)
+        if i1 <= i0:
+            continue
+        for j in range(max(y[n] - half[n], 0), min(y[n] + half[n] + 1, height)):
+            row = corner_y + j
+            mesh_rows(level, ny, nx, row, corner_x + i0, True, background[:, : i1 - i0])
+            mesh_rows(sigma, ny, nx, row, corner_x + i0, False, noise[:, : i1 - i0])
+            for i in range(i0, i1):
+                v = data[row, corner_x + i]
+                good = math.isfinite(v) and not (has_mask and mask[row, corner_x + i])
+                if not good:
+                    bad[j, i] = True
+                    unusable += 1
+                    image[j, i] = variance[j, i] = np.float32(0.0)
+                    continue
+                image[j, i] = v - background[0, i - i0]
+                s2 = noise[0, i - i0] * noise[0, i - i0]
+                if has_given and given[row, corner_x + i] > 4.0 * s2:
+                    s2 = given[row, corner_x + i]
+                variance[j, i] = s2 if v < saturation else np.float32(0.0)
+    return unusable
 
 
 # -------------------------------------------------------------------------------- measurement
@@ -382,31 +371,36 @@ def measure_sources(
     """
     ny, nx = data.shape
     has_mask = mask.size > 0
-    reach = int(math.ceil(max(4.0 * window, aperture + 1.0)))
+    reach = math.ceil(4.0 * window) + 1
+    weight = np.empty(2 * reach + 1)
     for n in range(start.shape[0]):
         x, y = start[n, 0], start[n, 1]
         b, variance = background[n], sigma[n] * sigma[n]
         flag = 0
         sxx = syy = sxy = total = ex = ey = 0.0
-        for k in range(16):
-            cx, cy = int(round(x)), int(round(y))
+        for k in range(17):
+            cx, cy = round(x), round(y)
+            for i in range(2 * reach + 1):
+                weight[i] = math.exp(-0.5 * ((cx + i - reach - x) / window) ** 2)
             sx = sy = ex = ey = total = sxx = syy = sxy = 0.0
             for j in range(max(cy - reach, 0), min(cy + reach + 1, ny)):
+                dy = j - y
+                wy = math.exp(-0.5 * (dy / window) ** 2)
                 for i in range(max(cx - reach, 0), min(cx + reach + 1, nx)):
-                    dx, dy = i - x, j - y
-                    r2 = dx * dx + dy * dy
-                    if r2 > 16.0 * window * window:
+                    dx = i - x
+                    if dx * dx + dy * dy > 16.0 * window * window:
                         continue
                     v = data[j, i] - b
                     if not math.isfinite(v) or (has_mask and mask[j, i]):
                         continue
-                    w = math.exp(-0.5 * r2 / (window * window))
-                    total += w * v
-                    sx += w * v * dx
-                    sy += w * v * dy
-                    sxx += w * v * dx * dx
-                    syy += w * v * dy * dy
-                    sxy += w * v * dx * dy
+                    w = wy * weight[i - cx + reach]
+                    wv = w * v
+                    total += wv
+                    sx += wv * dx
+                    sy += wv * dy
+                    sxx += wv * dx * dx
+                    syy += wv * dy * dy
+                    sxy += wv * dx * dy
                     noise = w * w * (variance + max(v, 0.0) / gain)
                     ex += noise * dx * dx
                     ey += noise * dy * dy
@@ -414,17 +408,17 @@ def measure_sources(
                 break
             step_x, step_y = 2.0 * sx / total, 2.0 * sy / total
             length = math.hypot(step_x, step_y)
+            if length < 1e-4 or k == 16:
+                break
             if length > 0.5:
                 step_x, step_y = step_x * 0.5 / length, step_y * 0.5 / length
             x, y = x + step_x, y + step_y
             if math.hypot(x - start[n, 0], y - start[n, 1]) > max(2.0, 1.5 * window):
                 x, y = start[n, 0], start[n, 1]  # ran away to a neighbour
                 break
-            if length < 1e-4:
-                break
-        cx, cy = int(round(x)), int(round(y))
+        cx, cy = round(x), round(y)
         flux, variance_sum, peak = 0.0, 0.0, -1e30
-        span = int(math.ceil(aperture + 1.0))
+        span = math.ceil(aperture + 1.0)
         for j in range(cy - span, cy + span + 1):
             for i in range(cx - span, cx + span + 1):
                 area = disk_pixel_area(i - x, j - y, aperture)

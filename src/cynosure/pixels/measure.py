@@ -21,7 +21,7 @@ from cynosure.data.frame import Frame
 from cynosure.data.tables import SourceFlag
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
-from cynosure.pixels import kernels, psfkernels
+from cynosure.pixels import fitkernels, kernels
 from cynosure.pixels.background import NO_MASK, Background
 from cynosure.pixels.detect import detect_sources
 from cynosure.pixels.psf import Psf
@@ -53,7 +53,7 @@ def fit_psf(
     passes: Annotated[int | None, Range(1, 10)] = None,
     sweeps: Annotated[int, Range(1, 100)] = 6,
     group_fwhm: Annotated[float, Unit("FWHM"), Range(0, 10)] = 1.5,
-    threshold_sigma: Annotated[float, Unit("sigma"), Range(1, 1000)] = 4.7,
+    threshold_sigma: Annotated[float, Unit("sigma"), Range(1, 1000)] = 5.0,
     threads: int = 1,
 ) -> NDArray[np.void]:
     """Fit the PSF to all sources of a frame.
@@ -105,6 +105,7 @@ def _fit_all(
     out = sources.copy()
     group, blended = _groups(sources, group_fwhm * psf.fwhm_px)
     fit_radius, draw_radius = _radii(sources, psf)
+    tolerance = np.where(_lonely(sources, fit_radius + draw_radius), 0.1, 0.02)
     margin = 2 * psf.radius_px + 4
     ny, nx = frame.shape
     first = np.zeros(group.max() + 1, dtype=np.int64)
@@ -126,10 +127,10 @@ def _fit_all(
         if len(index):
             index = index[np.argsort(group[index], kind="stable")]
         left = _fit_tile(
-            frame, background, psf, sources, index, group, fit_radius, draw_radius, box, sweeps,
-            mine, out,
+            frame, background, psf, sources, index, group, fit_radius, draw_radius, tolerance, box,
+            sweeps, mine, out, residual is not None,
         )
-        if residual is not None:
+        if residual is not None and left is not None:
             y1, x1 = min(ty + TILE_PX, ny), min(tx + TILE_PX, nx)
             residual[ty:y1, tx:x1] = left[ty - box[1] : y1 - box[1], tx - box[0] : x1 - box[0]]
 
@@ -151,6 +152,15 @@ def _radii(sources: NDArray[np.void], psf: Psf) -> tuple[NDArray[np.int64], NDAr
     fit = np.clip(np.rint(wanted), 2, psf.radius_px).astype(np.int64)
     drawn = np.where(snr > 20, psf.radius_px, np.minimum(psf.radius_px, fit + 2))
     return fit, drawn.astype(np.int64)
+
+
+def _lonely(sources: NDArray[np.void], reach: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say which sources have no other whose model reaches their pixels: one step settles them."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(np.column_stack([sources["x"], sources["y"]]))
+    distance, _ = tree.query(tree.data, k=2)
+    return distance[:, 1] > reach
 
 
 def _groups(
@@ -184,62 +194,80 @@ def _groups(
 def _fit_tile(
     frame: Frame, background: Background, psf: Psf, sources: NDArray[np.void],
     index: NDArray[np.int64], group: NDArray[np.int64], fit_radius: NDArray[np.int64],
-    draw_radius: NDArray[np.int64], box: tuple[int, int, int, int], sweeps: int,
-    mine: NDArray[np.bool_], out: NDArray[np.void],
-) -> NDArray[np.float32]:
-    """Fit the sources `index` on the pixels of `box`; write those that are `mine` to `out`."""
+    draw_radius: NDArray[np.int64], tolerance: NDArray[np.float64],
+    box: tuple[int, int, int, int], sweeps: int, mine: NDArray[np.bool_], out: NDArray[np.void],
+    whole: bool,
+) -> NDArray[np.float32] | None:
+    """Fit the sources `index` on the pixels of `box`; write those that are `mine` to `out`.
+
+    Returns what the models leave of the pixels, where the `whole` tile is asked for.
+    """
     x0, y0, x1, y1 = box
-    image, variance, clean = _tile_pixels(frame, background, box)
-    residual = image.copy()
     n = len(index)
+    if n == 0 and not whole:
+        return None
+    x, y = sources["x"][index] - x0, sources["y"][index] - y0
+    fit, draw = fit_radius[index], draw_radius[index]
+    if whole:
+        half = np.array([max(y1 - y0, x1 - x0)])
+        image, variance, bad = _tile_pixels(frame, background, box, np.zeros(1), np.zeros(1), half)
+    else:
+        image, variance, bad = _tile_pixels(frame, background, box, x, y, np.maximum(fit, draw) + 2)
+    residual = image.copy()
     if n == 0:
         return residual
-    x = sources["x"][index] - x0
-    y = sources["y"][index] - y0
-    flux = np.zeros(n)
+    flux = _first_fluxes(frame, background, sources[index])
     bounds = np.flatnonzero(np.r_[True, np.diff(group[index]) != 0, True]).astype(np.int64)
     terms = np.ascontiguousarray(psf.terms(sources["x"][index], sources["y"][index]))
-    covariance = np.full((n, 3, 3), np.nan)
-    chi2 = np.full(n, np.nan)
+    nodes = psf.coefficients
+    if psf.degree > 0:
+        nodes = np.empty((n, *psf.coefficients.shape[1:]))
+        fitkernels.mix_all(psf.coefficients, terms, nodes)
+    covariance, chi2 = np.full((n, 3, 3), np.nan), np.full(n, np.nan)
     status = np.zeros(n, dtype=np.int32)
-    # Start from the aperture flux, at least that of the detection threshold.
-    start = np.maximum(sources["flux_aper_e"][index] / frame.gain_e_adu, 0.0)
-    known = np.isfinite(sources["chi2_dof"][index])
-    start = np.where(known, sources["flux_e"][index] / frame.gain_e_adu, start)
-    least = 2.0 * background.sigma_at(sources["x"][index], sources["y"][index])
-    flux[:] = np.maximum(start, least)
-    draw = draw_radius[index]
-    psfkernels.draw_stars(
-        residual, psf.coefficients, psf.spacing_px, terms, x, y, flux, draw
-    )
-    psfkernels.fit_groups(
-        image, residual, variance, frame.gain_e_adu, psf.coefficients, psf.spacing_px, terms,
-        bounds, x, y, flux, fit_radius[index], draw, sweeps, 0.02, covariance, chi2, status,
+    fitkernels.draw_stars(residual, nodes, psf.spacing_px, x, y, flux, draw)
+    fitkernels.fit_groups(
+        image, residual, variance, frame.gain_e_adu, nodes, psf.spacing_px, bounds, x, y, flux,
+        fit, draw, sweeps, tolerance[index], covariance, chi2, status,
     )
     keep = mine[index]
     rows = index[keep]
     _store(out, rows, frame.gain_e_adu, x[keep] + x0, y[keep] + y0, flux[keep], covariance[keep],
            chi2[keep], status[keep])
-    if not clean.all():
-        _flag_bad_pixels(out, rows, clean, box, fit_radius[rows])
+    if bad.any():
+        _flag_bad_pixels(out, rows, bad, box, fit_radius[rows])
     return residual
 
 
+def _first_fluxes(
+    frame: Frame, background: Background, sources: NDArray[np.void]
+) -> NDArray[np.float64]:
+    """Return fluxes to start from, ADU: of an earlier fit, or of the aperture."""
+    fitted = np.isfinite(sources["chi2_dof"])
+    start = np.where(fitted, sources["flux_e"], sources["flux_aper_e"]) / frame.gain_e_adu
+    least = 2.0 * background.sigma_at(sources["x"], sources["y"])
+    return np.maximum(np.nan_to_num(start), least)
+
+
 def _tile_pixels(
-    frame: Frame, background: Background, box: tuple[int, int, int, int]
+    frame: Frame, background: Background, box: tuple[int, int, int, int],
+    x: NDArray[np.float64], y: NDArray[np.float64], half: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Return the tile less its background, the variance of its sky (0 where unusable), and a map."""
+    """Return a tile's pixels less the sky, their variance, and which are bad.
+
+    Only squares around the given places are filled; elsewhere all three are zero.
+    """
     x0, y0, x1, y1 = box
     shape = (y1 - y0, x1 - x0)
-    image, variance = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-    clean = np.empty(shape, dtype=bool)
-    mask = NO_MASK if frame.mask is None else frame.mask[y0:y1, x0:x1]
-    given = NO_VARIANCE if frame.variance is None else frame.variance[y0:y1, x0:x1]
-    kernels.tile_pixels(
-        frame.data[y0:y1, x0:x1], mask, given, background.level, background.sigma,
-        *frame.shape, x0, y0, frame.saturation_adu, image, variance, clean,
+    image, variance = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    bad = np.zeros(shape, dtype=bool)
+    kernels.fill_boxes(
+        frame.data, NO_MASK if frame.mask is None else frame.mask,
+        NO_VARIANCE if frame.variance is None else frame.variance, background.level,
+        background.sigma, frame.saturation_adu, x0, y0, np.rint(x).astype(np.int64),
+        np.rint(y).astype(np.int64), half, image, variance, bad,
     )
-    return image, variance, clean
+    return image, variance, bad
 
 
 def _store(
@@ -267,16 +295,16 @@ def _store(
 
 
 def _flag_bad_pixels(
-    out: NDArray[np.void], rows: NDArray[np.int64], clean: NDArray[np.bool_],
+    out: NDArray[np.void], rows: NDArray[np.int64], bad: NDArray[np.bool_],
     box: tuple[int, int, int, int], radius: NDArray[np.int64],
 ) -> None:
     """Flag sources with an unusable pixel within a FWHM or so of their centre."""
     from scipy.ndimage import distance_transform_edt
 
-    distance = distance_transform_edt(clean)
+    distance = distance_transform_edt(~bad)
     with np.errstate(invalid="ignore"):
-        ix = np.rint(out["x"][rows] - box[0]).astype(int).clip(0, clean.shape[1] - 1)
-        iy = np.rint(out["y"][rows] - box[1]).astype(int).clip(0, clean.shape[0] - 1)
+        ix = np.rint(out["x"][rows] - box[0]).astype(int).clip(0, bad.shape[1] - 1)
+        iy = np.rint(out["y"][rows] - box[1]).astype(int).clip(0, bad.shape[0] - 1)
     near = distance[iy, ix] <= 0.6 * radius
     out["flags"][rows[near]] |= SourceFlag.BAD_PIXEL
 

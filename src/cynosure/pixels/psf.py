@@ -20,30 +20,34 @@ The zero point of position is the centroid of the PSF's core, and its sum over t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cynosure.data.frame import Frame
-from cynosure.data.tables import SourceFlag
 from cynosure.ground.errors import NotEnoughStars
-from cynosure.ground.numeric import clip, n_terms, poly_design
+from cynosure.ground.numeric import n_terms, poly_design
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
 from cynosure.pixels import psfkernels
 from cynosure.pixels.background import Background
+from cynosure.pixels.psfstars import MODEL_FRACTION, Stamps, choose_stars
 
-__all__ = ["Psf", "build_psf", "choose_stars"]
+__all__ = ["Psf", "build_psf"]
 
 Floats = NDArray[np.float64]
 
 # Nodes to a FWHM: a Gaussian is represented to 3e-4 of its peak, and its first moment to 1e-4 px.
 NODES_PER_FWHM = 4.5
 
-# A star's brightest pixels are not known better than this fraction: the PSF varies within the
-# polynomial's reach, the flat is not perfect. It bounds the weight of the brightest stars.
-MODEL_FRACTION = 0.004
+# Cells to a side of the frame in which the curvature of the linear problem is summed.
+CELLS = 5
+
+MAX_DEGREE = 4
+
+# The rounds go on from where the last one ended, so each need not go far.
+CG_STEPS, CG_TOLERANCE = 60, 1e-2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,22 +159,21 @@ def build_psf(
             image=frame.name, n_sources=len(index), needed=3,
             hint="Lower psf.min_snr, or check that the image is not saturated.",
         )
-    data = _Stamps.cut(frame, background, sources, index, fwhm, radius_fwhm)
+    data = Stamps.cut(frame, background, sources, index, fwhm, radius_fwhm)
     spacing = float(np.clip(fwhm / NODES_PER_FWHM, 0.2, 8.0))
     nodes = 2 * int(np.ceil((data.radius + 0.5) / spacing)) + 5
     base = _moffat_nodes(data, spacing, nodes)
     fit = _Fit(data, spacing, base, frame.shape, threads)
     coefficients = base[None]
     for _ in range(rounds):
-        data.refine_stars(coefficients, spacing, fit.terms(0))
-        coefficients = _normalised(fit.solve(0, coefficients), spacing)
+        data.refine(coefficients, spacing, fit.terms(0))
+        coefficients = fit.solve(fit.gather(coefficients, 0), coefficients, 0)
         data.reject_outliers(coefficients, spacing, fit.terms(0))
-    best = _choose_degree(fit, coefficients, len(index)) if degree is None else degree
+    best = _choose_degree(fit, coefficients) if degree is None else degree
     if best > 0:
-        for _ in range(2):
-            coefficients = _normalised(fit.solve(best, coefficients), spacing)
-            data.refine_stars(coefficients, spacing, fit.terms(best))
-        coefficients = _normalised(fit.solve(best, coefficients), spacing)
+        for _ in range(rounds):
+            coefficients = fit.solve(fit.gather(coefficients, best), coefficients, best)
+            data.refine(coefficients, spacing, fit.terms(best))
     centre = np.tensordot(
         field_terms([frame.shape[1] / 2], [frame.shape[0] / 2], frame.shape, best)[0],
         coefficients, axes=1,
@@ -181,309 +184,137 @@ def build_psf(
     )
 
 
-# --------------------------------------------------------------------------- choosing the stars
-def choose_stars(
-    sources: NDArray[np.void], shape: tuple[int, int], min_snr: float, max_stars: int
-) -> tuple[NDArray[np.int64], float]:
-    """Choose stars fit to show the PSF: bright, alone, of the common width.
-
-    Returns
-    -------
-    index : (n,) ndarray of int
-        Rows of `sources`.
-    fwhm_px : float
-        Their median width.
-    """
-    from scipy.spatial import cKDTree
-
-    usable = (sources["flags"] & (SourceFlag.unusable() | SourceFlag.NEAR_BRIGHT)) == 0
-    usable &= np.isfinite(sources["fwhm_px"]) & (sources["fwhm_px"] > 0.4)
-    good = np.flatnonzero(usable & (sources["snr"] > min_snr))
-    if len(good) < 10:
-        good = np.flatnonzero(usable & (sources["snr"] > min(min_snr, 8.0)))
-    if len(good) == 0:
-        return good, float("nan")
-    fwhm = float(np.median(sources["fwhm_px"][good]))
-    size = np.log(sources["fwhm_px"][good])
-    # Stars form a narrow locus in width; galaxies, blends and spikes lie off it. The locus may be
-    # as wide as the PSF's own variation over the frame.
-    keep = np.abs(size - np.median(size)) < 0.35
-    keep &= clip(size, 4.0) | (np.abs(size - np.median(size)) < 0.1)
-    good = good[keep]
-    fwhm = float(np.median(sources["fwhm_px"][good])) if len(good) else fwhm
-    tree = cKDTree(np.column_stack([sources["x"], sources["y"]]))
-    reach = 3.0 * fwhm
-    pairs = tree.query_ball_point(
-        np.column_stack([sources["x"][good], sources["y"][good]]), reach
-    )
-    flux = sources["flux_aper_e"]
-    # Light of neighbours, as a fraction of the star's own, falling with distance.
-    crowd = np.array([
-        sum(max(flux[k], 0.0) for k in near if k != i) / flux[i] if len(near) > 1 else 0.0
-        for i, near in zip(good, pairs)
-    ])
-    alone = good[crowd < 0.02]
-    if len(alone) < 60:
-        order = np.argsort(crowd, kind="stable")
-        alone = good[order[: max(60, len(alone))]]
-        alone = alone[np.argsort(alone)]
-        alone = alone[np.isin(alone, good[crowd < 0.5])] if (crowd < 0.5).sum() >= 10 else alone
-    return _spread(sources, alone, shape, max_stars), fwhm
-
-
-def _spread(
-    sources: NDArray[np.void], index: NDArray[np.int64], shape: tuple[int, int], most: int
-) -> NDArray[np.int64]:
-    """Keep the brightest of every cell of an 8 x 8 grid, and fill up with the brightest of all."""
-    if len(index) <= most:
-        return np.sort(index)
-    cell = (sources["x"][index] / shape[1] * 8).astype(int).clip(0, 7) * 8
-    cell += (sources["y"][index] / shape[0] * 8).astype(int).clip(0, 7)
-    order = np.lexsort((-sources["snr"][index], cell))
-    rank = np.empty(len(index), dtype=int)
-    starts = np.searchsorted(cell[order], np.arange(64))
-    rank[order] = np.arange(len(index)) - starts[cell[order]]
-    chosen = np.lexsort((-sources["snr"][index], rank > most // 128))[:most]
-    return np.sort(index[chosen])
-
-
-# ----------------------------------------------------------------------------------- the pixels
-@dataclass(slots=True, eq=False)
-class _Stamps:
-    """The pixels of the chosen stars, and what is known of each star; changes as they are fitted."""
-
-    values: Floats
-    variance: Floats
-    weights: Floats
-    x: Floats
-    y: Floats
-    flux: Floats
-    x0: NDArray[np.int64]
-    y0: NDArray[np.int64]
-    radius: int
-    fwhm: float
-    gain: float
-
-    @classmethod
-    def cut(
-        cls, frame: Frame, background: Background, sources: NDArray[np.void],
-        index: NDArray[np.int64], fwhm: float, radius_fwhm: float,
-    ) -> _Stamps:
-        ny, nx = frame.shape
-        radius = int(np.clip(np.ceil(radius_fwhm * fwhm + 1.0), 4, 40))
-        side = 2 * radius + 1
-        x, y = sources["x"][index].astype(float), sources["y"][index].astype(float)
-        x0 = np.rint(x).astype(np.int64) - radius
-        y0 = np.rint(y).astype(np.int64) - radius
-        rows, columns = y0[:, None] + np.arange(side), x0[:, None] + np.arange(side)
-        inside = ((rows >= 0) & (rows < ny))[:, :, None] & ((columns >= 0) & (columns < nx))[:, None]
-        jj = rows.clip(0, ny - 1)[:, :, None]
-        ii = columns.clip(0, nx - 1)[:, None, :]
-        values = frame.data[jj, ii].astype(float) - background.level_at(x, y)[:, None, None]
-        good = inside & np.isfinite(values)
-        if frame.mask is not None:
-            good &= ~frame.mask[jj, ii]
-        sigma2 = background.sigma_at(x, y)[:, None, None] ** 2 * np.ones_like(values)
-        cls._hide_neighbours(sources, index, fwhm, rows, columns, good)
-        flux = np.maximum(sources["flux_aper_e"][index] / frame.gain_e_adu, 1e-6)
-        return cls(
-            np.where(good, values, 0.0), sigma2, good.astype(float), x, y, flux.astype(float) * 1.1,
-            x0, y0, radius, fwhm, frame.gain_e_adu,
-        )
-
-    @staticmethod
-    def _hide_neighbours(
-        sources: NDArray[np.void], index: NDArray[np.int64], fwhm: float,
-        rows: NDArray[np.int64], columns: NDArray[np.int64], good: NDArray[np.bool_],
-    ) -> None:
-        """Take the pixels around other sources out of the stamps."""
-        from scipy.spatial import cKDTree
-
-        side = rows.shape[1]
-        tree = cKDTree(np.column_stack([sources["x"], sources["y"]]))
-        centre = np.column_stack([sources["x"][index], sources["y"][index]])
-        near = tree.query_ball_point(centre, 0.75 * side + 2 * fwhm)
-        for n, (i, others) in enumerate(zip(index, near)):
-            for k in others:
-                if k == i:
-                    continue
-                ratio = max(sources["flux_aper_e"][k] / sources["flux_aper_e"][i], 1e-4)
-                reach = fwhm * (1.0 + 0.25 * max(np.log(ratio * 300.0), 0.0))
-                d2 = (rows[n][:, None] - sources["y"][k]) ** 2 + (columns[n] - sources["x"][k]) ** 2
-                good[n] &= d2 > reach**2
-
-    def update_weights(self, model: Floats) -> None:
-        light = np.maximum(self.flux[:, None, None] * model, 0.0)
-        variance = self.variance + light / self.gain + (MODEL_FRACTION * light) ** 2
-        self.weights = np.where(self.weights > 0, 1.0 / variance, 0.0)
-
-    def refine_stars(self, coefficients: Floats, spacing: float, terms: Floats) -> None:
-        """Fit flux and position of every star with the present PSF."""
-        for _ in range(2):
-            self.update_weights(self.model(coefficients, spacing, terms))
-            psfkernels.step_stars(
-                coefficients, spacing, terms, self.values, self.weights, self.x0, self.y0,
-                self.x, self.y, self.flux, 0.3,
-            )
-
-    def model(self, coefficients: Floats, spacing: float, terms: Floats) -> Floats:
-        out = np.empty_like(self.values)
-        psfkernels.forward(
-            np.ascontiguousarray(coefficients), spacing, terms, self.x, self.y, self.x0, self.y0, out
-        )
-        return out
-
-    def reject_outliers(self, coefficients: Floats, spacing: float, terms: Floats) -> None:
-        """Drop pixels and whole stars that the PSF does not describe."""
-        model = self.model(coefficients, spacing, terms)
-        light = self.flux[:, None, None] * model
-        residual = self.values - light
-        # Early PSFs are some per cent off in the core; only what exceeds that is an outlier.
-        noise2 = self.variance + np.maximum(light, 0.0) / self.gain + (0.05 * light) ** 2
-        self.weights[residual**2 > 36.0 * noise2] = 0.0
-        chi2 = np.sum(residual**2 / noise2 * (self.weights > 0), axis=(1, 2))
-        count = np.maximum(np.sum(self.weights > 0, axis=(1, 2)), 1)
-        bad = ~clip(np.log(np.maximum(chi2 / count, 1e-3)), 6.0) & (chi2 / count > 1.0)
-        if bad.mean() < 0.5:
-            self.weights[bad] = 0.0
-
-
 # ------------------------------------------------------------------------------- the linear fit
 class _Fit:
-    """The linear problem for the spline coefficients, and its solution by conjugate gradients."""
+    """The linear problem for the spline coefficients.
+
+    The curvature is summed over the stars of each cell of the frame and taken at the terms of the
+    cell's mean place; the gradient has every star at its own place. What the first leaves is
+    taken up by the rounds. One star in five is held out in a sum of its own.
+    """
 
     def __init__(
-        self, data: _Stamps, spacing: float, base: Floats, shape: tuple[int, int], threads: int
+        self, data: Stamps, spacing: float, base: Floats, shape: tuple[int, int], threads: int
     ):
         self.data, self.spacing, self.base = data, spacing, base
         self.shape, self.threads = shape, threads
-        peak = base.max()
         # How far the PSF may be from the smooth profile, a priori: a tenth of it, and a
         # thousandth of the peak where there is next to nothing. Its variation over the frame
         # may be half of that.
-        self.prior = 0.1 * np.abs(base) + 1e-3 * peak
-        self.held = np.arange(len(data.x)) % 5 == 4
+        self.prior = 0.1 * np.abs(base) + 1e-3 * base.max()
+        n = len(data.x)
+        self.held = np.arange(n) % 5 == 4
+        side = int(np.clip(np.sqrt(n / 8.0), 1, CELLS))
+        cell = (data.x / shape[1] * side).astype(int).clip(0, side - 1) * side
+        cell += (data.y / shape[0] * side).astype(int).clip(0, side - 1)
+        groups = [
+            [np.flatnonzero((cell == k) & (self.held == held)) for k in np.unique(cell)]
+            for held in (False, True)
+        ]
+        self.groups = [[g for g in group if len(g)] for group in groups]
 
     def terms(self, degree: int) -> Floats:
         """Return the polynomial terms of the stars."""
         return field_terms(self.data.x, self.data.y, self.shape, degree)
 
-    def solve(
-        self, degree: int, guess: Floats, held_out: bool = False, steps: int = 15
-    ) -> Floats:
-        """Return the coefficients (k, m, m) of the best PSF of a degree, starting from a guess."""
-        data, terms = self.data, np.ascontiguousarray(self.terms(degree))
-        use = ~self.held if held_out else np.ones(len(data.x), dtype=bool)
-        flux = data.flux[:, None, None]
-        weights = data.weights * use[:, None, None]
-        scale = np.repeat(self.prior[None], terms.shape[1], axis=0)
+    def gather(self, coefficients: Floats, degree: int) -> list[_Sums]:
+        """Return the normal equations at a PSF, for its variation of a degree."""
+        d, m = self.data, self.base.shape[0]
+        terms = self.terms(_degree_of(coefficients))
+        more = self.terms(degree)
+
+        def work(index: NDArray[np.int64]) -> _Sums:
+            stencil = np.zeros((25, m, m), dtype=np.float32)
+            right = np.zeros((more.shape[1], m, m))
+            psfkernels.gather_normal(
+                coefficients, self.spacing, terms[index], more[index], d.values[index],
+                d.good[index], d.variance[index], d.x0[index], d.y0[index], d.gain,
+                MODEL_FRACTION, d.x[index], d.y[index], d.flux[index], stencil, right,
+            )
+            place = field_terms(
+                d.x[index].mean(), d.y[index].mean(), self.shape, degree
+            )
+            return _Sums(stencil[None], place[None], right)
+
+        return [_Sums.joined(share(work, group, self.threads)) for group in self.groups if group]
+
+    def solve(self, sums: list[_Sums], guess: Floats, degree: int) -> Floats:
+        """Return the coefficients (k, m, m) that the sums at a guess lead to."""
+        total, k = _Sums.joined(sums), n_terms(degree)
+        scale = np.repeat(self.prior[None], k, axis=0)
         scale[1:] *= 0.5
         start = np.zeros_like(scale)
-        start[: len(guess)] = guess[: len(start)]
+        start[: len(guess)] = guess[:k]
         mean = np.zeros_like(scale)
         mean[0] = self.base
-        pieces = [slice(k, k + 64) for k in range(0, len(data.x), 64)]
+        stencil, terms = total.stencil, np.ascontiguousarray(total.terms[:, :k])
+        if degree == 0:
+            stencil, terms = stencil.sum(axis=0, keepdims=True), terms[:1]
+        right = total.right[:k] * scale - (start - mean) / scale
+        z = np.empty_like(right)
+        psfkernels.solve_normal(
+            stencil, terms, scale.reshape(k, -1), right.reshape(k, -1), CG_STEPS, CG_TOLERANCE,
+            z.reshape(k, -1),
+        )
+        return _normalised(start + scale * z, self.spacing)
 
-        def normal(z: Floats) -> Floats:
-            coefficients = np.ascontiguousarray(z * scale)
-            return self._back(pieces, coefficients, terms, flux**2 * weights) * scale + z
-
-        rest = flux * weights * (data.values - flux * data.model(start, self.spacing, terms))
-        right = self._adjoint(pieces, rest, terms) * scale - (start - mean) / scale
-        return start + scale * _conjugate_gradients(normal, right, steps)
-
-    def _back(
-        self, pieces: list[slice], coefficients: Floats, terms: Floats, weights: Floats
-    ) -> Floats:
-        """Return A^T W A c."""
-        d = self.data
-
-        def work(s: slice) -> Floats:
-            out = np.empty_like(d.values[s])
-            args = (self.spacing, terms[s], d.x[s], d.y[s], d.x0[s], d.y0[s])
-            psfkernels.forward(coefficients, *args, out)
-            out *= weights[s]
-            back = np.zeros_like(coefficients)
-            psfkernels.adjoint(out, *args, back)
-            return back
-
-        # Summed in the order of the pieces, whatever the number of threads.
-        return _total(share(work, pieces, self.threads))
-
-    def _adjoint(self, pieces: list[slice], values: Floats, terms: Floats) -> Floats:
-        d = self.data
-        m = self.base.shape[0]
-
-        def work(s: slice) -> Floats:
-            back = np.zeros((terms.shape[1], m, m))
-            psfkernels.adjoint(
-                values[s], self.spacing, terms[s], d.x[s], d.y[s], d.x0[s], d.y0[s], back
-            )
-            return back
-
-        return _total(share(work, pieces, self.threads))
-
-    def held_out_chi2(self, coefficients: Floats, degree: int) -> float:
+    def held_out_chi2(self, coefficients: Floats) -> float:
         """Return the chi^2 of the stars left out, per pixel, with their flux and place fitted."""
-        d = self.data
-        keep = self.held & (d.weights.max(axis=(1, 2)) > 0)
+        keep = self.held & self.data.good.any(axis=(1, 2))
         if not keep.any():
             return float("inf")
-        part = _Stamps(*(
-            getattr(d, name)[keep].copy() if isinstance(getattr(d, name), np.ndarray) else getattr(d, name)
-            for name in _Stamps.__dataclass_fields__
-        ))
-        terms = field_terms(part.x, part.y, self.shape, degree)
-        part.refine_stars(coefficients, self.spacing, terms)
-        model = part.flux[:, None, None] * part.model(coefficients, self.spacing, terms)
-        per_star = np.sum(part.weights * (part.values - model) ** 2, axis=(1, 2))
-        per_star /= np.maximum(np.sum(part.weights > 0, axis=(1, 2)), 1)
+        part = self.data.part(keep)
+        terms = field_terms(part.x, part.y, self.shape, _degree_of(coefficients))
+        part.refine(coefficients, self.spacing, terms)
+        light = part.light(coefficients, self.spacing, terms)
+        noise2 = part.variance[:, None, None] + np.maximum(light, 0.0) / part.gain
+        noise2 += (MODEL_FRACTION * light) ** 2
+        per_star = np.sum(part.good * (part.values - light) ** 2 / noise2, axis=(1, 2))
+        per_star /= np.maximum(np.sum(part.good, axis=(1, 2)), 1)
         return float(np.mean(np.minimum(per_star, 5.0 * np.median(per_star))))
 
 
-def _choose_degree(fit: _Fit, guess: Floats, n_stars: int) -> int:
-    """Return the degree that best predicts the stars left out, highest 3; ten stars a term."""
-    best, best_chi2 = 0, np.inf
-    for degree in (0, 1, 2, 3):
-        if n_stars < 10 * n_terms(degree) and degree > 0:
-            break
-        coefficients = _normalised(
-            fit.solve(degree, guess, held_out=True, steps=10), fit.spacing
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sums:
+    """Normal equations: curvature (c, 25, m, m) and terms (c, k) of cells, gradient (k, m, m)."""
+
+    stencil: NDArray[np.float32]
+    terms: Floats
+    right: Floats
+
+    @classmethod
+    def joined(cls, parts: list[_Sums]) -> _Sums:
+        """Sum in the order of the parts, so that the result does not depend on threads."""
+        if len(parts) == 1:
+            return parts[0]
+        right = parts[0].right.copy()
+        for part in parts[1:]:
+            right += part.right
+        return cls(
+            np.concatenate([p.stencil for p in parts]), np.concatenate([p.terms for p in parts]),
+            right,
         )
-        chi2 = fit.held_out_chi2(coefficients, degree)
+
+
+def _degree_of(coefficients: Floats) -> int:
+    return next(d for d in range(MAX_DEGREE + 1) if n_terms(d) == len(coefficients))
+
+
+def _choose_degree(fit: _Fit, guess: Floats) -> int:
+    """Return the degree that best predicts the stars left out, highest 3; ten stars a term."""
+    most = max(d for d in range(4) if d == 0 or len(fit.data.x) >= 10 * n_terms(d))
+    if most == 0:
+        return 0
+    shown = fit.gather(guess, most)[:1]
+    best, best_chi2 = 0, np.inf
+    for degree in range(most + 1):
+        chi2 = fit.held_out_chi2(fit.solve(shown, guess, degree))
         # A part in a thousand of chi^2 is the noise of this comparison.
         if chi2 < best_chi2 * 0.999:
             best, best_chi2 = degree, chi2
-        elif degree >= best + 1 and degree > 1:
+        elif degree > max(best, 1):
             break
     return best
-
-
-def _total(parts: list[Floats]) -> Floats:
-    out = parts[0].copy()
-    for part in parts[1:]:
-        out += part
-    return out
-
-
-def _conjugate_gradients(normal: Any, right: Floats, steps: int) -> Floats:
-    """Solve ``normal(z) = right`` for a positive operator near the identity."""
-    z = np.zeros_like(right)
-    r = right.copy()
-    p = r.copy()
-    rr = np.vdot(r, r)
-    stop = 1e-8 * rr
-    for _ in range(steps):
-        if rr <= stop or rr == 0:
-            break
-        q = normal(p)
-        alpha = rr / np.vdot(p, q)
-        z += alpha * p
-        r -= alpha * q
-        new = np.vdot(r, r)
-        p = r + (new / rr) * p
-        rr = new
-    return z
 
 
 # ------------------------------------------------------------------------------- shape and norm
@@ -551,7 +382,7 @@ def _core_shape(nodes: Floats, spacing: float) -> tuple[float, float, float]:
     return float(fwhm), float(ellipticity), float(np.degrees(0.5 * np.arctan2(2 * cxy, cxx - cyy)))
 
 
-def _moffat_nodes(data: _Stamps, spacing: float, m: int) -> Floats:
+def _moffat_nodes(data: Stamps, spacing: float, m: int) -> Floats:
     """Fit one elliptical Moffat profile to all stars and return it on the nodes."""
     from scipy.optimize import least_squares
 
@@ -560,8 +391,8 @@ def _moffat_nodes(data: _Stamps, spacing: float, m: int) -> Floats:
     offset_y = data.y0[:, None, None] + np.arange(side)[:, None] - data.y[:, None, None]
     offset_x, offset_y = np.broadcast_arrays(offset_x, offset_y)
     scaled = data.values / data.flux[:, None, None]
-    noise = np.sqrt(data.variance) / data.flux[:, None, None]
-    near = (np.hypot(offset_x, offset_y) < 3.0 * data.fwhm) & (data.weights > 0)
+    noise = np.broadcast_to((np.sqrt(data.variance) / data.flux)[:, None, None], scaled.shape)
+    near = (np.hypot(offset_x, offset_y) < 3.0 * data.fwhm) & data.good
     chosen = np.flatnonzero(near.ravel())
     chosen = chosen[:: max(1, len(chosen) // 6000)]
     dx, dy = offset_x.ravel()[chosen], offset_y.ravel()[chosen]

@@ -2,9 +2,10 @@
 
 A PSF is a cubic B-spline on a square grid of nodes, its coefficients polynomials of the place in
 the frame. ``mix`` brings the polynomial to one place, ``stamp`` evaluates the PSF and its gradient
-on pixels, ``project_stamp`` is the adjoint of ``stamp``. ``forward`` and ``adjoint`` do both for
-many stars, which is all that the linear fit of a PSF needs; ``step_stars`` moves isolated stars by
-one Gauss-Newton step; ``fit_groups`` fits all the stars of a tile, blends jointly.
+on pixels, ``project_stamp`` is the adjoint of ``stamp``, ``forward`` evaluates many stars. For the
+linear fit of a PSF ``gather_normal`` sums the normal equations and ``solve_normal`` solves them;
+``step_stars`` moves isolated stars by Gauss-Newton steps; ``fit_groups`` fits all the stars of a
+tile, blends jointly.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 __all__ = [
-    "adjoint",
-    "draw_stars",
-    "fit_groups",
     "forward",
+    "gather_normal",
+    "hide_disks",
     "mix",
     "project_stamp",
+    "solve_normal",
     "spline_weights",
     "stamp",
     "step_stars",
@@ -38,12 +39,12 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}
 @njit(cache=True, nogil=True, fastmath=FAST)
 def mix(coefficients: F64, terms: F64, out: F64) -> None:
     """Fill `out` (m, m) with the PSF's nodes at one place: sum over k of terms[k] * c[k]."""
-    flat = out.ravel()
-    first = coefficients[0].ravel()
+    flat = out.reshape(-1)
+    first = coefficients[0].reshape(-1)
     for n in range(flat.size):
         flat[n] = terms[0] * first[n]
     for k in range(1, terms.size):
-        layer = coefficients[k].ravel()
+        layer = coefficients[k].reshape(-1)
         t = terms[k]
         for n in range(flat.size):
             flat[n] += t * layer[n]
@@ -62,7 +63,7 @@ def spline_weights(
     """
     for k in range(count):
         g = (first + k - center) / spacing + 0.5 * (nodes - 1)
-        i = int(math.floor(g))
+        i = math.floor(g)
         t = g - i
         if i < 1 or i + 2 >= nodes:
             start[k] = -9
@@ -118,10 +119,11 @@ def stamp(
     for j in range(ny):
         s = sy[j]
         if s < 0:
-            p[j, :] = 0.0
+            for i in range(nx):
+                p[j, i] = 0.0
             if gradient:
-                px[j, :] = 0.0
-                py[j, :] = 0.0
+                for i in range(nx):
+                    px[j, i] = py[j, i] = 0.0
             continue
         a, b, c, d = along[s], along[s + 1], along[s + 2], along[s + 3]
         w0, w1, w2, w3 = wy[j, 0], wy[j, 1], wy[j, 2], wy[j, 3]
@@ -173,69 +175,6 @@ def project_stamp(
 
 # --------------------------------------------------------------------------- building the PSF
 @njit(cache=True, nogil=True)
-def forward(
-    coefficients: F64, spacing: float, terms: F64, x: F64, y: F64, x0: I64, y0: I64, out: F64
-) -> None:
-    """Fill out[n] with the PSF of unit flux of star n on its pixels from (x0[n], y0[n]) on."""
-    nodes = np.empty(coefficients.shape[1:])
-    nothing = np.empty((0, 0))
-    for n in range(x.size):
-        mix(coefficients, terms[n], nodes)
-        stamp(nodes, spacing, x[n], y[n], x0[n], y0[n], out[n], nothing, nothing, False)
-
-
-@njit(cache=True, nogil=True)
-def adjoint(
-    values: F64, spacing: float, terms: F64, x: F64, y: F64, x0: I64, y0: I64, out: F64
-) -> None:
-    """Add to `out` (k, m, m) the adjoint of :func:`forward` applied to `values`."""
-    nodes = np.empty(out.shape[1:])
-    for n in range(x.size):
-        nodes[:] = 0.0
-        project_stamp(values[n], spacing, x[n], y[n], x0[n], y0[n], nodes)
-        for k in range(terms.shape[1]):
-            out[k] += terms[n, k] * nodes
-
-
-@njit(cache=True, nogil=True)
-def step_stars(
-    coefficients: F64, spacing: float, terms: F64, stamps: F64, weights: F64, x0: I64, y0: I64,
-    x: F64, y: F64, flux: F64, max_step: float,
-) -> None:
-    """Move flux and position of isolated stars by one Gauss-Newton step, in place."""
-    side = stamps.shape[1]
-    nodes = np.empty(coefficients.shape[1:])
-    p, px, py = np.empty((side, side)), np.empty((side, side)), np.empty((side, side))
-    a, g = np.empty((3, 3)), np.empty(3)
-    for n in range(x.size):
-        mix(coefficients, terms[n], nodes)
-        stamp(nodes, spacing, x[n], y[n], x0[n], y0[n], p, px, py, True)
-        a[:], g[:] = 0.0, 0.0
-        f = flux[n]
-        for j in range(side):
-            for i in range(side):
-                w = weights[n, j, i]
-                if w == 0.0:
-                    continue
-                d0, d1, d2 = p[j, i], f * px[j, i], f * py[j, i]
-                r = stamps[n, j, i] - f * d0
-                a[0, 0] += w * d0 * d0
-                a[0, 1] += w * d0 * d1
-                a[0, 2] += w * d0 * d2
-                a[1, 1] += w * d1 * d1
-                a[1, 2] += w * d1 * d2
-                a[2, 2] += w * d2 * d2
-                g[0] += w * d0 * r
-                g[1] += w * d1 * r
-                g[2] += w * d2 * r
-        if not _solve(a, g, 3):
-            continue
-        flux[n] = max(f + g[0], 0.1 * f)
-        x[n] += min(max(g[1], -max_step), max_step)
-        y[n] += min(max(g[2], -max_step), max_step)
-
-
-@njit(cache=True, nogil=True)
 def _factor(a: F64, n: int) -> bool:
     """Cholesky factor, in the lower triangle, of a symmetric matrix given in its upper one."""
     for j in range(n):
@@ -255,7 +194,7 @@ def _factor(a: F64, n: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _solve(a: F64, b: F64, n: int) -> bool:
+def solve_positive(a: F64, b: F64, n: int) -> bool:
     """Solve a x = b in place for symmetric positive a (upper triangle given, destroyed)."""
     if not _factor(a, n):
         return False
@@ -273,208 +212,261 @@ def _solve(a: F64, b: F64, n: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _inverse_block(a: F64, n: int, first: int, out: F64) -> None:
-    """Fill `out` (3, 3) with the block of the inverse at `first`, from the factor in `a`."""
-    z = np.empty((n, 3))
-    for c in range(3):
-        for i in range(n):
-            t = 1.0 if i == first + c else 0.0
-            for k in range(first, i):
-                t -= a[i, k] * z[k, c]
-            z[i, c] = t / a[i, i] if i >= first else 0.0
-    for c in range(3):
-        for d in range(3):
-            s = 0.0
-            for i in range(first, n):
-                s += z[i, c] * z[i, d]
-            out[c, d] = s
-
-
-# ------------------------------------------------------------------------- fitting the stars
-@njit(cache=True, nogil=True)
-def fit_groups(
-    image: F32, residual: F32, variance: F32, gain: float, coefficients: F64, spacing: float,
-    terms: F64, groups: I64, x: F64, y: F64, flux: F64, fit_radius: I64, draw_radius: I64,
-    sweeps: int, tolerance: float, covariance: F64, chi2: F64, status: NDArray[np.int32],
+def forward(
+    coefficients: F64, spacing: float, terms: F64, x: F64, y: F64, x0: I64, y0: I64, out: F64
 ) -> None:
-    """Fit flux and position of the stars of a tile, in place.
-
-    `residual` is the image less all the stars' models and is kept so. Stars of one group (rows
-    groups[g] … groups[g + 1]) are solved jointly by Gauss-Newton steps with weights from the
-    model; groups see each other through the residual (Gauss-Seidel). A pixel of `variance` 0 is
-    not used. `status` is 1 for a star whose last step was below `tolerance` of its errors.
-    """
-    biggest = 1
-    for g in range(groups.size - 1):
-        biggest = max(biggest, groups[g + 1] - groups[g])
-    side = 2 * int(max(fit_radius.max(), draw_radius.max())) + 1 if x.size else 1
-    nodes = np.empty((biggest, *coefficients.shape[1:]))
-    p = np.empty((biggest, side, side))
-    px, py = np.empty_like(p), np.empty_like(p)
-    new = np.empty((side, side))
-    a, b = np.empty((3 * biggest, 3 * biggest)), np.empty(3 * biggest)
-    block = np.empty((3, 3))
+    """Fill out[n] with the PSF of unit flux of star n on its pixels from (x0[n], y0[n]) on."""
+    nodes = np.empty(coefficients.shape[1:])
     nothing = np.empty((0, 0))
-    settled = np.zeros(groups.size - 1, dtype=np.int64)
-    for sweep in range(sweeps):
-        for g in range(groups.size - 1):
-            first, last = groups[g], groups[g + 1]
-            # A group that has stood still twice is left alone; the last sweep visits nobody new.
-            if settled[g] >= 1:
-                continue
-            n = last - first
-            a[: 3 * n, : 3 * n] = 0.0
-            b[: 3 * n] = 0.0
-            for s in range(n):
-                k = first + s
-                mix(coefficients, terms[k], nodes[s])
-                _accumulate(
-                    image, residual, variance, gain, nodes[s], spacing, x[k], y[k], flux[k],
-                    fit_radius[k], p[s], px[s], py[s], a, b, 3 * s, chi2, k,
-                )
-            for s in range(n):
-                for t in range(s + 1, n):
-                    _couple(
-                        image, residual, variance, gain, x, y, flux, fit_radius, first + s,
-                        first + t, p[s], px[s], py[s], p[t], px[t], py[t], a, 3 * s, 3 * t,
-                    )
-            ok = _solve(a, b, 3 * n)
-            still = ok
-            for s in range(n):
-                k = first + s
-                if not ok:
-                    status[k] = 0
-                    continue
-                _inverse_block(a, 3 * n, 3 * s, block)
-                for c in range(3):
-                    for d in range(3):
-                        covariance[k, c, d] = block[c, d]
-                df, dx, dy = b[3 * s], b[3 * s + 1], b[3 * s + 2]
-                moved = max(
-                    abs(df) / math.sqrt(block[0, 0]), abs(dx) / math.sqrt(block[1, 1]),
-                    abs(dy) / math.sqrt(block[2, 2]),
-                )
-                status[k] = 1 if moved < 20.0 * tolerance else 0
-                if moved > tolerance:
-                    still = False
-                limit = 0.5 if sweep < 2 else 0.25
-                dx, dy = min(max(dx, -limit), limit), min(max(dy, -limit), limit)
-                fresh = flux[k] + df
-                if fresh < 0.1 * flux[k]:
-                    fresh = 0.1 * flux[k]
-                _redraw(
-                    residual, nodes[s], spacing, draw_radius[k], x[k], y[k], flux[k], x[k] + dx,
-                    y[k] + dy, fresh, new, nothing,
-                )
-                x[k] += dx
-                y[k] += dy
-                flux[k] = fresh
-            if still:
-                settled[g] += 1
+    for n in range(x.size):
+        mix(coefficients, terms[n], nodes)
+        stamp(nodes, spacing, x[n], y[n], x0[n], y0[n], out[n], nothing, nothing, False)
+
+
+@njit(cache=True, nogil=True)
+def step_stars(
+    coefficients: F64, spacing: float, terms: F64, values: F32, good: NDArray[np.bool_],
+    variance: F64, x0: I64, y0: I64, gain: float, fraction: float, max_step: float, steps: int,
+    x: F64, y: F64, flux: F64,
+) -> None:
+    """Move flux and position of isolated stars by some Gauss-Newton steps, in place.
+
+    A pixel's variance is that of the sky plus the model's photons plus (fraction * model)^2.
+    """
+    side = values.shape[1]
+    nodes = np.empty(coefficients.shape[1:])
+    p, px, py = np.empty((side, side)), np.empty((side, side)), np.empty((side, side))
+    a, g = np.empty((3, 3)), np.empty(3)
+    for n in range(x.size):
+        mix(coefficients, terms[n], nodes)
+        for _ in range(steps):
+            stamp(nodes, spacing, x[n], y[n], x0[n], y0[n], p, px, py, True)
+            _star_normal(
+                values[n], good[n], variance[n], gain, fraction, flux[n], p, px, py, a, g
+            )
+            if not solve_positive(a, g, 3):
+                break
+            flux[n] = max(flux[n] + g[0], 0.1 * flux[n])
+            x[n] += min(max(g[1], -max_step), max_step)
+            y[n] += min(max(g[2], -max_step), max_step)
+
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _accumulate(
-    image: F32, residual: F32, variance: F32, gain: float, nodes: F64, spacing: float, x: float,
-    y: float, flux: float, radius: int, p: F64, px: F64, py: F64, a: F64, b: F64, at: int,
-    chi2: F64, k: int,
+def _star_normal(
+    values: F32, good: NDArray[np.bool_], variance: float, gain: float, fraction: float,
+    flux: float, p: F64, px: F64, py: F64, a: F64, g: F64,
 ) -> None:
-    """Add a star's own block to the normal equations and note its chi^2."""
-    ny, nx = image.shape
-    side = 2 * radius + 1
-    x0, y0 = int(round(x)) - radius, int(round(y)) - radius
-    stamp(nodes, spacing, x, y, x0, y0, p[:side, :side], px[:side, :side], py[:side, :side], True)
+    """Fill the normal equations of one star's flux and position."""
     a00 = a01 = a02 = a11 = a12 = a22 = 0.0
-    g0 = g1 = g2 = q = 0.0
-    count = 0
-    limit = (radius + 0.5) ** 2
-    for j in range(max(0, -y0), min(side, ny - y0)):
-        cy = j - radius
-        for i in range(max(0, -x0), min(side, nx - x0)):
-            v = variance[y0 + j, x0 + i]
-            if v == 0.0 or cy * cy + (i - radius) * (i - radius) > limit:
-                continue
-            r = np.float64(residual[y0 + j, x0 + i])
-            w = 1.0 / (v + max(image[y0 + j, x0 + i] - r, 0.0) / gain)
+    g0 = g1 = g2 = 0.0
+    for j in range(p.shape[0]):
+        for i in range(p.shape[1]):
+            light = flux * p[j, i]
+            noise = variance + max(light, 0.0) / gain + (fraction * light) ** 2
+            w = 1.0 / noise if good[j, i] else 0.0
             d0, d1, d2 = p[j, i], flux * px[j, i], flux * py[j, i]
-            w0, w1, w2 = w * d0, w * d1, w * d2
-            a00 += w0 * d0
-            a01 += w0 * d1
-            a02 += w0 * d2
-            a11 += w1 * d1
-            a12 += w1 * d2
-            a22 += w2 * d2
-            g0 += w0 * r
-            g1 += w1 * r
-            g2 += w2 * r
-            q += w * r * r
-            count += 1
-    a[at, at], a[at, at + 1], a[at, at + 2] = a00, a01, a02
-    a[at + 1, at + 1], a[at + 1, at + 2], a[at + 2, at + 2] = a11, a12, a22
-    b[at], b[at + 1], b[at + 2] = g0, g1, g2
-    chi2[k] = q / max(count - 3, 1)
+            wr = w * (np.float64(values[j, i]) - light)
+            a00 += w * d0 * d0
+            a01 += w * d0 * d1
+            a02 += w * d0 * d2
+            a11 += w * d1 * d1
+            a12 += w * d1 * d2
+            a22 += w * d2 * d2
+            g0 += wr * d0
+            g1 += wr * d1
+            g2 += wr * d2
+    a[0, 0], a[0, 1], a[0, 2] = a00, a01, a02
+    a[1, 1], a[1, 2], a[2, 2] = a11, a12, a22
+    g[0], g[1], g[2] = g0, g1, g2
 
 
 @njit(cache=True, nogil=True)
-def _couple(
-    image: F32, residual: F32, variance: F32, gain: float, x: F64, y: F64, flux: F64,
-    fit_radius: I64, m: int, n: int, p1: F64, px1: F64, py1: F64, p2: F64, px2: F64, py2: F64,
-    a: F64, at1: int, at2: int,
+def gather_normal(
+    coefficients: F64, spacing: float, terms: F64, more_terms: F64, values: F32,
+    good: NDArray[np.bool_], variance: F64, x0: I64, y0: I64, gain: float, fraction: float,
+    x: F64, y: F64, flux: F64, stencil: F32, right: F64,
 ) -> None:
-    """Add the coupling of two stars that share pixels to the normal equations."""
-    ny, nx = image.shape
-    r1, r2 = fit_radius[m], fit_radius[n]
-    xa, ya = int(round(x[m])) - r1, int(round(y[m])) - r1
-    xb, yb = int(round(x[n])) - r2, int(round(y[n])) - r2
-    f1, f2 = flux[m], flux[n]
-    d1, d2 = np.empty(3), np.empty(3)
-    for j in range(max(ya, yb, 0), min(ya + 2 * r1 + 1, yb + 2 * r2 + 1, ny)):
-        for i in range(max(xa, xb, 0), min(xa + 2 * r1 + 1, xb + 2 * r2 + 1, nx)):
-            v = variance[j, i]
-            if v == 0.0:
-                continue
-            if (j - ya - r1) ** 2 + (i - xa - r1) ** 2 > (r1 + 0.5) ** 2:
-                continue
-            if (j - yb - r2) ** 2 + (i - xb - r2) ** 2 > (r2 + 0.5) ** 2:
-                continue
-            w = 1.0 / (v + max(image[j, i] - residual[j, i], 0.0) / gain)
-            d1[0] = p1[j - ya, i - xa]
-            d1[1], d1[2] = f1 * px1[j - ya, i - xa], f1 * py1[j - ya, i - xa]
-            d2[0] = p2[j - yb, i - xb]
-            d2[1], d2[2] = f2 * px2[j - yb, i - xb], f2 * py2[j - yb, i - xb]
-            for c in range(3):
-                for d in range(3):
-                    a[at1 + c, at2 + d] += w * d1[c] * d2[d]
+    """Sum the normal equations of the spline coefficients over some stars of one place.
 
-
-@njit(cache=True, nogil=True)
-def _redraw(
-    residual: F32, nodes: F64, spacing: float, radius: int, x: float, y: float, flux: float,
-    new_x: float, new_y: float, new_flux: float, new: F64, nothing: F64,
-) -> None:
-    """Put a star's old model back into the residual and take the new one out."""
-    ny, nx = residual.shape
-    for turn in range(2):
-        cx, cy, f = (x, y, flux) if turn == 0 else (new_x, new_y, -new_flux)
-        if f == 0.0:
-            continue
-        side = 2 * radius + 1
-        x0, y0 = int(round(cx)) - radius, int(round(cy)) - radius
-        stamp(nodes, spacing, cx, cy, x0, y0, new[:side, :side], nothing, nothing, False)
-        for j in range(max(0, -y0), min(side, ny - y0)):
-            for i in range(max(0, -x0), min(side, nx - x0)):
-                residual[y0 + j, x0 + i] += f * new[j, i]
-
-
-@njit(cache=True, nogil=True)
-def draw_stars(
-    residual: F32, coefficients: F64, spacing: float, terms: F64, x: F64, y: F64, flux: F64,
-    radius: I64,
-) -> None:
-    """Take the models of all stars out of the residual."""
-    side = 2 * int(radius.max()) + 1 if x.size else 1
-    nodes = np.empty(coefficients.shape[1:])
-    new = np.empty((side, side))
+    The PSF of `coefficients` and `terms` is linearised; `right` (k, m, m) gets the gradient for
+    the polynomial `more_terms` (n, k) and `stencil` (25, m, m) the curvature at constant
+    terms: entry o of node (j, i) couples it with node (j + dy, i + dx), where o counts dx = 0 … 3
+    of dy = 0, then dx = -3 … 3 of dy = 1, 2, 3. The rest is symmetric.
+    """
+    side, m = values.shape[1], right.shape[1]
+    nodes = np.empty((m, m))
+    p, w = np.empty((side, side)), np.empty((side, side))
     nothing = np.empty((0, 0))
-    for k in range(x.size):
-        mix(coefficients, terms[k], nodes)
-        _redraw(residual, nodes, spacing, radius[k], 0.0, 0.0, 0.0, x[k], y[k], flux[k], new, nothing)
+    start_x, start_y = np.empty(side, dtype=np.int64), np.empty(side, dtype=np.int64)
+    wx, wy = np.empty((side, 4)), np.empty((side, 4))
+    slope = np.empty((side, 4))
+    band = np.empty((7, m), dtype=np.float32)
+    for n in range(x.size):
+        mix(coefficients, terms[n], nodes)
+        stamp(nodes, spacing, x[n], y[n], x0[n], y0[n], p, nothing, nothing, False)
+        for j in range(side):
+            for i in range(side):
+                light = flux[n] * p[j, i]
+                noise = variance[n] + max(light, 0.0) / gain + (fraction * light) ** 2
+                weight = flux[n] / noise if good[n, j, i] else 0.0
+                p[j, i] = weight * (np.float64(values[n, j, i]) - light)
+                w[j, i] = weight * flux[n]
+        flat = nodes.reshape(-1)
+        for i in range(flat.size):
+            flat[i] = 0.0
+        project_stamp(p, spacing, x[n], y[n], x0[n], y0[n], nodes)
+        for k in range(more_terms.shape[1]):
+            _add(more_terms[n, k], flat, right[k].reshape(-1))
+        spline_weights(x0[n], side, x[n], spacing, m, start_x, wx, slope)
+        spline_weights(y0[n], side, y[n], spacing, m, start_y, wy, slope)
+        for j in range(side):
+            if start_y[j] >= 0:
+                _row_band(w[j], start_x, wx, band)
+                _add_band(band, start_y[j], wy[j], stencil)
+
+
+@njit(cache=True, nogil=True)
+def _row_band(w: F64, start: I64, wx: F64, band: F32) -> None:
+    """Fill band[dx + 3, i] with the sum over a row's pixels of w B_i B_(i + dx)."""
+    for j in range(7):
+        for i in range(band.shape[1]):
+            band[j, i] = np.float32(0.0)
+    for k in range(w.size):
+        s = start[k]
+        if s < 0 or w[k] == 0.0:
+            continue
+        for a in range(4):
+            v = w[k] * wx[k, a]
+            for b in range(4):
+                band[b - a + 3, s + a] += np.float32(v * wx[k, b])
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _add_band(band: F32, start: int, wy: F64, stencil: F32) -> None:
+    """Add a row's band to the rows of nodes that the row of pixels sees."""
+    for a in range(4):
+        for b in range(a, 4):
+            v = np.float32(wy[a] * wy[b])
+            dy = b - a
+            for dx in range(0 if dy == 0 else -3, 4):
+                target = stencil[dx if dy == 0 else 7 * dy + dx, start + a]
+                source = band[dx + 3]
+                for i in range(target.size):
+                    target[i] += v * source[i]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _apply_stencil(stencil: F32, z: F32, out: F32) -> None:
+    """Add the product of a symmetric stencil with z (m, m) to `out`."""
+    m = z.shape[0]
+    for o in range(25):
+        dy = 0 if o < 4 else (o + 3) // 7
+        dx = o - 7 * dy
+        i0, i1 = max(0, -dx), min(m, m - dx)
+        for j in range(m - dy):
+            weight = stencil[o, j, i0:i1]
+            here, there = z[j, i0:i1], z[j + dy, i0 + dx : i1 + dx]
+            to_here, to_there = out[j, i0:i1], out[j + dy, i0 + dx : i1 + dx]
+            for i in range(i1 - i0):
+                to_here[i] += weight[i] * there[i]
+            if o > 0:
+                for i in range(i1 - i0):
+                    to_there[i] += weight[i] * here[i]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _add(factor: float, source: F64, out: F64) -> None:
+    """Add a multiple of one array (flat) to another."""
+    for i in range(out.size):
+        out[i] += factor * source[i]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _dot(a: F64, b: F64) -> float:
+    """Return the scalar product of two arrays (flat)."""
+    total = 0.0
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _apply_normal(
+    stencils: F32, terms: F64, scale: F64, z: F64, here: F32, there: F32, out: F64
+) -> None:
+    """Fill `out` with (S (sum over places of T^T N T) S + 1) z; all but `stencils` (k, m^2)."""
+    for t in range(z.shape[0]):
+        for i in range(z.shape[1]):
+            out[t, i] = z[t, i]
+    flat_here, flat_there = here.reshape(-1), there.reshape(-1)
+    for c in range(stencils.shape[0]):
+        for i in range(z.shape[1]):
+            flat_here[i] = flat_there[i] = np.float32(0.0)
+        for t in range(z.shape[0]):
+            for i in range(z.shape[1]):
+                flat_here[i] += np.float32(terms[c, t] * scale[t, i] * z[t, i])
+        _apply_stencil(stencils[c], here, there)
+        for t in range(z.shape[0]):
+            for i in range(z.shape[1]):
+                out[t, i] += terms[c, t] * scale[t, i] * flat_there[i]
+
+
+@njit(cache=True, nogil=True)
+def solve_normal(
+    stencils: F32, terms: F64, scale: F64, right: F64, steps: int, tolerance: float, z: F64
+) -> int:
+    """Solve (S (sum over c of T_c^T N_c T_c) S + 1) z = right by conjugate gradients.
+
+    `stencils` (c, 25, m, m) are those of :func:`gather_normal` at the places where the terms are
+    `terms` (c, k); `scale`, `right` and `z` are (k, m^2), and `scale` is S. It ends after some
+    steps or where the residual has fallen to a fraction; the number of steps is returned.
+    """
+    k, size = right.shape
+    m = stencils.shape[2]
+    here, there = np.empty((m, m), dtype=np.float32), np.empty((m, m), dtype=np.float32)
+    # The operator's own diagonal is the preconditioner: nodes in the core are much better
+    # determined by the stars than those far out.
+    inverse = np.ones((k, size))
+    for c in range(terms.shape[0]):
+        layer = stencils[c, 0].reshape(-1)
+        for t in range(k):
+            for i in range(size):
+                inverse[t, i] += (terms[c, t] * scale[t, i]) ** 2 * layer[i]
+    r, p, q = np.empty((k, size)), np.empty((k, size)), np.empty((k, size))
+    flat_z, flat_r, flat_p, flat_q = z.reshape(-1), r.reshape(-1), p.reshape(-1), q.reshape(-1)
+    flat_right, flat_inverse = right.reshape(-1), inverse.reshape(-1)
+    for i in range(k * size):
+        flat_z[i] = 0.0
+        flat_r[i] = flat_right[i]
+        flat_inverse[i] = 1.0 / flat_inverse[i]
+        flat_q[i] = flat_p[i] = flat_inverse[i] * flat_r[i]
+    rr = _dot(flat_r, flat_q)
+    stop = tolerance * tolerance * rr
+    for step in range(steps):
+        if not rr > stop:
+            return step
+        _apply_normal(stencils, terms, scale, p, here, there, q)
+        alpha = rr / _dot(flat_p, flat_q)
+        _add(alpha, flat_p, flat_z)
+        _add(-alpha, flat_q, flat_r)
+        for i in range(k * size):
+            flat_q[i] = flat_inverse[i] * flat_r[i]
+        fresh = _dot(flat_r, flat_q)
+        for i in range(k * size):
+            flat_p[i] = flat_q[i] + fresh / rr * flat_p[i]
+        rr = fresh
+    return steps
+
+
+@njit(cache=True, nogil=True)
+def hide_disks(
+    good: NDArray[np.bool_], stamp: I64, x: F64, y: F64, radius: F64
+) -> None:
+    """Clear the disk around (x, y) of the stamp that each of them belongs to."""
+    side = good.shape[1]
+    for n in range(x.size):
+        r = radius[n]
+        for j in range(max(math.ceil(y[n] - r), 0), min(int(y[n] + r) + 1, side)):
+            for i in range(max(math.ceil(x[n] - r), 0), min(int(x[n] + r) + 1, side)):
+                if (j - y[n]) ** 2 + (i - x[n]) ** 2 <= r * r:
+                    good[stamp[n], j, i] = False

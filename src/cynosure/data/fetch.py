@@ -197,6 +197,8 @@ class _Tap:
         self.retries = retries
         self.pause_s = pause_s
         self._service: Any = None
+        self._session: Any = None
+        self._answers: list[Any] = []
 
     def table(self, query: str, max_rows: int, asynchronous: bool = False) -> tuple[pa.Table, bool]:
         """Ask, and return the answer and whether the service says that it cut it short."""
@@ -229,6 +231,16 @@ class _Tap:
                     catalog=self.url, reason=f"the service refuses the query: {error.reason}",
                     hint=f"The query was: {query}",
                 ) from error
+            finally:
+                self.close()
+
+    def close(self) -> None:
+        """Close the answers, which nobody else does."""
+        for response in self._answers:
+            response.close()
+        self._answers.clear()
+        if self._session is not None:
+            self._session.close()
 
     def _connected(self) -> Any:
         if self._service is None:
@@ -241,14 +253,18 @@ class _Tap:
                     hint="Install the network extra: pip install 'cynosure[online]'.",
                 ) from error
 
+            answers = self._answers
+
             class Session(requests.Session):
-                """A session that does not wait for ever."""
+                """A session that does not wait for ever, and remembers its answers."""
 
                 def request(self, *args: Any, **kwargs: Any) -> Any:
                     kwargs["timeout"] = kwargs.get("timeout") or (20, 300)
-                    return super().request(*args, **kwargs)
+                    answers.append(super().request(*args, **kwargs))
+                    return answers[-1]
 
-            self._service = TAPService(self.url, session=Session())
+            self._session = Session()
+            self._service = TAPService(self.url, session=self._session)
         return self._service
 
 
@@ -306,7 +322,7 @@ class _TapSource:
         self.epoch_yr: float | None = None
         ra, dec, radius = circle
         order = 3
-        while order < 9 and sky.healpix_radius_deg(order) > max(radius, 0.05) / 2.0:
+        while order < 9 and sky.healpix_radius_deg(order) > max(radius, 0.05):
             order += 1
         cells = sky.cone_cells(ra, dec, radius + MARGIN_DEG, order)
         self.tiles = [_Tile(order, int(c)) for c in cells]

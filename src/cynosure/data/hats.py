@@ -8,6 +8,7 @@ cell of order 29. A collection is a folder of such folders with ``collection.pro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from cynosure.data.place import Place
 from cynosure.data.reftables import INDEX_COLUMNS, Meaning, array_values
 from cynosure.data.tables import REFERENCE
 from cynosure.ground import sky
-from cynosure.ground.errors import CatalogDamaged, CatalogMissing
+from cynosure.ground.errors import CatalogDamaged, CatalogMissing, Temporary
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +32,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 REMOTE_THREADS = 8
+RETRY_PAUSES_S = (0.5, 2.0)
 FOOTERS_KEPT = 512
 
 
@@ -182,6 +184,14 @@ class HatsStore:
         ranges : (r, 2) ndarray of int64, optional
             Cells of order 29, [first, last); None is all.
         """
+        for pause_s in RETRY_PAUSES_S:
+            try:
+                return self._read(k, columns, ranges)
+            except Temporary:
+                time.sleep(pause_s)
+        return self._read(k, columns, ranges)
+
+    def _read(self, k: int, columns: list[str] | None, ranges: Integers | None) -> list[pa.Table]:
         import pyarrow.parquet as pq
 
         tables = []

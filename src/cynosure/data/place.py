@@ -116,6 +116,10 @@ class Place:
         try:
             yield
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            # fsspec calls a server that fails a file that is not there.
+            cause = error.__cause__
+            if isinstance(cause, _network_errors(self.fs)) and getattr(cause, "status", 0) != 404:
+                raise Temporary(resource=str(path), reason=str(cause) or repr(cause)) from error
             raise CatalogMissing(catalog=str(path), reason="there is no such file") from error
         except PermissionError as error:
             raise CatalogMissing(catalog=str(path), reason="it may not be read") from error

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "RED", "axes_or_new", "few_rows", "height_pt",
-    "log_scale", "new_figure", "place_labels", "round_number", "scale_arrow", "show_limit", "style", "to_png",
+    "log_scale", "new_figure", "place_labels", "round_number", "scale_arrow", "show_limit",
+    "style", "to_png",
 ]
 
 BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"

@@ -7,6 +7,7 @@ the order of the tasks, whatever the number of workers.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -176,15 +177,14 @@ def _worker(function: Function, pipe: Any, threads: int) -> None:
     """Serve tasks from a pipe until it closes; the owner decides about interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("NUMBA_NUM_THREADS", str(threads))
-    while True:
-        try:
+    # An owner that is gone wants nothing more.
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
             task = pipe.recv()
-        except EOFError:
-            return
-        value = None
-        with _Isolated(task.key) as isolated:
-            value = function(task.payload, lambda text: pipe.send(("step", text)))
-        pipe.send(("done", (value, isolated.error)))
+            value = None
+            with _Isolated(task.key) as isolated:
+                value = function(task.payload, lambda text: pipe.send(("step", text)))
+            pipe.send(("done", (value, isolated.error)))
 
 
 class _Seat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import tempfile
@@ -14,6 +15,9 @@ from cynosure.faces.shell import Command, Shell, option, shared, user_files
 from cynosure.ground.errors import CynosureError, ExitCode
 
 __all__ = ["doctor"]
+
+# What the optional parts need: catalogues from services, pictures.
+EXTRAS = {"online": ("pyvo", "fsspec", "aiohttp"), "images": ("PIL",)}
 
 
 @click.command(cls=Command, example="cynosure doctor m81.fits")
@@ -28,6 +32,10 @@ def doctor(shell: Shell, files: tuple[str, ...], self_test: bool) -> int:
 
     for name, version in versions().items():
         _line(shell, name, version)
+    for extra, modules in EXTRAS.items():
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        text = f"missing {', '.join(missing)} (extra: cynosure[{extra}])" if missing else "there"
+        _line(shell, extra, text)
     _line(shell, "machine", f"{platform.platform()}, {os.cpu_count()} cores")
     _line(shell, "settings", " ".join(user_files()) or "built-in only")
     codes = [_check_settings(shell), _check_refcat(shell)]

@@ -16,7 +16,10 @@ __all__ = ["report"]
         help="Only these images; the default is all, the worst first in detail.")
 @shared
 def report(shell: Shell, run: str, names: tuple[str, ...]) -> int:
-    """Write report.html of the run in the folder RUN: one file that needs no network."""
+    """Write the report of a run.
+
+    RUN is the --out folder of a solve. The report is one HTML file that needs no network.
+    """
     from cynosure.faces.report import write_report
 
     path = write_report(run, shell.out, names=names)

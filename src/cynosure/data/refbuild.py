@@ -23,6 +23,7 @@ from cynosure._version import __version__
 from cynosure.data.coverage import Coverage, distinct
 from cynosure.data.hats import partition_path
 from cynosure.data.refcat import RefCat, open_refcat
+from cynosure.data.refcheck import prepared
 from cynosure.data.reftables import (
     INDEX_COLUMNS,
     ROLES,
@@ -32,7 +33,6 @@ from cynosure.data.reftables import (
     column_unit,
     find_meaning,
     named_by_columns,
-    prepared,
 )
 from cynosure.data.tablefiles import read_table
 from cynosure.ground import sky

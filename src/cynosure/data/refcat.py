@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from cynosure.data.coverage import Coverage
 from cynosure.data.hats import HatsStore
 from cynosure.data.place import Place
+from cynosure.data.refcheck import prepared
 from cynosure.data.reftables import (
     Meaning,
     catalog_word,
     find_meaning,
     named_by_columns,
-    prepared,
 )
 from cynosure.data.tablefiles import read_table
 from cynosure.data.tables import REFERENCE

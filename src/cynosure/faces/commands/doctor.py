@@ -25,7 +25,11 @@ EXTRAS = {"online": ("pyvo", "fsspec", "aiohttp"), "images": ("PIL",)}
 @option("--self-test/--no-self-test", default=True, help="Simulate a small field and solve it.")
 @shared
 def doctor(shell: Shell, files: tuple[str, ...], self_test: bool) -> int:
-    """Check the installation, the settings and the catalogue; or say what a FILE holds."""
+    """Check the installation, or a file.
+
+    Without FILE: versions, settings, catalogue, and a small field simulated and solved. With FILE:
+    what it holds, as solve would read it.
+    """
     if files:
         return max(_examine(shell, name) for name in files)
     from cynosure.pipelines.manifest import versions

@@ -34,7 +34,7 @@ VERBS = {
     "report": ("report:report", "Write the report of a run."),
     "config": ("config:config", "Show, check and explain settings."),
     "doctor": ("doctor:doctor", "Check the installation, or a file."),
-    "task": ("task:task", "Do what a JSON object asks for; for job queues and containers."),
+    "task": ("task:task", "Do what a JSON object asks for."),
 }
 
 

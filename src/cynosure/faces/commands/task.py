@@ -44,8 +44,8 @@ OTHERS = ("task", "filename", "refcat", "out", "center", "settings", "overwrite"
 def task(shell: Shell, text: str) -> int:
     """Do what a JSON object asks for.
 
-    For job queues and containers. "filename" is one file or a list; it is looked for in this folder and in the scratch folder
-    ($CYNOSURE_SCRATCH, /local/scratch). "refcat" may be left to $CYNOSURE_REFCAT, else it is
+    For job queues and containers. "filename" is one file or a list; it is looked for in this
+    folder and in the scratch folder ($CYNOSURE_SCRATCH, /local/scratch). "refcat" may be left to $CYNOSURE_REFCAT, else it is
     looked for as "refcat" in the same folders. Other keys are the options of solve: center,
     radius, scale, blind, index, epoch, instrument, form, order, chips, header_only, in_place,
     out, overwrite, and settings as {section: {key: value}}. JSON may also be a file, or - for

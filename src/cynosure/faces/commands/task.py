@@ -45,11 +45,11 @@ def task(shell: Shell, text: str) -> int:
     """Do what a JSON object asks for.
 
     For job queues and containers. "filename" is one file or a list; it is looked for in this
-    folder and in the scratch folder ($CYNOSURE_SCRATCH, /local/scratch). "refcat" may be left to $CYNOSURE_REFCAT, else it is
-    looked for as "refcat" in the same folders. Other keys are the options of solve: center,
-    radius, scale, blind, index, epoch, instrument, form, order, chips, header_only, in_place,
-    out, overwrite, and settings as {section: {key: value}}. JSON may also be a file, or - for
-    standard input. The results are JSON lines on standard output.
+    folder and in the scratch folder ($CYNOSURE_SCRATCH, /local/scratch). "refcat" may be left
+    to $CYNOSURE_REFCAT, else it is looked for as "refcat" in the same folders. Other keys are
+    the options of solve: center, radius, scale, blind, index, epoch, instrument, form, order,
+    chips, header_only, in_place, out, overwrite, and settings as {section: {key: value}}. JSON
+    may also be a file, or - for standard input. The results are JSON lines on standard output.
     """
     content = _content(text)
     images = tuple(str(find_file(name)) for name in _file_names(content))

@@ -14,16 +14,18 @@ core; the times are of a warm process.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from cynosure.data.frame import Pointing
 from cynosure.geometry.match import match_pointing
+from cynosure.geometry.quads import build_index, open_index, solve_blind
 from cynosure.ground.errors import CynosureError
-from cynosure.ground.sky import deproject, project
+from cynosure.ground.sky import deproject, project, separation_deg
 
 
 @dataclass
@@ -206,13 +208,13 @@ def purity(field, match):
 
 
 def attempt(field, solver=match_pointing):
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         match = solver(field.x, field.y, field.flux, field.ra, field.dec, field.mag, field.pointing, field.shape)
         why = ""
     except CynosureError as error:
         match, why = None, error
-    return match, why, time.perf_counter() - start
+    return match, why, time.process_time() - start
 
 
 def random_hinted(rng, **changes):
@@ -235,7 +237,7 @@ def any_field(rng, **changes):
 
 
 def table(rows):
-    print(f"{'sources':>14} {'fields':>7} {'right':>8} {'none':>6} {'wrong':>6} {'median s':>9} {'99 % s':>8} {'err px':>7} {'pairs true':>10}")
+    print(f"{'sources':>14} {'fields':>7} {'right':>8} {'none':>6} {'wrong':>6} {'CPU s':>9} {'99 %':>8} {'err px':>7} {'pairs true':>10}")
     for label, seconds, right, none, wrong, err, pure in rows:
         n = len(seconds)
         print(f"{label:>14} {n:7d} {100 * right / n:7.2f}% {none:6d} {wrong:6d} {np.median(seconds):9.4f} "
@@ -289,13 +291,122 @@ def wrong(fields, seed, verbose):
           f"highest log-odds {np.nanmax(best):.1f}, 99.9 % {np.nanquantile(best, 0.999):.1f}")
 
 
+def read_tycho(path):
+    """Read ra, dec and magnitude of the Tycho-2 table; its magnitudes may be of the other byte order."""
+    import pyarrow.parquet as pq
+
+    t = pq.read_table(path)
+    ra, dec, mag = (t[c].to_numpy() for c in ("ra", "dec", "vt_mag"))
+    if not 5 < np.median(mag) < 15:
+        mag = mag.byteswap()
+    return ra, dec, mag.astype(float)
+
+
+def blind_field(rng, ra, dec, mag, width, center=None, *, missing=0.3, spurious=0.3, scatter=0.4,
+                distortion=0.006, invented=False, structure=""):
+    """Make an image of a part of a catalogue; None where it shows fewer than 14 of its stars."""
+    ny, nx = (int(v) for v in rng.choice([[1024, 1024], [768, 1024], [2048, 2048], [2700, 4000]]))
+    scale = width * 3600 / np.sqrt(nx * ny)
+    ra0, dec0 = center or (rng.uniform(0, 360), np.degrees(np.arcsin(rng.uniform(-1, 1))))
+    camera = Camera(ra0, dec0, scale, rng.uniform(0, 360), int(rng.choice([-1, 1])), (ny, nx),
+                    rng.uniform(-1, 1) * distortion, 0.1 * distortion * np.exp(2j * np.pi * rng.uniform()))
+    near = np.flatnonzero(separation_deg(ra, dec, ra0, dec0) < 0.8 * width * 1.1)
+    x, y = camera.pixels(ra[near], dec[near])
+    inside = (x > 0) & (x < nx) & (y > 0) & (y < ny)
+    near, x, y = near[inside], x[inside], y[inside]
+    n = int(10 ** rng.uniform(np.log10(30), np.log10(500)))
+    order = np.argsort(mag[near])[:n]
+    order = order[rng.uniform(size=len(order)) > missing]
+    if len(order) < 14:
+        return None
+    star, x, y = near[order], x[order], y[order]
+    if invented:  # the same, but of no sky
+        x, y = rng.uniform(0, nx, len(x)), rng.uniform(0, ny, len(y))
+    flux = 10 ** (-0.4 * (mag[star] + rng.normal(0, rng.uniform(0.05, scatter), len(star))))
+    fx, fy = false_sources(rng, int(len(star) * spurious / (1 - spurious)), (ny, nx), structure)
+    sd = rng.uniform(0.05, 0.3)
+    x = np.concatenate([x + rng.normal(0, sd, len(x)), fx])
+    y = np.concatenate([y + rng.normal(0, sd, len(y)), fy])
+    return x, y, np.concatenate([flux, rng.choice(flux, len(fx))]), camera
+
+
+def blind(fields, seed, verbose, index, catalogue, widths, centers=None, invented=False):
+    kinds = ["", "", "trail", "column", "clump", "grid"]
+    rows, accepted, k = [], 0, 0
+    while len(rows) < fields:
+        rng = np.random.default_rng([seed, 11, k])
+        k += 1
+        width = 10 ** rng.uniform(*np.log10(widths))
+        made = blind_field(rng, *catalogue, width, centers and centers(rng), invented=invented,
+                           structure=kinds[k % len(kinds)] if invented else "")
+        if made is None:
+            continue
+        x, y, flux, camera = made
+        start, cpu = time.perf_counter(), time.process_time()
+        try:
+            match, tried = solve_blind(x, y, flux, index, camera.shape), None
+        except CynosureError as error:
+            match, tried = None, error.facts
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        right = False
+        if match is not None:
+            ny, nx = camera.shape
+            gx, gy = (v.ravel() for v in np.meshgrid(np.linspace(0, nx, 9), np.linspace(0, ny, 9)))
+            e = np.hypot(*(np.array(camera.pixels(*match.model.pixel_to_sky(gx, gy))) - [gx, gy]))
+            right = np.median(e) < 2 and match.parity == camera.parity
+        accepted += match is not None
+        rows.append((width, right, match is not None and not right, seconds, cpu,
+                     tried["best_log_odds"] if tried else match.log_odds))
+        if verbose and right == invented or (match is not None and not right):
+            print(k - 1, f"width {width:.2f}", len(x), f"dec {camera.dec:.0f}", f"{cpu:.3f} s", tried,
+                  match and (match.log_odds, match.evidence), flush=True)
+    r = np.array(rows, dtype=float)
+    if invented:
+        print(f"blind, no sky: {len(r)} lists, {accepted} accepted, highest log-odds {r[:, 5].max():.1f}, "
+              f"median {np.median(r[:, 4]):.4f} CPU s")
+        return
+    print(f"{'width deg':>12} {'lists':>6} {'solved':>8} {'wrong':>6} {'median s':>9} {'median CPU s':>12} {'99 % CPU s':>10}")
+    for low, high in [*zip([1, 2, 5, 10], [2, 5, 10, 20.01]), (0, 100)]:
+        b = r[(r[:, 0] >= low) & (r[:, 0] < high)]
+        if len(b):
+            print(f"{low:5g}-{high:<6.3g} {len(b):6d} {100 * b[:, 1].mean():7.2f}% {int(b[:, 2].sum()):6d} "
+                  f"{np.median(b[:, 3]):9.4f} {np.median(b[:, 4]):12.4f} {np.quantile(b[:, 4], 0.99):10.3f}")
+
+
+def region_catalogue():
+    """100,000 stars of one region, 20 by 20 degrees, power-law magnitudes."""
+    rng = np.random.default_rng(77)
+    xi, eta = np.degrees(np.tan(np.radians(rng.uniform(-10, 10, (2, 100_000)))))
+    ra, dec = deproject(xi, eta, 83.0, 35.0)
+    return ra, dec, 18 + magnitudes(rng, 100_000, 0.35)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["hinted", "wrong"])
+    parser.add_argument("what", choices=["hinted", "wrong", "blind", "region", "nosky"])
     parser.add_argument("--fields", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("-v", "--verbose", action="store_true")
+    parser.add_argument("--tycho", help="Parquet of Tycho-2: ra, dec, vt_mag")
+    parser.add_argument("--index", default=str(Path(tempfile.gettempdir()) / "cynosure-bench"))
     a = parser.parse_args()
+    if a.what in ("blind", "region", "nosky"):
+        region = a.what == "region"
+        catalogue = region_catalogue() if region else read_tycho(a.tycho)
+        path = Path(a.index + ("-region" if region else "-tycho"))
+        widths = (1.9, 2.1) if region else (1.0, 20.0)
+        if not path.exists():
+            start = time.perf_counter()
+            index = build_index(*catalogue, path, min_width_deg=2.0 if region else 1.0,
+                                max_width_deg=2.0 if region else 20.0)
+            print(f"built in {time.perf_counter() - start:.1f} s: {index!r}")
+        start = time.perf_counter()
+        index = open_index(path)
+        print(f"opened in {1e3 * (time.perf_counter() - start):.1f} ms: {index!r}")
+        centers = (lambda rng: (83 + rng.uniform(-8, 8), 35 + rng.uniform(-8, 8))) if region else None
+        for n in (3, a.fields):  # the first few compile and load
+            blind(n, a.seed, a.verbose and n == a.fields, index, catalogue, widths, centers, a.what == "nosky")
+        return
     attempt(simulate(np.random.default_rng(0), n_sources=300))
     if a.what == "hinted":
         hinted(a.fields, a.seed, a.verbose)

@@ -16,7 +16,7 @@ log-odds exceed `min_log_odds` and the best hypothesis that says something else 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cynosure.data.frame import Pointing
-from cynosure.geometry.growth import make_grid
+from cynosure.geometry.growth import LEVELS, make_grid
 from cynosure.geometry.hypotheses import (
     PREFILTER,
     Limits,
@@ -44,6 +44,7 @@ from cynosure.geometry.recognition import (
     densify,
     even_lists,
     hypotheses_of,
+    join,
     prepare_sources,
     typical_density,
 )
@@ -51,11 +52,13 @@ from cynosure.ground.errors import NoMatch, NotEnoughReference, NotEnoughStars
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.sky import project, radec, unit_vectors
 
-__all__ = ["Match", "depth_match", "match_pointing", "pair"]
+__all__ = ["Match", "depth_match", "match_pointing", "match_regions", "pair"]
 
 Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
 Ints = NDArray[np.int64]
+
+Stage = Callable[[Sources, Stars, Limits, Pointing, list[str]], list[Hypothesis]]
 
 MIN_STARS = 5  # four make a quad, and a quad alone proves nothing
 # Above this a search need not go on: exp(-45) times any number of hypotheses is nothing.
@@ -138,28 +141,108 @@ def match_pointing(
     NoMatch
         If no hypothesis is accepted; its fact `tried` says what was tried, with numbers.
     """
+    task = _Task(sigma_px, code_tolerance, min_log_odds, min_lead, name)
+    stages = _stages(pointing)
+    lists = x, y, flux, ra_deg, dec_deg, mag
+    if np.size(x) < REGION_STARS * REGION_GRID[0] * REGION_GRID[1]:
+        return _climb(stages, *lists, pointing, shape, task)
+    match = _climb([*stages, _regions], *lists, pointing, shape, task)
+    if match.evidence["evenness"] > UNEVEN or match.evidence["distortion_level"] < LEVELS.max():
+        return match
+    # A part of the frame was left behind by a growth at its largest distortion: a lens beyond it.
+    try:
+        other = _climb([_regions], *lists, pointing, shape, task)
+    except NoMatch:
+        return match
+    return other if len(other.source_index) > len(match.source_index) else match
+
+
+def match_regions(
+    x: ArrayLike, y: ArrayLike, flux: ArrayLike,
+    ra_deg: ArrayLike, dec_deg: ArrayLike, mag: ArrayLike,
+    pointing: Pointing, shape: tuple[int, int],
+    *,
+    columns: Annotated[int, Range(1, 100)] = 6,
+    rows: Annotated[int, Range(1, 100)] = 4,
+    sigma_px: Annotated[float, Unit("px"), Range(0.01, 10.0)] = 0.5,
+    name: str = "image",
+    code_tolerance: Annotated[float, Range(0.001, 0.1)] = 0.03,
+    min_log_odds: Annotated[float, Range(5.0, 1000.0)] = 30.0,
+) -> Match:
+    """Recognise the stars of a wide, distorted image region by region.
+
+    Each region proposes its own match. Proposals agree where the step from one region's centre to
+    another's is what their two local scales and rotations say; the largest agreeing group is kept,
+    and one polynomial is fitted to all of its pairs. No parameters are averaged. Meant for lenses
+    that distort by more than a tenth; :func:`match_pointing` comes here by itself at last.
+
+    Parameters
+    ----------
+    x, y, flux, ra_deg, dec_deg, mag, pointing, shape
+        As for :func:`match_pointing`.
+    columns, rows : int
+        Number of regions along x and y.
+    sigma_px : float
+        Error of a source's position per axis, as a first guess.
+    name : str
+        What messages call the image.
+    code_tolerance : float
+        How far quads may differ in code space.
+    min_log_odds : float
+        Log-odds from which a match is accepted.
+
+    Returns
+    -------
+    Match
+
+    Raises
+    ------
+    NotEnoughStars, NotEnoughReference, NoMatch
+        As for :func:`match_pointing`.
+    """
+    task = _Task(sigma_px, code_tolerance, min_log_odds, 0.0, name)
+    stage = partial(_regions, grid=(columns, rows))
+    return _climb([stage], x, y, flux, ra_deg, dec_deg, mag, pointing, shape, task)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """The settings of a match."""
+
+    sigma_px: float
+    code_tolerance: float
+    min_log_odds: float
+    min_lead: float
+    name: str
+
+
+def _climb(
+    stages: list[Stage], x: ArrayLike, y: ArrayLike, flux: ArrayLike, ra_deg: ArrayLike,
+    dec_deg: ArrayLike, mag: ArrayLike, pointing: Pointing, shape: tuple[int, int], task: _Task,
+) -> Match:
+    """Try the rungs in order, at every scale, until a hypothesis is accepted."""
     sources = prepare_sources(x, y, flux, shape)
     ra, dec = np.asarray(ra_deg, float), np.asarray(dec_deg, float)
     if len(sources.z) < MIN_STARS:
-        raise NotEnoughStars(image=name, n_sources=len(sources.z), needed=MIN_STARS)
+        raise NotEnoughStars(image=task.name, n_sources=len(sources.z), needed=MIN_STARS)
     tried: list[str] = []
     known: list[Hypothesis] = []
-    fields = _fields(sources, ra, dec, np.asarray(mag, float), pointing, name)
+    fields = _fields(sources, ra, dec, np.asarray(mag, float), pointing, task.name)
     n_reference = max(len(f.stars.w) for f in fields)
-    for stage in _stages(pointing):
+    for stage in stages:
         for field in fields:
-            limits = field.limits(pointing, sources, sigma_px, code_tolerance)
+            limits = field.limits(pointing, sources, task.sigma_px, task.code_tolerance)
             found = stage(sources, field.stars, limits, pointing, tried)
-            best = _judge(found, known, sources, field.stars, min_log_odds, min_lead)
+            best = _judge(found, known, sources, field.stars, task)
             if best is None:
                 continue
             second = max((h.log_odds for h in known if not best.says_the_same(h)), default=0.0)
-            evidence = {"tried": tried, "second_log_odds": second}
+            evidence = {"tried": tried, "second_log_odds": float(second)}
             return conclude(best, sources, field.stars, ra, dec, n_reference, evidence)
     best_odds = max((h.log_odds for h in known), default=0.0)
     raise NoMatch(
-        image=name, n_sources=len(sources.z), n_reference=n_reference, tried=tried,
-        best_log_odds=round(best_odds, 1), needed_log_odds=min_log_odds,
+        image=task.name, n_sources=len(sources.z), n_reference=n_reference, tried=tried,
+        best_log_odds=round(float(best_odds), 1), needed_log_odds=task.min_log_odds,
     )
 
 
@@ -237,8 +320,7 @@ def _scales(
 
 
 def _judge(
-    found: list[Hypothesis], known: list[Hypothesis], sources: Sources, stars: Stars,
-    min_log_odds: float, min_lead: float,
+    found: list[Hypothesis], known: list[Hypothesis], sources: Sources, stars: Stars, task: _Task
 ) -> Hypothesis | None:
     """Add the newly found to the known; return the best if it is accepted."""
     grown = [densify(h, sources, stars) if h.log_odds > PROMISING else h for h in found[:3]]
@@ -247,12 +329,9 @@ def _judge(
         return None
     best = max(grown, key=lambda h: h.log_odds)
     second = max((h.log_odds for h in known if not best.says_the_same(h)), default=0.0)
-    if best.log_odds < min_log_odds or best.log_odds - second < min_lead:
+    if best.log_odds < task.min_log_odds or best.log_odds - second < task.min_lead:
         return None
     return best
-
-
-Stage = Callable[[Sources, Stars, Limits, Pointing, list[str]], list[Hypothesis]]
 
 
 def _stages(pointing: Pointing) -> list[Stage]:
@@ -287,7 +366,7 @@ def _offsets(
             z if parity > 0 else z.conj(), w, grid, limits, parity, slope_error,
             np.full(len(w), -1), found,
         )
-        new = hypotheses_of(found, i, j, "offsets")
+        new = hypotheses_of(found, i, j, limits.norm, "offsets")
         tried.append(
             f"offsets: {len(z)} sources, {len(w)} reference, parity {parity:+d}, peak of {peak}, "
             f"log-odds {_best(new):.1f}"
@@ -318,10 +397,58 @@ def _quads(
         np.stack([z, z.conj()]), close, quads, w, neighbours(w, rung.near_w), make_grid(w, 2.0),
         limits, 0, rung.budget, np.full(len(w), -1), found,
     )
-    out = hypotheses_of(found, i, j, "quads")
+    out = hypotheses_of(found, i, j, limits.norm, "quads")
     tried.append(
         f"quads: {len(z)} sources, {len(w)} reference at {3600 * stars.scale_deg:.3g} arcsec/px, "
         f"{found.counts[0]} looked up, {found.counts[1]} agree, {found.counts[3]} grown, "
         f"log-odds {_best(out):.1f}"
     )
     return out
+
+
+REGION_GRID = (6, 4)
+UNEVEN = 0.4  # evenness of the pairs below which a part of the frame was left behind
+REGION_STARS = 10  # sources a region needs on average for the regions to be worth a try
+REGION_RUNGS = (LADDER[0], LADDER[5])
+REGION_ODDS = 12.0  # what a region's proposal must reach
+# The log-odds that the best of many wrong hypotheses may have; what a region adds is above this.
+CHANCE_ODDS = 10.0
+
+
+def _regions(
+    sources: Sources, stars: Stars, limits: Limits, pointing: Pointing, tried: list[str],
+    *, grid: tuple[int, int] = REGION_GRID,
+) -> list[Hypothesis]:
+    """Match each region alone, and join those that agree."""
+    ny, nx = sources.shape
+    width, height = nx / grid[0], ny / grid[1]
+    proposals = []
+    for row in range(grid[1]):
+        for column in range(grid[0]):
+            center = complex((column + 0.5) * width, (row + 0.5) * height)
+            offset = sources.z - center
+            # A tenth more on every side, so that quads across a border are seen.
+            inside = (np.abs(offset.real) < 0.6 * width) & (np.abs(offset.imag) < 0.6 * height)
+            member = np.flatnonzero(inside)
+            if len(member) < MIN_STARS:
+                continue
+            part = sources.part(member, (int(1.2 * height) + 1, int(1.2 * width) + 1))
+            # A region may lie off the pointing by as much as the frame is wide.
+            local = limits._replace(
+                center=center, norm=part.norm,
+                radius=limits.radius + 1.2 * limits.scale_max * abs(center - sources.center),
+                scale_min=0.7 * limits.scale_min, scale_max=1.4 * limits.scale_max,
+            )
+            for rung in REGION_RUNGS:
+                found = _quads(part, stars, local, pointing, [], rung=rung)
+                if _best(found) > REGION_ODDS:
+                    best = densify(found[0], part, stars)
+                    proposals.append(replace(best, i=member[best.i], stage="regions"))
+                    break
+    joined = join(proposals, sources, stars, CHANCE_ODDS)
+    tried.append(
+        f"regions: {grid[0]} x {grid[1]}, {len(proposals)} propose, "
+        f"{0 if joined is None else joined[1]} agree, "
+        f"log-odds {0.0 if joined is None else joined[0].log_odds:.1f}"
+    )
+    return [] if joined is None else [joined[0]]

@@ -20,7 +20,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from cynosure.geometry.growth import Grid, make_grid
-from cynosure.geometry.wcs import SkyModel
+from cynosure.geometry.skymodel import SkyModel
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.sky import MAS_PER_DEG, east_north, project, unit_vectors
 

@@ -487,7 +487,7 @@ def _hypothesis(
     j = order[np.searchsorted(near[order], matched)]
     return Hypothesis(
         float(found.log_odds[k]) - places, int(found.parity[k]), int(found.level[k]),
-        float(found.sigma_px[k]), complex(found.z0[k]), found.coeff[k].copy(), i[hit], j, "blind",
+        float(found.sigma_px[k]), complex(found.z0[k]), sources.norm, found.coeff[k].copy(), i[hit], j, "blind",
     ), stars
 
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from cynosure.geometry.growth import LEVELS, N_TERMS, NOISE, evaluate, grow, make_grid
 from cynosure.geometry.hypotheses import Found, select
 from cynosure.geometry.pairs import mutual_nearest
-from cynosure.geometry.wcs import SkyModel
+from cynosure.geometry.skymodel import SkyModel
 from cynosure.ground.numeric import lstsq, mad_std, poly_design, poly_exponents
 from cynosure.ground.sky import deproject, project
 
@@ -31,6 +31,7 @@ __all__ = [
     "densify",
     "even_lists",
     "hypotheses_of",
+    "join",
     "prepare_sources",
     "typical_density",
 ]
@@ -101,6 +102,11 @@ class Sources:
     def norm(self) -> float:
         return float(np.hypot(*self.shape) / 2)
 
+    def part(self, member: Ints, shape: tuple[int, int]) -> Sources:
+        """Return some of the sources, as those of a smaller frame."""
+        z = self.z[member]
+        return Sources(z, self.row[member], self.flux[member], typical_density(z), shape)
+
     @property
     def area(self) -> float:
         """Of the part of the frame that has sources, px^2."""
@@ -146,6 +152,7 @@ class Hypothesis:
     level: int
     sigma_px: float
     z0: complex
+    norm: float
     coeff: Complexes
     i: Ints
     j: Ints
@@ -158,7 +165,7 @@ class Hypothesis:
         return common > 0.5 * min(len(self.i), len(other.i))
 
 
-def hypotheses_of(found: Found, i: Ints, j: Ints, stage: str) -> list[Hypothesis]:
+def hypotheses_of(found: Found, i: Ints, j: Ints, norm: float, stage: str) -> list[Hypothesis]:
     """Return what a search found, best first, in rows of the full lists."""
     out = []
     for k in np.argsort(-found.log_odds, kind="stable"):
@@ -167,7 +174,7 @@ def hypotheses_of(found: Found, i: Ints, j: Ints, stage: str) -> list[Hypothesis
         hit = np.flatnonzero(found.match[k] >= 0)
         out.append(Hypothesis(
             float(found.log_odds[k]), int(found.parity[k]), int(found.level[k]),
-            float(found.sigma_px[k]), complex(found.z0[k]), found.coeff[k].copy(),
+            float(found.sigma_px[k]), complex(found.z0[k]), norm, found.coeff[k].copy(),
             i[hit], j[found.match[k][hit]], stage,
         ))
     return out
@@ -202,19 +209,81 @@ def densify(h: Hypothesis, sources: Sources, stars: Stars) -> Hypothesis:
         z = z.conj()
     match, chance = np.full(len(z), -1), np.zeros(len(z))
     coeff = np.zeros(N_TERMS, np.complex128)
-    a = h.coeff[1] / sources.norm
+    a = h.coeff[1] / h.norm
     growth = grow(
         z, np.argsort(np.abs(z - h.z0), kind="stable"), np.searchsorted(i, h.i),
-        np.searchsorted(j, h.j), w, make_grid(w, 2.0), a, h.coeff[0], h.z0, sources.norm,
-        0.05 * abs(a), 0.02 * sources.norm, h.sigma_px / NOISE[h.level],
+        np.searchsorted(j, h.j), w, make_grid(w, 2.0), a, h.coeff[0], h.z0, h.norm,
+        0.05 * abs(a), 0.02 * h.norm, h.sigma_px / NOISE[h.level],
         h.level, 0.02, -np.inf, np.full(len(w), -1), 0,
         match, chance, coeff,
     )
     hit = np.flatnonzero(match >= 0)
     return Hypothesis(
         h.log_odds + max(growth.log_odds, 0.0), h.parity, growth.level, growth.sigma_px, h.z0,
-        coeff, i[hit], j[match[hit]], h.stage,
+        h.norm, coeff, i[hit], j[match[hit]], h.stage,
     )
+
+
+AGREE_SLOPE = 0.25  # by how much the local slopes of two regions may differ
+AGREE_STEP = 0.05  # by how much a step may differ from its prediction, of its length
+
+
+def join(
+    proposals: list[Hypothesis], sources: Sources, stars: Stars, chance_odds: float
+) -> tuple[Hypothesis, int] | None:
+    """Join the proposals of regions that agree with each other; return how many they are.
+
+    From one birthplace to another the plane advances by the mean of the two slopes times the
+    step, to third order in it: proposals that say so agree.
+    """
+    best: list[int] = []
+    gain = 0.0
+    at = np.array([h.coeff[0] for h in proposals])
+    slope = np.array([h.coeff[1] / h.norm for h in proposals])
+    for lead in range(len(proposals)):
+        group = []
+        for k, h in enumerate(proposals):
+            step = h.z0 - proposals[lead].z0
+            said = at[k] - at[lead] - 0.5 * (slope[k] + slope[lead]) * step
+            room = AGREE_STEP * abs(slope[lead] * step) + 3.0
+            turned = abs(slope[k] - slope[lead]) > AGREE_SLOPE * abs(slope[lead])
+            if h.parity == proposals[lead].parity and abs(said) < room and not turned:
+                group.append(k)
+        total = sum(proposals[k].log_odds - chance_odds for k in group)
+        if total > gain:
+            best, gain = group, total
+    if not best:
+        return None
+    chosen = [proposals[k] for k in best]
+    i = np.concatenate([h.i for h in chosen])
+    j = np.concatenate([h.j for h in chosen])
+    # Regions overlap: every source and every star once.
+    first = np.intersect1d(np.unique(i, return_index=True)[1], np.unique(j, return_index=True)[1])
+    i, j = i[first], j[first]
+    parity = chosen[0].parity
+    z0 = _seen(sources.center, parity)
+    z = sources.z[i] if parity > 0 else sources.z[i].conj()
+    coeff, kept = _complex_fit((z - z0) / sources.norm, stars.w[j])
+    joined = Hypothesis(
+        chance_odds + gain, parity, int(np.argmax(LEVELS)), max(h.sigma_px for h in chosen), z0,
+        sources.norm, coeff, i[kept], j[kept], "regions",
+    )
+    return joined, len(chosen)
+
+
+def _complex_fit(u: Complexes, w: Complexes) -> tuple[Complexes, Ints]:
+    """Fit the polynomial of :mod:`growth` to control points, robustly; return who was kept."""
+    v = u.conj()
+    design = np.column_stack([np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3])
+    weights = np.ones(len(u))
+    coeff, sd = np.zeros(N_TERMS, np.complex128), 1.0
+    for _ in range(6):
+        root = np.sqrt(weights)
+        coeff = np.linalg.lstsq(design * root[:, None], w * root, rcond=1e-6)[0]
+        residual = np.abs(w - design @ coeff)
+        sd = max(float(np.median(residual)) / 1.1774, 0.05)
+        weights = 1.0 / np.maximum(1.0, residual / (2.0 * sd))
+    return coeff, np.flatnonzero(residual < 5.0 * sd)
 
 
 def _prior_px(degree: int, level: int, norm: float) -> Floats:
@@ -279,10 +348,10 @@ def _polish(
     h: Hypothesis, sources: Sources, stars: Stars, ra: Floats, dec: Floats
 ) -> tuple[SkyModel, Ints, Ints, Floats]:
     """Turn a grown hypothesis into a model over the frame and the pairs of the bright sources."""
-    at = evaluate(h.coeff, np.array([_seen(sources.center, h.parity)]), h.z0, sources.norm)[0]
+    at = evaluate(h.coeff, np.array([_seen(sources.center, h.parity)]), h.z0, h.norm)[0]
     a0, d0 = deproject(-at.real * stars.scale_deg, at.imag * stars.scale_deg, stars.ra0_deg, stars.dec0_deg)
     tangent = (float(a0), float(d0))
-    scale_deg = stars.scale_deg * float(abs(h.coeff[1])) / sources.norm
+    scale_deg = stars.scale_deg * float(abs(h.coeff[1])) / h.norm
     i, j = h.i, h.j
     n = min(MAX_PAIRS, len(sources.z))
     z = sources.z[:n]
@@ -334,7 +403,7 @@ def _reachable(h: Hypothesis, sources: Sources, stars: Stars, n: int) -> Ints:
     ny, nx = sources.shape
     edge = np.array([0, nx / 2, nx]), np.array([0, ny / 2, ny])
     box = (edge[0][:, None] + 1j * edge[1][None, :]).ravel()
-    corners = evaluate(h.coeff, box if h.parity > 0 else box.conj(), h.z0, sources.norm)
+    corners = evaluate(h.coeff, box if h.parity > 0 else box.conj(), h.z0, h.norm)
     margin = 0.02 * sources.norm
     w = stars.w
     inside = (
@@ -350,6 +419,23 @@ def _reachable(h: Hypothesis, sources: Sources, stars: Stars, n: int) -> Ints:
         slack = 1.0 + 3.0 * float(mad_std(zero))
         inside = inside[~(stars.mag[inside] > faintest + slack)]
     return inside
+
+
+def evenness(sources: Sources, i: Ints) -> float:
+    """Return the least share of sources paired in a sixteenth of the frame, over the median share.
+
+    Near 0 where a part of the frame was left behind. Only the brightest sources count, and parts
+    with eight of them or more.
+    """
+    ny, nx = sources.shape
+    z = sources.z[:MAX_PAIRS]
+    cell = np.clip((z.real + 0.5) * 4 // nx, 0, 3) + 4 * np.clip((z.imag + 0.5) * 4 // ny, 0, 3)
+    cell = cell.astype(np.int64)
+    paired = np.zeros(len(z))
+    paired[i[i < len(z)]] = 1.0
+    total = np.bincount(cell, minlength=16)
+    share = (np.bincount(cell, paired, minlength=16) / np.maximum(total, 1))[total >= 8]
+    return float(share.min() / max(np.median(share), 1e-9)) if len(share) else 1.0
 
 
 def conclude(
@@ -370,6 +456,7 @@ def conclude(
         "rms_px": float(np.sqrt(np.mean(residual**2) / 2.0)),
         "distortion_level": float(LEVELS[h.level]),
         "degree": model.degree,
+        "evenness": evenness(sources, i),
     }
     return Match(
         source_index[order], reference_index[order], model, h.log_odds, len(sources.z), n_reference,

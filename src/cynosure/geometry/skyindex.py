@@ -48,6 +48,8 @@ HEADER = "index.json"
 FIELD_STARS = 24  # stars of a band in a square field of its width
 BAND_STEP = np.sqrt(2.0)  # width of a band's fields over that of the next narrower band
 NEAR = 4  # neighbours that a star makes quads with
+NEAR_FEW = 6  # the same in a band of few stars, where room is no concern
+FEW = 150_000
 CODE_MARGIN = 0.05  # codes are stored as 16-bit integers over the range of x and y and this much
 DEPTH = 4.0  # the stars kept are this many times as dense as the densest band
 STAR_ARRAYS = ("ra_deg", "dec_deg", "mag", "row", "vector", "ra", "start")
@@ -323,7 +325,8 @@ def _make_band(ra: Floats, dec: Floats, vector: Floats, width_deg: float) -> dic
     order, start = _in_rows(ra[star], dec[star], 0.5 * radius)
     star = star[order]
     v = vector[star]
-    _, near = cKDTree(v).query(v, k=NEAR + 1)
+    near = NEAR_FEW if NEAR_FEW < len(star) <= FEW else NEAR
+    _, near = cKDTree(v).query(v, k=near + 1)
     quad, code = _quads_of(v, near[:, 1:].astype(np.int32))
     bins = int(np.clip(np.ceil(len(quad) ** 0.25), 8, 40))
     stored, cell = _store(code, bins)
@@ -387,9 +390,12 @@ def build_index(
     vector = unit_vectors(ra[row], dec[row])
     kept = _thin(ra_rad, dec_rad, vector, finest, RANK) if len(row) else row
     row, ra_rad, dec_rad, vector = row[kept], ra_rad[kept], dec_rad[kept], vector[kept]
-    n_bands = int(np.ceil(np.log(max_width_deg / min_width_deg) / np.log(BAND_STEP) - 1e-9)) + 1
+    n_bands = int(np.ceil(np.log(max_width_deg / min_width_deg) / np.log(BAND_STEP) - 1e-9)) + 2
     bands = []
-    for k in range(n_bands):
+    # One band beyond either end, where it is small: a list may be deeper or shallower than usual.
+    for k in range(-1, n_bands):
+        if k < 0 and len(row) > FEW:
+            continue
         band = _make_band(ra_rad, dec_rad, vector, min_width_deg * BAND_STEP**k)
         if band is not None:
             bands.append(band)

@@ -87,7 +87,7 @@ class Schema:
 
         fields, arrays = [], []
         for c in self.columns:
-            array = pa.array(np.ascontiguousarray(table[c.name]))
+            array = _arrow_array(np.ascontiguousarray(table[c.name]))
             arrays.append(array)
             fields.append(pa.field(c.name, array.type, metadata={"unit": c.unit, "meaning": c.meaning}))
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={"cynosure": self.name}))
@@ -99,8 +99,37 @@ class Schema:
             raise CatalogDamaged(catalog=where, reason=f"columns missing: {', '.join(missing)}")
         out = self.empty(table.num_rows)
         for name in self.names:
-            out[name] = table.column(name).to_numpy(zero_copy_only=False)
+            out[name] = _numpy_array(table.column(name), out.dtype[name])
         return out
+
+
+def _arrow_array(values: NDArray[Any]) -> pa.Array:
+    """Return an Arrow array over NumPy's own memory.
+
+    pyarrow's conversions import pandas where it is installed, which takes longer than a table.
+    """
+    import pyarrow as pa
+
+    if values.dtype.kind == "b":
+        packed = np.packbits(values, bitorder="little")
+        return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(packed)])
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def _numpy_array(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return a column of numbers without nulls, or with them as NaN, as a NumPy array."""
+    kind = str(column.type)
+    if column.null_count or kind == "bool" or kind not in _PLAIN:
+        return np.array(column.to_pylist(), dtype=dtype)
+    parts = [
+        np.frombuffer(chunk.buffers()[1], dtype=_PLAIN[kind])[chunk.offset : chunk.offset + len(chunk)]
+        for chunk in column.chunks
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
+
+
+_PLAIN = {"double": "f8", "float": "f4", "int64": "i8", "int32": "i4", "int16": "i2"}
 
 
 def write_parquet(path: str | Path, table: NDArray[np.void], schema: Schema) -> None:
@@ -128,7 +157,9 @@ def read_parquet(path: str | Path, schema: Schema) -> NDArray[np.void]:
     """Read a table of a known schema from Parquet."""
     import pyarrow.parquet as pq
 
-    return schema.from_arrow(pq.read_table(path, columns=list(schema.names)), str(path))
+    with pq.ParquetFile(path) as file:
+        wanted = [n for n in schema.names if n in file.schema_arrow.names]
+        return schema.from_arrow(file.read(columns=wanted), str(path))
 
 
 class SourceFlag(IntFlag):

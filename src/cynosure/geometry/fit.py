@@ -126,7 +126,7 @@ class Fit:
     leverage : (n, 2) ndarray
         Of the used stars, 0 for the others.
     used, reserved : (n,) ndarray of bool
-        Took part in the fit; held out of it.
+        Took part in the fit; held out of it. A pair beyond the threshold is neither.
     chi2, dof : float, int
         Of the used stars.
     chi2_all : float
@@ -539,7 +539,7 @@ class _Plane:
         return Fit(
             model=_assemble(form, self.start(form), p), form=form, errors=errors, covariance=covariance,
             residual_mas=residual, sigma2_mas2=cov, leverage=np.where(use[:, None], lever, 0.0),
-            used=use, reserved=~train, chi2=float(q[use].sum()),
+            used=use, reserved=~train & (q < self.threshold**2), chi2=float(q[use].sum()),
             dof=max(2 * int(use.sum()) - n_parameters, 0),
             chi2_all=float(q[q < CHI2_OUTLIER].sum()), history=tuple(history), scores=scores,
             base=self.start(form),

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from cynosure.data.coverage import Coverage
 from cynosure.data.place import Place
-from cynosure.data.reftables import INDEX_COLUMNS, Meaning, array_values
-from cynosure.data.tables import REFERENCE
+from cynosure.data.reftables import INDEX_COLUMNS, Meaning, Pieces, array_values
 from cynosure.ground import sky
 from cynosure.ground.errors import CatalogDamaged, CatalogMissing, Temporary
 
@@ -261,56 +260,51 @@ class HatsStore:
     def cone(
         self, meaning: Meaning, ra_deg: float, dec_deg: float, radius_deg: float,
         mags: tuple[float, float] | None,
-    ) -> NDArray[np.void]:
-        """Return the stars of a circle and a magnitude range, in the order of the sky."""
+    ) -> Pieces:
+        """Return the tables and rows of a circle and a magnitude range, in the sky's order."""
         ranges = sky.cone_ranges(ra_deg, dec_deg, radius_deg)
-        columns = meaning.columns
 
-        def stars_of(k: int) -> list[NDArray[np.void]]:
-            return [
-                self._stars(meaning, table, (ra_deg, dec_deg, radius_deg), mags)
-                for table in self.read(k, columns, ranges)
-            ]
+        def rows_of(table: pa.Table, ra: Floats, dec: Floats) -> Integers:
+            rows = sky.rows_within(ra, dec, ra_deg, dec_deg, radius_deg)
+            if mags is not None:
+                mag = meaning.magnitudes(table, rows)
+                with np.errstate(invalid="ignore"):
+                    rows = rows[(mag >= mags[0]) & (mag <= mags[1])]
+            return rows
 
-        return self._gathered(stars_of, self.overlapping(ranges))
+        return self._gathered(meaning, self.overlapping(ranges), ranges, rows_of)
 
-    def all(self, meaning: Meaning) -> NDArray[np.void]:
-        """Return all stars, in the order of the sky."""
-        columns = meaning.columns
+    def all(self, meaning: Meaning) -> Pieces:
+        """Return the tables and rows of all stars, in the sky's order."""
         return self._gathered(
-            lambda k: [self._stars(meaning, t, None, None) for t in self.read(k, columns, None)],
-            np.arange(len(self.pixels)),
+            meaning, np.arange(len(self.pixels)), None,
+            lambda table, ra, dec: np.flatnonzero(np.isfinite(ra) & np.isfinite(dec)),
         )
 
     def _gathered(
-        self, stars_of: Callable[[int], list[NDArray[np.void]]], parts: Integers
-    ) -> NDArray[np.void]:
+        self, meaning: Meaning, parts: Integers, ranges: Integers | None,
+        rows_of: Callable[[pa.Table, Floats, Floats], Integers],
+    ) -> Pieces:
+        def pieces_of(k: int) -> list[tuple[pa.Table, Integers]]:
+            found = []
+            for table in self.read(k, meaning.columns, ranges):
+                ra, dec = meaning.values(table, "ra_deg"), meaning.values(table, "dec_deg")
+                if not self._checked:
+                    self._check_cells(meaning, table, ra, dec)
+                    self._checked = True
+                rows = rows_of(table, ra, dec)
+                if len(rows):
+                    found.append((table, rows))
+            return found
+
         if self.place.fs is not None and len(parts) > 1:
             from concurrent.futures import ThreadPoolExecutor
 
             with ThreadPoolExecutor(REMOTE_THREADS) as pool:
-                pieces = list(pool.map(stars_of, map(int, parts)))
+                pieces = list(pool.map(pieces_of, parts.tolist()))
         else:
-            pieces = [stars_of(int(k)) for k in parts]
-        flat = [stars for piece in pieces for stars in piece]
-        return np.concatenate(flat) if flat else REFERENCE.empty()
-
-    def _stars(
-        self, meaning: Meaning, table: pa.Table, circle: tuple[float, float, float] | None,
-        mags: tuple[float, float] | None,
-    ) -> NDArray[np.void]:
-        ra, dec = meaning.values(table, "ra_deg"), meaning.values(table, "dec_deg")
-        if not self._checked:
-            self._check_cells(meaning, table, ra, dec)
-            self._checked = True
-        if circle is None:
-            return meaning.to_reference(table, np.flatnonzero(np.isfinite(ra) & np.isfinite(dec)))
-        rows = sky.rows_within(ra, dec, *circle)
-        if mags is not None:
-            mag = meaning.magnitudes(table, rows)
-            with np.errstate(invalid="ignore"):
-                rows = rows[(mag >= mags[0]) & (mag <= mags[1])]
-        return meaning.to_reference(table, rows)
+            pieces = [pieces_of(k) for k in parts.tolist()]
+        return [piece for some in pieces for piece in some]
 
     def _check_cells(self, meaning: Meaning, table: pa.Table, ra: Floats, dec: Floats) -> None:
         """Hold positions against the cells they are filed under: units that drifted show here."""

@@ -24,6 +24,7 @@ from cynosure.data.place import Place
 from cynosure.data.refcheck import prepared
 from cynosure.data.reftables import (
     Meaning,
+    Pieces,
     catalog_word,
     find_meaning,
     named_by_columns,
@@ -134,12 +135,12 @@ class Store(Protocol):
     def cone(
         self, meaning: Meaning, ra_deg: float, dec_deg: float, radius_deg: float,
         mags: tuple[float, float] | None,
-    ) -> NDArray[np.void]:
-        """Return the stars of a circle, in any order."""
+    ) -> Pieces:
+        """Return the tables and rows of the stars of a circle."""
         ...
 
-    def all(self, meaning: Meaning) -> NDArray[np.void]:
-        """Return all stars."""
+    def all(self, meaning: Meaning) -> Pieces:
+        """Return the tables and rows of all stars."""
         ...
 
     def coverage(self) -> Coverage:
@@ -202,11 +203,16 @@ class RefCat:
         """
         circle = _checked_circle(ra_deg, dec_deg, radius_deg)
         mags = _mag_range(min_mag, max_mag)
-        return _ranked(self.store.cone(self.meaning, *circle, mags), max_rows)
+        return self._stars(self.store.cone(self.meaning, *circle, mags), max_rows)
 
     def all(self) -> NDArray[np.void]:
         """Return every star, brightest first, schema ``REFERENCE``."""
-        return _ranked(self.store.all(self.meaning), None)
+        return self._stars(self.store.all(self.meaning), None)
+
+    def _stars(self, pieces: Pieces, max_rows: int | None) -> NDArray[np.void]:
+        if not pieces:
+            return REFERENCE.empty()
+        return self.meaning.to_reference(pieces, self.meaning.ranked(pieces, max_rows))
 
     def coverage(self, ra_deg: float, dec_deg: float, radius_deg: float) -> float:
         """Return the fraction of a circle, by area, where the catalogue has stars.
@@ -242,11 +248,6 @@ class RefCat:
             else self.meaning.position_error_mas,
             "notes": list(self.notes),
         }
-
-
-def _ranked(stars: NDArray[np.void], max_rows: int | None) -> NDArray[np.void]:
-    order = np.lexsort((stars["ref_id"], stars["mag"]))  # NaN sorts last
-    return stars[order if max_rows is None else order[:max_rows]]
 
 
 def _checked_circle(ra_deg: float, dec_deg: float, radius_deg: float) -> tuple[float, float, float]:
@@ -296,17 +297,17 @@ class MemoryStore:
     def cone(
         self, meaning: Meaning, ra_deg: float, dec_deg: float, radius_deg: float,
         mags: tuple[float, float] | None,
-    ) -> NDArray[np.void]:
+    ) -> Pieces:
         """See :class:`Store`."""
         found = sky.rows_within(self._ra, self._dec, ra_deg, dec_deg, radius_deg)
         if mags is not None:
             with np.errstate(invalid="ignore"):
                 found = found[(self._mag[found] >= mags[0]) & (self._mag[found] <= mags[1])]
-        return meaning.to_reference(self.table, self.rows[found])
+        return [(self.table, self.rows[found])]
 
-    def all(self, meaning: Meaning) -> NDArray[np.void]:
+    def all(self, meaning: Meaning) -> Pieces:
         """See :class:`Store`."""
-        return meaning.to_reference(self.table, self.rows)
+        return [(self.table, self.rows)]
 
     def coverage(self) -> Coverage:
         """See :class:`Store`."""

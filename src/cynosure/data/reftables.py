@@ -8,7 +8,7 @@ schema ``REFERENCE``. What a table does not say stays NaN: unknown is not zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "INDEX_COLUMNS",
     "KNOWN_CATALOGS",
     "Meaning",
+    "Pieces",
     "Role",
     "array_values",
     "catalog_word",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+Pieces = Sequence[tuple["pa.Table", Any]]  # tables, and which of their rows
 
 INDEX_COLUMNS = ("_healpix_29", "_hipscat_index")
 
@@ -312,80 +314,111 @@ class Meaning:
 
     def magnitudes(self, table: pa.Table, rows: Any = slice(None)) -> Floats:
         """Return the magnitudes, those that no star has as NaN."""
-        mags = self.values(table, "mag", rows)
-        with np.errstate(invalid="ignore"):
-            return np.where(np.abs(mags) < BLANK_MAG, mags, np.nan)
+        return _possible("mag", self.values(table, "mag", rows))
 
-    def to_reference(self, table: pa.Table, rows: Any = slice(None)) -> NDArray[np.void]:
-        """Return rows of a table as ``REFERENCE``.
+    def ranked(self, pieces: Pieces, max_rows: int | None) -> NDArray[np.int64]:
+        """Return the order of stars by magnitude, then identifier; unknown magnitudes last."""
+        mags = _possible("mag", self._of(pieces, "mag"))
+        order = np.argsort(mags, kind="stable")
+        sorted_mags = mags[order]
+        if np.any(sorted_mags[1:] == sorted_mags[:-1]) or np.isnan(sorted_mags[-2:]).sum() == 2:
+            order = np.lexsort((self._identifiers(pieces), mags))
+        return order if max_rows is None else order[:max_rows]
+
+    def to_reference(self, pieces: Pieces, order: Any = slice(None)) -> NDArray[np.void]:
+        """Return rows of tables as ``REFERENCE``.
 
         Positions are checked to be possible degrees; a number that is not possible (a motion of
         20"/yr, an error of zero, a magnitude of 99) is unknown.
+
+        Parameters
+        ----------
+        pieces : list of (Arrow table, rows)
+            Put together in this order.
+        order : array of int, optional
+            Which of all those rows, and in which order.
 
         Raises
         ------
         CatalogDamaged
             If a declination is beyond the poles or a right ascension beyond a turn.
         """
-        ra, dec = self.values(table, "ra_deg", rows), self.values(table, "dec_deg", rows)
+        found: dict[str, Any] = {
+            role: _possible(role, self._of(pieces, role, order))
+            for role in self.sources if role != "ref_id"
+        }
+        ra, dec = found["ra_deg"], found["dec_deg"]
         check_degrees(self.catalog, ra, dec, self.column("ra_deg"), self.column("dec_deg"))
-        out = REFERENCE.empty(len(ra))
-        out["ra_deg"], out["dec_deg"] = ra % 360.0, dec
-        for role in REFERENCE.names:
-            if role in self.sources and role not in ("ra_deg", "dec_deg", "ref_id"):
-                out[role] = self.values(table, role, rows)
-        if "color" not in self.sources and {"bp", "rp"} <= set(self.sources):
-            out["color"] = self.values(table, "bp", rows) - self.values(table, "rp", rows)
-        out["ref_id"] = self._identifiers(table, rows, out)
-        _blank_impossible(out)
-        out["good"] = True
-        self._judge(table, rows, out)
+        found["ra_deg"] = ra % 360.0 if np.any((ra < 0) | (ra >= 360.0)) else ra
+        if "color" not in found and {"bp", "rp"} <= set(found):
+            found["color"] = _possible("color", found["bp"] - found["rp"])
         for name in ("ra_error_mas", "dec_error_mas"):
-            out[name][np.isnan(out[name])] = self.position_error_mas
-        out["ref_epoch_yr"][np.isnan(out["ref_epoch_yr"])] = self.ref_epoch_yr
+            found[name] = _filled(found.get(name), self.position_error_mas)
+        found["ref_epoch_yr"] = _filled(found.get("ref_epoch_yr"), self.ref_epoch_yr)
+        if "params_solved" in found:  # Gaia's positions without motions say so
+            for name in {"pm_ra_mas_yr", "pm_dec_mas_yr", "parallax_mas"} & set(found):
+                found[name] = np.where(found["params_solved"] == 3, np.nan, found[name])
+        out = np.empty(len(ra), dtype=REFERENCE.dtype)
+        for name in REFERENCE.names:
+            out[name] = found.get(name, np.nan) if name not in ("ref_id", "good") else 0
+        out["ref_id"] = self._identifiers(pieces)[order]
+        out["good"] = _passes(found)
         return out
 
-    def _identifiers(self, table: pa.Table, rows: Any, out: NDArray[np.void]) -> NDArray[np.int64]:
-        """Return the catalogue's integers, or where it has none the cell of order 29."""
+    def _of(self, pieces: Pieces, role: str, order: Any = slice(None)) -> Floats:
+        values = [self.values(table, role, rows) for table, rows in pieces]
+        return _joined(values)[order]
+
+    def _identifiers(self, pieces: Pieces) -> NDArray[np.int64]:
+        """Return the catalogue's integers, or where it has none the cells of order 29."""
         name = self.column("ref_id")
-        if name is not None and table.column(name).null_count == 0:
-            return array_values(table.column(name))[rows].astype(np.int64)
-        return healpix_cell(out["ra_deg"], out["dec_deg"])
-
-    def _judge(self, table: pa.Table, rows: Any, out: NDArray[np.void]) -> None:
-        """Apply the quality cuts whose columns exist to ``good``."""
-        good = out["good"]
-        if "params_solved" in self.sources:
-            solved = self.values(table, "params_solved", rows)
-            good &= np.isin(solved, (31, 95))
-            position_only = solved == 3
-            for name in ("pm_ra_mas_yr", "pm_dec_mas_yr", "parallax_mas"):
-                out[name][position_only] = np.nan
-        with np.errstate(invalid="ignore"):
-            if "ruwe" in self.sources:
-                good &= ~(self.values(table, "ruwe", rows) >= 1.4)
-            if "duplicated" in self.sources:
-                good &= ~(self.values(table, "duplicated", rows) > 0)
-            if "multi_peak" in self.sources:
-                good &= ~(self.values(table, "multi_peak", rows) > 10)
+        if name is not None and not any(t.column(name).null_count for t, _ in pieces):
+            ids = [array_values(t.column(name))[rows].astype(np.int64) for t, rows in pieces]
+            return np.asarray(_joined(ids), dtype=np.int64)
+        return healpix_cell(self._of(pieces, "ra_deg") % 360.0, self._of(pieces, "dec_deg"))
 
 
-def _blank_impossible(out: NDArray[np.void]) -> None:
+def _joined(values: list[NDArray[Any]]) -> NDArray[Any]:
+    if len(values) == 1:
+        return values[0]
+    return np.concatenate(values) if values else np.zeros(0)
+
+
+def _filled(values: Floats | None, unknown: float) -> Floats | float:
+    return unknown if values is None else np.where(np.isnan(values), unknown, values)
+
+
+def _possible(role: str, values: Floats) -> Floats:
     """Make NaN of numbers that no star has: they stand for "unknown" in many tables."""
     with np.errstate(invalid="ignore"):
-        for name in ("mag", "color"):
-            out[name][~(np.abs(out[name]) < BLANK_MAG)] = np.nan
-        for name in REFERENCE.names:
-            if "error" in name:
-                out[name][~((out[name] > 0) & (out[name] < 1e6))] = np.nan
-        for name in ("pm_ra_mas_yr", "pm_dec_mas_yr"):
-            out[name][~(np.abs(out[name]) < 20000.0)] = np.nan
-        out["parallax_mas"][~(np.abs(out["parallax_mas"]) < 2000.0)] = np.nan
-        epoch = out["ref_epoch_yr"]
-        epoch[~((epoch > 1800.0) & (epoch < 2200.0))] = np.nan
-        for name in REFERENCE.names:
-            if name.endswith("_corr"):
-                out[name][~(np.abs(out[name]) <= 1.0)] = np.nan
+        if role in ("mag", "color"):
+            return np.where(np.abs(values) < BLANK_MAG, values, np.nan)
+        if "error" in role:
+            return np.where((values > 0) & (values < 1e6), values, np.nan)
+        if role.startswith("pm_"):
+            return np.where(np.abs(values) < 20000.0, values, np.nan)
+        if role == "parallax_mas":
+            return np.where(np.abs(values) < 2000.0, values, np.nan)
+        if role == "ref_epoch_yr":
+            return np.where((values > 1800.0) & (values < 2200.0), values, np.nan)
+        if role.endswith("_corr"):
+            return np.where(np.abs(values) <= 1.0, values, np.nan)
+    return values
+
+
+def _passes(found: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Say which stars pass the quality cuts whose columns exist."""
+    good = np.ones(len(found["ra_deg"]), dtype=bool)
+    with np.errstate(invalid="ignore"):
+        if "params_solved" in found:
+            good &= np.isin(found["params_solved"], (31, 95))
+        if "ruwe" in found:
+            good &= ~(found["ruwe"] >= 1.4)
+        if "duplicated" in found:
+            good &= ~(found["duplicated"] > 0)
+        if "multi_peak" in found:
+            good &= ~(found["multi_peak"] > 10)
+    return good
 
 
 def check_degrees(

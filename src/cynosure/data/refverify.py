@@ -162,7 +162,7 @@ class _Check:
             if kind != field.type:
                 self.problems.append(f"{where}: column {field.name!r} is {kind}, not {field.type}")
         try:
-            stars = self.meaning.to_reference(table)
+            stars = self.meaning.to_reference([(table, slice(None))])
         except CynosureError as error:
             self.problems.append(f"{where}: {error}")
             return

@@ -10,7 +10,7 @@ from cynosure.solutions.quality import coverage_4x4, judge
 GOOD = {
     "n_used": 200, "n_reserved": 30, "rms_mas": 30.0, "rms_reserved_mas": 31.0,
     "scale_arcsec": 1.0, "log_odds": 300.0, "chi2_dof": 1.0, "coverage": 1.0,
-    "before_rms_mas": 900.0, "wcs_error_mas": 3.0,
+    "before_ratio": 0.04, "wcs_error_mas": 3.0,
 }
 
 
@@ -28,13 +28,13 @@ def test_a_good_solution_passes_every_check():
         ("odds", {"log_odds": 20.9}, "failed", 5),
         ("odds", {"log_odds": math.nan}, "failed", 5),
         ("stars", {"n_used": 5, "n_reserved": 0}, "compromised", 2),
-        ("rms", {"rms_mas": 1001.0, "rms_reserved_mas": 1001.0, "before_rms_mas": 9e5},
+        ("rms", {"rms_mas": 1001.0, "rms_reserved_mas": 1001.0},
          "compromised", 4),
         ("coverage", {"coverage": 0.5}, "compromised", 2),
         ("reserved", {"rms_reserved_mas": 90.0}, "compromised", 2),
         ("chi2", {"chi2_dof": 2.1}, "compromised", 2),
         ("corner", {"wcs_error_mas": 501.0}, "compromised", 2),
-        ("before", {"before_rms_mas": 20.0}, "compromised", 2),
+        ("before", {"before_ratio": 1.2}, "compromised", 2),
     ],
 )
 def test_each_fault_trips_its_check_alone(name, fault, status, quality):
@@ -49,7 +49,7 @@ def test_each_fault_trips_its_check_alone(name, fault, status, quality):
     ("rms_mas", "quality"), [(199.9, 1), (200.0, 3), (1000.0, 3), (1000.1, 4)]
 )
 def test_limits_follow_the_pixel(rms_mas, quality):
-    numbers = {**GOOD, "rms_mas": rms_mas, "rms_reserved_mas": rms_mas, "before_rms_mas": 1e6}
+    numbers = {**GOOD, "rms_mas": rms_mas, "rms_reserved_mas": rms_mas}
     assert judge(**numbers).quality == quality
     half = {**numbers, "rms_mas": rms_mas / 2, "rms_reserved_mas": rms_mas / 2, "scale_arcsec": 0.5}
     assert judge(**half).quality == quality
@@ -62,7 +62,7 @@ def test_limits_of_the_archives(rms_mas, quality):
 
 
 def test_what_is_not_known_is_not_held_against_a_solution():
-    unknown = {k: math.nan for k in ("rms_reserved_mas", "chi2_dof", "before_rms_mas",
+    unknown = {k: math.nan for k in ("rms_reserved_mas", "chi2_dof", "before_ratio",
                                      "wcs_error_mas")}
     assert judge(**{**GOOD, **unknown, "n_reserved": 0}).quality == 1
     assert judge(**{**GOOD, "rms_mas": math.nan}).status == "failed"

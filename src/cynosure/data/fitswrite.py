@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from cynosure.data.alternates import Records, archive_records, records_of, strip_records
+from cynosure.data.alternates import (
+    Records,
+    alternate_letters,
+    archive_records,
+    primary_keyword,
+    records_of,
+    strip_records,
+)
 from cynosure.data.fitsbytes import CARD, Unit, card_value, checksum_text, padded, read_units, sum32
 from cynosure.data.fitsfile import open_fits
 from cynosure.data.raster import RASTERS, read_raster
@@ -24,7 +31,7 @@ from cynosure.ground.files import atomic_path
 if TYPE_CHECKING:
     from astropy.io.fits import Header
 
-__all__ = ["output_name", "write_header_only", "write_solved"]
+__all__ = ["header_beside", "output_name", "write_header_only", "write_solved"]
 
 # An HDU, or an HDU and a plane of its cube.
 Chip = int | tuple[int, int]
@@ -59,6 +66,7 @@ def write_solved(
     *,
     overwrite: bool = False,
     archive: str | None = "ORIGINAL",
+    active: bool = True,
 ) -> Path:
     """Write an image with new WCSs, pixels and all other cards kept.
 
@@ -77,6 +85,9 @@ def write_solved(
     archive : str or None
         The name that the old WCS gets as an alternate where it has none; None drops the old WCS.
         A WCS of the same WCSNAME as the new one is replaced: a repeat adds nothing.
+    active : bool
+        Whether the new WCS becomes the one that readers use. Otherwise the old one stays, card
+        for card, and the new one is added as an alternate.
 
     Raises
     ------
@@ -110,7 +121,7 @@ def write_solved(
     ):
         if out == source.resolve():
             temporary.chmod(source.stat().st_mode & 0o7777)
-        _copy(stream, source.name, size, sink, chips, archive)
+        _copy(stream, source.name, size, sink, chips, archive, active)
     return out
 
 
@@ -130,6 +141,7 @@ def _copy(
     sink: BinaryIO,
     chips: Mapping[Chip, tuple[Header, Header]],
     archive: str | None,
+    active: bool,
 ) -> None:
     missing = {chip if isinstance(chip, int) else chip[0] for chip in chips}
     end = 0
@@ -140,7 +152,8 @@ def _copy(
             continue  # the WCS of a plane that gets a new one
         if unit.index in chips:
             wcs, extra = chips[unit.index]
-            records = solved_records(records_of(unit.raw), wcs, extra, archive)
+            make = solved_records if active else records_beside
+            records = make(records_of(unit.raw), wcs, extra, archive)
             _write_unit(stream, name, unit, records, sink)
         else:
             _write_all(sink, unit.raw)
@@ -229,6 +242,33 @@ def solved_records(records: Records, wcs: Header, extra: Header, archive: str | 
     at = min(at, len(rest))
     rest = [r for r in rest if r[0] not in STALE]
     return _with_extra(rest[:at] + new + rest[at:], _cards_of(extra))
+
+
+def records_beside(records: Records, wcs: Header, extra: Header, archive: str | None) -> Records:
+    """Return the cards of a header that keeps its WCS, with a new one as an alternate.
+
+    An alternate of the same WCSNAME is replaced. Where there is no WCS, the new one is it.
+    """
+    if not any(k == "CTYPE1" for k, _ in records):
+        return solved_records(records, wcs, extra, archive)
+    new = _cards_of(wcs)
+    name = _value(next((b for k, b in new if k == "WCSNAME"), None))
+    for letter in alternate_letters(records):
+        body = next((b for k, b in records if k == f"WCSNAME{letter}"), None)
+        if name and _value(body) == name:
+            records = [r for r in records if not primary_keyword(r[0], letter)]
+    rest = strip_records(records)[0]
+    beside, _ = archive_records(rest + new, name or str(archive))
+    records = [r for r in records if r[0] not in STALE]
+    return _with_extra(records, beside[len(rest):] + _cards_of(extra))
+
+
+def header_beside(old: Header, wcs: Header, extra: Header) -> Header:
+    """Return a header of an old WCS with a new one as an alternate, and other cards."""
+    from astropy.io.fits import Header
+
+    records = records_beside(_cards_of(old), wcs, extra, None)
+    return Header.fromstring(b"".join(body for _, body in records).decode("ascii"))
 
 
 def _value(body: bytes | None) -> str:

@@ -15,7 +15,7 @@ import importlib
 import inspect
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -92,7 +92,7 @@ def keyword_settings(section: str, function: Callable[..., Any]) -> dict[str, Se
     return found
 
 
-class Settings:
+class Settings(Mapping[str, dict[str, Any]]):
     """The settings of one run, section by section, with the origin of each.
 
     Parameters
@@ -117,8 +117,11 @@ class Settings:
         self._values = {k: dict(v) for k, v in (values or {}).items()}
         self._known: dict[str, dict[str, Setting]] = {}
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._sections)
+
+    def __len__(self) -> int:
+        return len(self._sections)
 
     def known(self, section: str) -> dict[str, Setting]:
         """All settings of a section."""

@@ -82,7 +82,8 @@ def extract_sources(
     log("background")
     background = estimate_background(frame, threads=threads, **settings["background"])
     if mosaic:
-        background = dataclasses.replace(background, sigma=background.sigma * np.float32(NOISE_FACTOR))
+        sigma = background.sigma * np.float32(NOISE_FACTOR)
+        background = dataclasses.replace(background, sigma=sigma)
     clock.lap("background")
     log("detection")
     sources = detect_sources(frame, background, threads=threads, **settings["detect"])

@@ -40,7 +40,8 @@ def _fit_tables(part: Extraction, plate: Plate) -> dict[str, Any]:
     rows = np.flatnonzero(inside)[:5000]
     lone = rows[~np.isin(rows, chip.reference_index)]
     table = np.stack([x, y, reference.stars["mag"]], axis=1)
-    gx, gy = (v.ravel() for v in np.meshgrid(np.linspace(0, nx - 1, 17), np.linspace(0, ny - 1, 17)))
+    grid = np.meshgrid(np.linspace(0, nx - 1, 17), np.linspace(0, ny - 1, 17))
+    gx, gy = (v.ravel() for v in grid)
     error = np.sqrt(np.mean(fit.wcs_error_mas(gx, gy) ** 2, axis=1))
     names = {"shift": 0, "rshift": 0, "rscale": 1, "general": 1}
     trials = [

@@ -507,7 +507,7 @@ def _prior(frame: Frame, base: SkyModel) -> tuple[SkyModel | None, str]:
 
 
 def _pointed(old: SkyModel, base: SkyModel, shape: tuple[int, int]) -> SkyModel:
-    """Return a model with its tangent point moved so that the frame's centre is where `base` has it."""
+    """Return a model pointed to where `base` points: its tangent point moves, nothing else."""
     x, y = (shape[1] - 1) / 2, (shape[0] - 1) / 2
     ra, dec = base.pixel_to_sky(x, y)
     for _ in range(3):
@@ -609,7 +609,7 @@ class _Layout:
             moved["x_err"] = moved["y_err"] = mean
             combined.append(moved)
         every = np.concatenate(combined)
-        plane_settings = {**settings, "fit": {**settings["fit"], "max_order": 1, "form": "auto"}}
+        plane_settings = {"fit": {**settings["fit"], "max_order": 1, "form": "auto"}}
         plane = _fit_chip(
             frames[0].replaced(wcs=None), every, reference, match.model, self.shape, plane_settings
         )

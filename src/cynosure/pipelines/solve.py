@@ -18,6 +18,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ from cynosure.data.fitsio import read
 from cynosure.data.frame import Exposure, Pointing
 from cynosure.data.refcat import RefCat, open_refcat
 from cynosure.data.tables import MATCHES, SOURCES
+from cynosure.data.wcsread import is_wcs_keyword
 from cynosure.ground.errors import CatalogMissing, CynosureError, SettingError
 from cynosure.ground.settings import Range, Settings, Unit
 from cynosure.pipelines.evidence import ENDING, write_evidence
@@ -62,6 +64,8 @@ class Outcome:
         Schema ``SOURCES``.
     headers : dict
         Place in the file (HDU, or HDU and plane) to the cards of the new WCS.
+    kept : dict
+        The same of the WCS that the image came with, where that is better and stays in use.
     report : dict
         Arrays and rows that the report draws.
     """
@@ -70,6 +74,7 @@ class Outcome:
     matches: NDArray[np.void]
     sources: NDArray[np.void]
     headers: dict[Any, Header] = field(default_factory=dict)
+    kept: dict[Any, Header] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -280,7 +285,7 @@ def _solve_exposure(
     parts: list[Extraction] = []
     for frame in exposure.frames:
         prefix = f"{frame.name}: " if len(exposure.frames) > 1 else ""
-        say = (lambda text, p=prefix: log(p + text))
+        say = partial(_say, log, prefix)
         parts.append(extract_sources(frame, settings, threads=threads, log=say))
         for step, value in parts[-1].seconds.items():
             seconds[step] = seconds.get(step, 0.0) + value
@@ -300,7 +305,8 @@ def _solve_exposure(
         for group in groups:
             plates.append(solve_plate(
                 [p.frame for p in group], [p.sources for p in group], refcat, pointing, settings,
-                epoch_yr=epoch, blind=quads, together=len(group) > 1, name=name, log=log,
+                epoch_yr=epoch, blind=quads, together=len(group) > 1,
+                name=name if len(groups) == 1 else group[0].frame.name, log=log,
             ))
     except CynosureError as error:
         seconds["match"] = time.perf_counter() - lap
@@ -312,11 +318,17 @@ def _solve_exposure(
     seconds["match and fit"] = time.perf_counter() - lap
     lap = time.perf_counter()
     log("verdict")
-    solution, matches, headers = conclude(exposure, plates, refcat, settings, form, known, name)
+    solution, matches, headers, kept = conclude(
+        exposure, plates, refcat, settings, form, known, name
+    )
     evidence = gather(parts, plates)
     seconds["verify"] = time.perf_counter() - lap
     solution = solution.replaced(seconds=_rounded(seconds))
-    return Outcome(solution, matches, sources, headers, evidence)
+    return Outcome(solution, matches, sources, headers, kept, evidence)
+
+
+def _say(log: Log, prefix: str, text: str) -> None:
+    log(prefix + text)
 
 
 def failure(
@@ -354,7 +366,9 @@ class _Door:
         image, overwrite = payload
         outcome = solve(image, self.refcat, settings=self.settings, log=log, **self.arguments)
         log("writing")
-        return save(outcome, Path(image), Path(self.out), self.header_only, self.in_place, overwrite)
+        return save(
+            outcome, Path(image), Path(self.out), self.header_only, self.in_place, overwrite
+        )
 
 
 def save(
@@ -376,21 +390,32 @@ def _write_files(
     outcome: Outcome, source: Path, folder: Path, header_only: bool, in_place: bool, overwrite: bool
 ) -> list[str]:
     from cynosure.data.fitsio import split_path
-    from cynosure.data.fitswrite import output_name, write_header_only, write_solved
+    from cynosure.data.fitswrite import (
+        header_beside,
+        output_name,
+        write_header_only,
+        write_solved,
+    )
     from cynosure.data.tables import write_parquet
 
     source = split_path(str(source))[0]
     files = []
     if outcome.headers:
         solution = outcome.solution
+        chips = {p: _split(h, beside=p in outcome.kept) for p, h in outcome.headers.items()}
         if header_only:
             path = folder / output_name(source, ".wcs.fits")
             shapes = [tuple(c["shape"]) for c in solution.chips]
-            write_header_only(path, list(outcome.headers.values()), shapes, overwrite=overwrite)
+            headers = [
+                header_beside(outcome.kept[p], *chips[p]) if p in outcome.kept else header
+                for p, header in outcome.headers.items()
+            ]
+            write_header_only(path, headers, shapes, overwrite=overwrite)
         else:
             path = source if in_place else folder / output_name(source, "_wcs.fits")
-            chips = {hdu: _split(header) for hdu, header in outcome.headers.items()}
-            write_solved(source, path, chips, overwrite=overwrite or in_place)
+            write_solved(
+                source, path, chips, overwrite=overwrite or in_place, active=not outcome.kept
+            )
         files.append(str(path) if in_place and not header_only else path.name)
         path = folder / output_name(source, ".matches.parquet")
         write_parquet(path, outcome.matches, MATCHES)
@@ -413,16 +438,15 @@ def _write_solution(solution: Solution, source: Path, folder: Path, overwrite: b
     return solution
 
 
-WCS_CARDS = ("WCSAXES", "WCSNAME", "CTYPE", "CRVAL", "CRPIX", "CUNIT", "CDELT", "CROTA", "CD", "PC",
-             "PV", "A_", "B_", "AP_", "BP_", "RADESYS", "EQUINOX", "LONPOLE", "LATPOLE", "CRDER")
-
-
-def _split(header: Header) -> tuple[Header, Header]:
-    """Split cards into those of the WCS and the others."""
+def _split(header: Header, beside: bool) -> tuple[Header, Header]:
+    """Split cards into those of the WCS and the others; beside a better WCS they say only that."""
     wcs, extra = header.copy(), header.copy()
     for key in list(header):
-        own = key.startswith(WCS_CARDS)
+        own = is_wcs_keyword(key)
         del (extra if own else wcs)[key]
+    if beside:
+        extra.clear()
+        extra["AST_KEEP"] = (True, "the WCS it came with is better and stays")
     return wcs, extra
 
 
@@ -469,10 +493,11 @@ def run_solve(
         return _write_solution(solution, Path(image), Path(out), True)
 
     options = {k: v for k, v in arguments.items() if k not in ("threads", "log")}
+    options |= {"refcat": str(refcat), "header_only": header_only, "in_place": in_place}
     return run_images(
         door, images, out,
         endings=(".wcs.fits",) if header_only else () if in_place else ("_wcs.fits",),
-        options={**options, "refcat": str(refcat), "header_only": header_only, "in_place": in_place},
+        options=options,
         settings=settings, facts={"catalog": str(refcat), **(facts or {})}, failed=failed,
         on_record=on_record, workers=workers, timeout_s=timeout_s, overwrite=overwrite, watch=watch,
     )

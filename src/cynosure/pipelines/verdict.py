@@ -13,7 +13,7 @@ from cynosure._version import __version__
 from cynosure.data.frame import Exposure, Frame
 from cynosure.data.refcat import RefCat
 from cynosure.data.tables import MATCHES
-from cynosure.data.wcsread import sky_of_pixels
+from cynosure.data.wcsread import is_wcs_keyword, sky_of_pixels
 from cynosure.geometry.wcs import header_error_mas, model_in_file, model_to_header
 from cynosure.ground.errors import ExitCode, Unverified
 from cynosure.ground.numeric import rms
@@ -55,7 +55,7 @@ def now() -> str:
 def conclude(
     exposure: Exposure, plates: list[Plate], refcat: RefCat, settings: Settings, form: str,
     known: dict[str, Any], name: str,
-) -> tuple[Solution, NDArray[np.void], dict[Any, Header]]:
+) -> tuple[Solution, NDArray[np.void], dict[Any, Header], dict[Any, Header]]:
     """Judge the fits, make the headers, and collect the numbers.
 
     Parameters
@@ -78,7 +78,10 @@ def conclude(
     matches : structured array
         Schema ``MATCHES``.
     headers : dict
-        Place in the file (HDU, or HDU and plane) to the cards of its new WCS.
+        Place in the file (HDU, or HDU and plane) to the cards of its new WCS; empty where the
+        solution failed.
+    kept : dict
+        The same of the WCS that the image came with, where that is better and stays.
 
     Raises
     ------
@@ -90,28 +93,34 @@ def conclude(
         _match_rows(chip, plate) for plate in plates for chip in plate.chips
     ])
     numbers = _numbers(chips, matches)
-    before = _before(chips, matches)
+    before, ratio = _before(chips, matches)
     scale = _geometry(chips[0])["scale_arcsec"]
     error = _wcs_error(chips)
+    odds = min(plate.match.log_odds for plate in plates)
     verdict = judge(
         n_used=numbers["n_used"], n_reserved=numbers["n_reserved"],
         rms_mas=float(np.hypot(numbers["rms_ra_mas"], numbers["rms_dec_mas"]) / np.sqrt(2)),
         rms_reserved_mas=float(
             np.hypot(numbers["rms_reserved_ra_mas"], numbers["rms_reserved_dec_mas"]) / np.sqrt(2)
         ),
-        scale_arcsec=scale, log_odds=plates[0].match.log_odds, chi2_dof=numbers["chi2_dof"],
-        coverage=_coverage(chips), before_rms_mas=before["before_rms_mas"],
+        scale_arcsec=scale, log_odds=odds, chi2_dof=numbers["chi2_dof"],
+        coverage=_coverage(chips), before_ratio=ratio,
         wcs_error_mas=error["corner"], **settings["quality"],
     )
     old_name = _old_name(exposure.frames[0])
     new_name = wcsname(old_name, "IMG", refcat.name)
     headers, entries = _headers(chips, form, new_name, numbers, verdict, plates[0], refcat, name)
+    stays = any(c.name == "before" and not c.passed for c in verdict.checks)
+    if stays:
+        known = {**known, "notes": (*known["notes"], KEPT)}
+    if verdict.status == "failed":
+        headers = {}
     solution = Solution(
         image=name, sha256=exposure.sha256, software=f"cynosure {__version__}", created=now(),
         settings=settings.resolved(), status=verdict.status, reason="; ".join(verdict.reasons),
         tried=steps_tried(plates[0].match.evidence.get("tried", ())),
         quality=verdict.quality, wcsname=new_name, epoch_yr=plates[0].epoch_yr,
-        n_reference=sum(len(p.reference) for p in plates), log_odds=plates[0].match.log_odds,
+        n_reference=sum(len(p.reference) for p in plates), log_odds=odds,
         form=form, order=max(c.fit.order for c in chips), chips=tuple(entries),
         wcs_error_mas=error, checks=tuple(c.to_dict() for c in verdict.checks),
         clip_rounds=max(len(c.fit.history) for c in chips),
@@ -121,7 +130,21 @@ def conclude(
         **numbers, **before, **_geometry(chips[0]),
         **{**known, "notes": known["notes"] + tuple(n for p in plates for n in p.notes)},
     )
-    return solution, matches, headers
+    return solution, matches, headers, _old_cards(chips) if headers and stays else {}
+
+
+KEPT = "the WCS that the image came with stays in use; the new one is beside it as an alternate"
+
+
+def _old_cards(chips: list[Chip]) -> dict[Any, Header]:
+    """Return the cards of the WCS that each chip came with."""
+    kept = {}
+    for chip in chips:
+        if chip.frame.wcs is not None and chip.frame.header is not None:
+            kept[chip.frame.place] = chip.frame.header.copy()
+            for key in [k for k in kept[chip.frame.place] if not is_wcs_keyword(k)]:
+                kept[chip.frame.place].remove(key, ignore_missing=True, remove_all=True)
+    return kept
 
 
 def _match_rows(chip: Chip, plate: Plate) -> NDArray[np.void]:
@@ -134,9 +157,11 @@ def _match_rows(chip: Chip, plate: Plate) -> NDArray[np.void]:
     for name in ("x", "y", "x_err", "y_err", "flux_e", "snr"):
         rows[name] = sources[name]
     rows["chip"], rows["ra_deg"], rows["dec_deg"] = chip.frame.chip, ra, dec
-    rows["ref_id"], rows["ref_mag"], rows["ref_color"] = stars["ref_id"], stars["mag"], stars["color"]
+    for name in ("ref_id", "mag", "color"):
+        rows[name if name == "ref_id" else f"ref_{name}"] = stars[name]
     rows["ref_ra_deg"], rows["ref_dec_deg"] = reference.ra_deg[j], reference.dec_deg[j]
-    rows["dra_mas"], rows["ddec_mas"] = _sky_offset(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])
+    offset = _sky_offset(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])
+    rows["dra_mas"], rows["ddec_mas"] = offset
     rows["sigma_ra_mas"], rows["sigma_dec_mas"] = np.sqrt(fit.sigma2_mas2[:, :2]).T
     rows["used"], rows["reserved"] = fit.used, fit.reserved
     return rows
@@ -169,22 +194,76 @@ def _numbers(chips: list[Chip], matches: NDArray[np.void]) -> dict[str, Any]:
     }
 
 
-def _before(chips: list[Chip], matches: NDArray[np.void]) -> dict[str, float]:
-    """Score the WCS that the image came with on the same stars."""
-    offsets, centre = [], float("nan")
+def _before(chips: list[Chip], matches: NDArray[np.void]) -> tuple[dict[str, float], float]:
+    """Score the WCS that the image came with on the same stars.
+
+    Returns
+    -------
+    dict
+        The solution's fields of that score.
+    ratio : float
+        How many times worse the fit predicts its stars than the old WCS does.
+    """
+    offsets, new, old, centre = [], [], [], float("nan")
     for k, chip in enumerate(chips):
         if chip.frame.wcs is None:
             continue
-        rows = matches[(matches["chip"] == chip.frame.chip) & matches["used"]]
-        ra, dec = sky_of_pixels(chip.frame.wcs, rows["x"], rows["y"])
-        offsets.append(np.stack(_sky_offset(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])))
+        # A chip's rows of the table stand in the order of its fit.
+        mine = matches[matches["chip"] == chip.frame.chip]
+        offset = np.stack(_offsets_of(chip.frame, mine), axis=1)
+        offsets.append(offset[mine["used"]])
+        rows = (mine["used"] | mine["reserved"]) & np.isfinite(offset).all(axis=1)
+        sigma = np.stack([mine["sigma_ra_mas"], mine["sigma_dec_mas"]], axis=1)[rows]
+        ours = np.stack([mine["dra_mas"], mine["ddec_mas"]], axis=1)
+        ours /= np.fmax(1.0 - chip.fit.leverage, 0.05)  # as if each had not been in its own fit
+        new.append((ours[rows] / sigma).ravel())
+        old.append((offset[rows] / sigma).ravel())
         if k == 0:
             ny, nx = chip.frame.shape
             x, y = [(nx - 1) / 2], [(ny - 1) / 2]
-            old, new = sky_of_pixels(chip.frame.wcs, x, y), chip.fit.model.pixel_to_sky(x, y)
-            centre = 3600.0 * float(separation_deg(old[0], old[1], *new)[0])
-    every = np.concatenate(offsets, axis=1) if offsets else np.zeros((2, 0))
-    return {"before_offset_arcsec": centre, "before_rms_mas": rms(every)}
+            was, now = sky_of_pixels(chip.frame.wcs, x, y), chip.fit.model.pixel_to_sky(x, y)
+            centre = 3600.0 * float(separation_deg(was[0], was[1], *now)[0])
+    every = np.concatenate(offsets) if offsets else np.zeros((0, 2))
+    ratio = float("nan")
+    if new and len(np.concatenate(new)):
+        # One gross outlier, held out, is not to decide; beyond the cut all are equally wrong.
+        pulls = [np.clip(np.concatenate(v), -WORST_PULL, WORST_PULL) for v in (new, old)]
+        ratio = rms(pulls[0]) / max(rms(pulls[1]), 1e-9)
+    if _agree(chips):
+        ratio = min(ratio, 1.0)
+    return {"before_offset_arcsec": centre, "before_rms_mas": rms(every)}, ratio
+
+
+# A pull that weighs no more than this, however much larger it is.
+WORST_PULL = 10.0
+
+# Two WCS's are the same where they differ by less than this part of the predicted error.
+SAME_ERRORS = 0.5
+
+
+def _agree(chips: list[Chip]) -> bool:
+    """Say whether the old WCS is the new one, to within a part of the latter's error.
+
+    It is where an image is solved again. Then which of the two predicts its stars better says
+    nothing, because the old one was fitted to the same stars.
+    """
+    pulls = []
+    for chip in chips:
+        if chip.frame.wcs is None:
+            return False
+        ny, nx = chip.frame.shape
+        grid = np.meshgrid(np.linspace(0, nx - 1, 9), np.linspace(0, ny - 1, 9))
+        x, y = (v.ravel() for v in grid)
+        old, new = sky_of_pixels(chip.frame.wcs, x, y), chip.fit.model.pixel_to_sky(x, y)
+        offset = np.stack(_sky_offset(*new, *old), axis=1)
+        pulls.append((offset / np.fmax(chip.fit.wcs_error_mas(x, y), 1e-3)).ravel())
+    return bool(rms(np.concatenate(pulls)) < SAME_ERRORS)
+
+
+def _offsets_of(frame: Frame, rows: NDArray[np.void]) -> tuple[Floats, Floats]:
+    """Return old position minus reference of matched stars along ra (with cos dec) and dec, mas."""
+    ra, dec = sky_of_pixels(frame.wcs, rows["x"], rows["y"])
+    return _sky_offset(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])
 
 
 def _coverage(chips: list[Chip]) -> float:
@@ -252,8 +331,9 @@ def _headers(
         limit = MAX_HEADER_ERROR_PX * 1000.0 * _geometry(chip)["scale_arcsec"]
         if form != "tan" and not error < limit:
             raise Unverified(
-                image=image, reason=f"the {form.upper()} header differs from the fit by {error:.3g} mas "
-                f"({limit:.3g} allowed)", hint="Try the other --form, or a lower --order.",
+                image=image, hint="Try the other --form, or a lower --order.",
+                reason=f"the {form.upper()} header differs from the fit by {error:.3g} mas "
+                f"({limit:.3g} allowed)",
             )
         header["WCSNAME"] = (name, "name of this solution")
         cards = {k: header[k] for k in header if k}

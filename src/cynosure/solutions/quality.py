@@ -107,7 +107,7 @@ def judge(
     log_odds: float,
     chi2_dof: float,
     coverage: float,
-    before_rms_mas: float,
+    before_ratio: float,
     wcs_error_mas: float,
     min_log_odds: Annotated[float, Range(0, 1e6)] = 21.0,
     min_used: Annotated[int, Range(1, 10_000)] = 6,
@@ -141,8 +141,9 @@ def judge(
         Of the residuals under the error model.
     coverage : float
         Share of the 4 x 4 cells of the frame that hold a used star (:func:`coverage_4x4`).
-    before_rms_mas : float
-        Residuals of the same stars under the WCS that the image came with.
+    before_ratio : float
+        How many times larger the residuals are at which the solution predicts its stars (each
+        from the others) than those of the WCS that the image came with.
     wcs_error_mas : float
         Predicted 1-sigma error of the WCS at the worst corner.
     min_log_odds : float
@@ -166,12 +167,12 @@ def judge(
     max_wcs_error_px : float
         Largest predicted error of the WCS in a corner.
     max_before_ratio : float
-        How much larger the residuals may be than those of the WCS that the image came with.
+        Limit of `before_ratio`; beyond it the WCS that the image came with stays.
 
     Examples
     --------
     >>> verdict = judge(n_used=100, n_reserved=20, rms_mas=30, rms_reserved_mas=31, scale_arcsec=1,
-    ...     log_odds=200, chi2_dof=1, coverage=1, before_rms_mas=900, wcs_error_mas=5)
+    ...     log_odds=200, chi2_dof=1, coverage=1, before_ratio=0.03, wcs_error_mas=5)
     >>> verdict.status, verdict.quality
     ('solved', 1)
     """
@@ -181,7 +182,6 @@ def judge(
     needed = min_coverage * (1.0 - (1.0 - 1.0 / CELLS) ** n_used)
     reserved_limit = _reserved_limit(n_used, n_reserved, max_reserved_ratio, reserved_sigma)
     reserved = rms_reserved_mas / rms_mas if rms_mas > 0 and n_reserved > 0 else math.nan
-    before = rms_mas / before_rms_mas if before_rms_mas > 0 else math.nan
     corner = wcs_error_mas / pixel_mas
     checks = (
         _check("odds", log_odds, min_log_odds),
@@ -191,7 +191,7 @@ def judge(
         _check("reserved", reserved, reserved_limit),
         _check("chi2", chi2_dof, max_chi2_dof),
         _check("corner", corner, max_wcs_error_px),
-        _check("before", before, max_before_ratio),
+        _check("before", before_ratio, max_before_ratio),
     )
     return _verdict(checks, rms_mas, fine, coarse)
 
@@ -206,7 +206,8 @@ TEXTS = {
     "reserved": "reserved stars have {value:.2f} times the fit's residuals, {limit:.2f} allowed",
     "chi2": "chi2/dof {value:.2f}, {limit:g} allowed",
     "corner": "WCS uncertain by {value:.2f} px in the worst corner, {limit:g} allowed",
-    "before": "{value:.2f} times the residuals of the WCS it came with, {limit:g} allowed",
+    "before": "predicts its stars {value:.2f} times worse than the WCS it came with, "
+    "{limit:g} allowed",
 }
 
 

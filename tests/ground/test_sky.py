@@ -198,6 +198,9 @@ def test_what_is_unknown_widens_the_error_and_moves_nothing():
     assert sigma[3] == pytest.approx([np.hypot(1, 2), np.hypot(1, 20 * np.hypot(0.1, 40))])
     assert sigma[4] == pytest.approx(sigma[0])
     assert np.isfinite(covariance).all()
+    ra, dec, covariance = sky.at_epoch(stars[:1], np.nan)
+    assert (ra[0], dec[0]) == (10.0, 20.0)
+    assert np.sqrt(covariance[0, :2]) == pytest.approx([np.hypot(1, 2)] * 2)
 
 
 def test_no_time_moves_nothing():

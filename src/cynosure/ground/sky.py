@@ -141,7 +141,7 @@ def at_epoch(
     reference : (n,) structured array
         Schema ``REFERENCE`` of :mod:`cynosure.data.tables`.
     epoch_yr : float
-        Julian year.
+        Julian year; NaN is unknown, as is the epoch of a position.
     unknown_pm_mas_yr : float
         Error a star's motion is given per axis where the catalogue has no motion for it. Half of
         the stars of G < 19 move less than this.
@@ -160,6 +160,7 @@ def at_epoch(
         Variance along ra (with cos dec), along dec, and their covariance.
     """
     n = len(reference)
+    parallax = parallax and bool(np.isfinite(epoch_yr))
     ra0, dec0 = reference["ra_deg"], reference["dec_deg"]
     dt = np.asarray(epoch_yr - reference["ref_epoch_yr"], dtype=float)
     dated = np.isfinite(dt)

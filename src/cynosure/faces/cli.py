@@ -30,6 +30,7 @@ VERBS = {
     "solve": ("solve:solve", "Put images on the sky of a reference catalogue."),
     "refcat": ("refcat:refcat", "Build, fetch and look into reference catalogues."),
     "index": ("index:index", "Build blind indexes and look into them."),
+    "store": ("store:store", "Keep every solution of every exposure in a database."),
     "simulate": ("simulate:simulate", "Make images of known truth."),
     "report": ("report:report", "Write the report of a run."),
     "config": ("config:config", "Show, check and explain settings."),

@@ -31,6 +31,7 @@ __all__ = [
     "OutputError",
     "OutputExists",
     "SettingError",
+    "StoreUnavailable",
     "Temporary",
     "TimedOut",
     "Unverified",
@@ -190,6 +191,14 @@ class CatalogDamaged(CynosureError):
     text = "{catalog}: {reason}"
     hint = "Check it with `cynosure refcat verify`, then build or fetch it again."
     exit_code = ExitCode.CATALOG_DAMAGED
+
+
+class StoreUnavailable(CynosureError):
+    """A database of solutions that cannot be used: absent, down, foreign, or of another schema."""
+
+    text = "{store}: {reason}"
+    hint = "Make one with `cynosure store init`, or check the URL and that the server runs."
+    exit_code = ExitCode.STORE_UNAVAILABLE
 
 
 class Temporary(CynosureError):

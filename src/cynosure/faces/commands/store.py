@@ -1,0 +1,314 @@
+"""``cynosure store``: the database of solutions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cynosure.faces.shell import Command, Shell, option, shared
+from cynosure.ground.errors import CynosureError, ExitCode, OutputExists, SettingError
+
+if TYPE_CHECKING:
+    from cynosure.solutions.intake import Entry
+    from cynosure.solutions.schema import Stored
+
+__all__ = ["store"]
+
+where = option(
+    "--store", "url", metavar="URL", envvar="CYNOSURE_STORE", required=True, show_envvar=True,
+    help="sqlite:///FILE, the path of a file, or postgresql://USER@HOST/DATABASE.",
+)
+by_policy = option(
+    "--policy", type=click.Choice(["hierarchy", "measured"]), default="hierarchy",
+    show_default=True, help="What counts first within a class.",
+)
+
+
+@click.group()
+def store() -> None:
+    """Keep every solution of every exposure in a database."""
+
+
+@store.command(cls=Command, example="cynosure store init --store sqlite:///solutions.db")
+@where
+@shared
+def init(shell: Shell, url: str) -> int:
+    """Make an empty store."""
+    from cynosure.solutions.database import Database
+    from cynosure.solutions.store import Store
+
+    if shell.dry_run:
+        shell.say(f"would make {Database(url).name}")
+        return int(ExitCode.OK)
+    with Store(url, create=True) as opened:
+        shell.emit({**opened.info(), "created": opened.created})
+        shell.say(f"{opened.name}: {'made' if opened.created else 'there already'}")
+        return int(ExitCode.OK if opened.created else ExitCode.NOTHING_TO_DO)
+
+
+@store.command(cls=Command, example="cynosure store add --store solutions.db *.solution.json")
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@where
+@shared
+def add(shell: Shell, files: tuple[str, ...], url: str) -> int:
+    """Add solutions: records of solved images, headerlets, exposures that carry headerlets.
+
+    A FILE may be NAME.solution.json, a headerlet, a FITS file with HDRLET extensions, a folder
+    with such files, or the folder of an export. What is there already is left as it is.
+    """
+    from cynosure.solutions.store import Added, Store
+    from cynosure.solutions.transfer import import_store, is_export
+
+    refused: list[CynosureError] = []
+    total = Added()
+    with Store(url) as opened:
+        exports = [Path(f) for f in files if is_export(Path(f))]
+        if shell.dry_run:
+            shell.say(f"would add {len(list(_entries(files, refused)))} solutions")
+            return int(ExitCode.OK)
+        for path in exports:
+            total += import_store(opened, path)
+        total += opened.add(_entries([f for f in files if Path(f) not in exports], refused))
+        shell.emit({"store": opened.name, "new": total.new, "known": total.known,
+                    "refused": [str(error) for error in refused]})
+        shell.say(f"{opened.name}: {total.new} new, {total.known} known, {len(refused)} refused")
+    for error in refused:
+        shell.tell(f"refused: {error}")
+    if refused:
+        alone = total.new + total.known == 0 and len({e.exit_code for e in refused}) == 1
+        return int(refused[0].exit_code if alone else ExitCode.MIXED)
+    return int(ExitCode.OK if total.new else ExitCode.NOTHING_TO_DO)
+
+
+def _entries(files: Any, refused: list[CynosureError]) -> Iterator[Entry]:
+    """Read the files one by one; what cannot be read is put aside."""
+    from cynosure.solutions.intake import read_entries
+
+    for path in _expanded(files):
+        try:
+            for entry in read_entries(path):
+                if isinstance(entry, CynosureError):
+                    refused.append(entry)
+                else:
+                    yield entry
+        except CynosureError as error:
+            refused.append(error)
+
+
+def _expanded(files: Any) -> Iterator[Path]:
+    """Give the files, and those of folders that look like solutions."""
+    for path in map(Path, files):
+        if path.is_dir():
+            for pattern in ("*.solution.json", "*hlet.fits*", "*_fl[tcm].fits*"):
+                yield from sorted(path.rglob(pattern))
+        else:
+            yield path
+
+
+@store.command(cls=Command, example="cynosure store find --store sky.db --cone 137.84 -64.91 0.1")
+@click.argument("rootname", required=False)
+@where
+@option("--wcsname", metavar="NAME", help="Only solutions of this name; * stands for anything.")
+@option("--catalog", metavar="NAME", help="Only those fitted to this catalogue.")
+@option("--kind", metavar="KIND", help="Only 'a posteriori', 'a priori', 'distortion' ….")
+@option("--cone", nargs=3, metavar="RA DEC RADIUS", help="Only those that touch this circle (deg).")
+@option("--max-quality", type=click.IntRange(1, 4), metavar="N", help="Quality 1 … N.")
+@option("--max-rms", "max_rms_mas", type=float, metavar="MAS", help="Residuals at most this.")
+@option("--since", "created_since", metavar="DATE", help="Made on this date or later (UTC).")
+@option("--until", "created_until", metavar="DATE", help="Made on this date or earlier.")
+@option("--usable/--unusable", "valid", default=None, help="Only those that may be used, or not.")
+@option("--limit", type=click.IntRange(1), default=1000, show_default=True, metavar="N",
+        help="At most so many.")
+@shared
+def find(
+    shell: Shell, rootname: str | None, url: str, cone: tuple[str, str, str] | None, limit: int,
+    **options: Any,
+) -> int:
+    """Find solutions by exposure, sky, catalogue, quality and date.
+
+    ROOTNAME is an exposure; * stands for any characters.
+    """
+    from cynosure.faces.commands.solve import parse_center
+    from cynosure.solutions.query import Query
+    from cynosure.solutions.store import Store
+
+    circle = None
+    if cone is not None:
+        ra_deg, dec_deg = parse_center(cone[:2]) or (0.0, 0.0)
+        circle = (ra_deg, dec_deg, _number(cone[2]))
+    query = Query(rootname=rootname, cone=circle, **options)
+    with Store(url) as opened:
+        found = opened.find(query, limit=limit)
+    for solution in found:
+        shell.emit(solution.to_dict())
+    if found:
+        shell.say(_line(_HEADS))
+    for solution in found:
+        shell.say(_line(_cells(solution)))
+    shell.tell(f"{len(found)} solutions" + (" (--limit)" if len(found) == limit else ""))
+    return int(ExitCode.OK if found else ExitCode.NOTHING_TO_DO)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingError("--cone: {text} is no number of degrees", text=text) from None
+
+
+_HEADS = ("rootname", "wcsname", "catalogue", "rms/mas", "stars", "q", "made", "")
+_WIDTHS = (18, 36, 10, 8, 6, 2, 16, 0)
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "  ".join(f"{c:<{w}}" for c, w in zip(cells, _WIDTHS, strict=True)).rstrip()
+
+
+def _cells(s: Stored) -> tuple[str, ...]:
+    return (
+        s.rootname, s.wcsname, s.catalog, "" if s.rms_mas is None else f"{s.rms_mas:.3g}",
+        "" if s.nmatch is None else str(s.nmatch), "" if s.quality is None else str(s.quality),
+        s.created[:16], "" if s.valid else "unusable: " + "; ".join(s.faults),
+    )
+
+
+@store.command(cls=Command, example="cynosure store best --store solutions.db ib4606c5q")
+@click.argument("rootname")
+@where
+@by_policy
+@option("--record", is_flag=True, help="Keep the decision in the store.")
+@option("--choose", metavar="NAME", help="Make this solution the choice, above all rules.")
+@option("--withdraw", is_flag=True, help="Take a choice back.")
+@option("--by", "made_by", default="", metavar="WHO", help="Who decides; kept with the decision.")
+@option("--write", metavar="FILE", help="Write the solution's file here.")
+@shared
+def best(
+    shell: Shell, rootname: str, url: str, policy: Any, record: bool, choose: str | None,
+    withdraw: bool, made_by: str, write: str | None,
+) -> int:
+    """Say which solution of an exposure is to be active, and why."""
+    from cynosure.solutions.store import Store
+
+    if sum([record, choose is not None, withdraw]) > 1:
+        raise SettingError("--record, --choose and --withdraw exclude each other", hint="Give one.")
+    with Store(url) as opened:
+        if not shell.dry_run and (withdraw or choose is not None):
+            decision = opened.choose(rootname, choose or "", made_by=made_by)
+        else:
+            decision = opened.best(rootname, policy=policy, made_by=made_by)
+            if record and not shell.dry_run and decision.content_sha256:
+                opened.record(decision)
+        shell.emit(decision.to_dict())
+        shell.say(str(decision))
+        if write is not None and decision.content_sha256 and not shell.dry_run:
+            _write(Path(write), opened.payload(decision.content_sha256), shell.overwrite)
+            shell.say(f"  wrote      {write}")
+    return int(ExitCode.OK if decision.content_sha256 else ExitCode.NO_SOLUTION)
+
+
+def _write(path: Path, content: bytes, overwrite: bool) -> None:
+    from cynosure.ground.files import atomic_path
+
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(content)
+
+
+@store.command(cls=Command, example="cynosure store history --store solutions.db ib4606c5q")
+@click.argument("rootname")
+@where
+@shared
+def history(shell: Shell, rootname: str, url: str) -> int:
+    """List all that happened to an exposure: solutions that came in, decisions that were made."""
+    from cynosure.solutions.store import Store
+
+    with Store(url) as opened:
+        events = opened.history(rootname)
+    for event in events:
+        shell.emit(event)
+        why = event["reason"] if "reason" in event else event["descrip"]
+        words = f"{event['when'][:19]}  {event['what']:<16}  {event['wcsname']:<36}  {why}"
+        shell.say(words.rstrip())
+    return int(ExitCode.OK if events else ExitCode.NOTHING_TO_DO)
+
+
+@store.command(cls=Command, example="cynosure store export --store solutions.db --out backup")
+@where
+@shared
+def export(shell: Shell, url: str) -> int:
+    """Write the whole store to a folder of Parquet and JSON files; `store add` reads it back."""
+    from cynosure.solutions.store import Store
+    from cynosure.solutions.transfer import export_store
+
+    if shell.out is None:
+        raise SettingError("--out is missing", hint="Say where the export is to be: --out FOLDER.")
+    out = Path(shell.out)
+    if out.exists() and not shell.overwrite:
+        raise OutputExists(path=str(out))
+    with Store(url) as opened:
+        if shell.dry_run:
+            shell.say(f"would write {opened.count()} solutions to {out}/")
+            return int(ExitCode.OK)
+        facts = export_store(opened, out, overwrite=shell.overwrite)
+    shell.emit(facts)
+    shell.say(f"{out}: {facts['solutions']} solutions, {facts['decisions']} decisions")
+    return int(ExitCode.OK)
+
+
+@store.command(cls=Command, example="cynosure store migrate --store solutions.db")
+@where
+@shared
+def migrate(shell: Shell, url: str) -> int:
+    """Take a store of an older version to the newest schema."""
+    from cynosure.solutions import migrations
+    from cynosure.solutions.database import Database
+    from cynosure.solutions.schema import SCHEMA_VERSION
+
+    database = Database(url)
+    if database.path is not None and not database.path.is_file():
+        from cynosure.ground.errors import StoreUnavailable
+
+        raise StoreUnavailable(store=database.name, reason="there is no such file")
+    try:
+        version = migrations.version_of(database)
+        if shell.dry_run:
+            shell.say(f"{database.name}: schema {version}, newest {SCHEMA_VERSION}")
+            return int(ExitCode.OK)
+        done = migrations.migrate(database)
+    finally:
+        database.close()
+    shell.emit({"store": database.name, "from": version, "to": SCHEMA_VERSION, "done": done})
+    for words in done:
+        shell.say(words)
+    shell.say(f"{database.name}: schema {SCHEMA_VERSION}")
+    return int(ExitCode.OK if done else ExitCode.NOTHING_TO_DO)
+
+
+@store.command(cls=Command, example="cynosure store guide-stars --store solutions.db offsets.json")
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@where
+@shared
+def guide_stars(shell: Shell, files: tuple[str, ...], url: str) -> int:
+    """Keep offsets of guide stars, from JSON files: one object, or a list of them.
+
+    An object has rootname, delta_ra_deg, delta_dec_deg, delta_roll_deg, delta_scale,
+    input_ra_deg, input_dec_deg, output_ra_deg, output_dec_deg and catalog.
+    """
+    from cynosure.solutions.store import GuideStars, Store
+
+    offsets = []
+    for name in files:
+        try:
+            content = json.loads(Path(name).read_text(encoding="utf-8"))
+            rows = content if isinstance(content, list) else [content]
+            offsets += [GuideStars.from_dict(row) for row in rows]
+        except (OSError, ValueError) as error:
+            raise SettingError("{file}: {error}", file=name, error=error) from error
+    with Store(url) as opened:
+        for row in () if shell.dry_run else offsets:
+            opened.set_guide_stars(row)
+        shell.say(f"{opened.name}: offsets of {len(offsets)} exposures")
+    return int(ExitCode.OK)

@@ -1,0 +1,552 @@
+"""What goes into the store: headerlets, exposures that carry some, records of solved images.
+
+Everything is turned into an :class:`Entry`, one solution of one exposure with all that is asked
+for later. Headerlets are read from their bytes, card by card as needed, because a database is
+filled with thousands a second and most of their cards are never looked at. Units are found by
+EXTNAME and EXTVER, never by their place.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.fitsbytes import BLOCK, CARD, Unit, padded, read_units
+from cynosure.ground import sky
+from cynosure.ground.errors import CynosureError, ImageError
+from cynosure.solutions.names import parse_wcsname
+from cynosure.solutions.solution import Solution
+
+__all__ = ["MAX_HEADERLET_BYTES", "Entry", "read_entries", "read_headerlet", "read_record"]
+
+FITS, JSON = "application/fits", "application/json"
+# The largest headerlet of an archive has 0.2 MB; a mosaic of sixty chips would have ten.
+MAX_HEADERLET_BYTES = 64 << 20
+
+# Cards that say nothing about the solution, so that a copy of it counts as the same.
+_VOLATILE = {
+    key.ljust(8).encode() for key in (
+        "", "DATE", "CHECKSUM", "DATASUM", "COMMENT", "HISTORY", "END", "EXTEND", "SIMPLE",
+        "XTENSION", "PCOUNT", "GCOUNT", "ORIGIN", "FILENAME",
+    )
+}
+_NO_FILE = {"", "N/A", "NONE", "INDEF", "NOMODEL", "UNKNOWN"}
+_STRING = re.compile(r"'((?:[^']|'')*)'")
+_RECORD_VALUE = re.compile(r"\s*([A-Za-z0-9_.]+)\s*:\s*(\S+)")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One solution of one exposure, ready for the store.
+
+    Attributes
+    ----------
+    content_sha256 : str
+        Of what the solution says; a copy with another date, padding or order has the same.
+    rootname, wcsname, hdrname : str
+        The exposure, the solution's name, and the name of its headerlet.
+    kind : str
+        Of the name (:mod:`cynosure.solutions.names`).
+    distname, idctab, npol, d2im : str
+        The distortion model, and the roots of the files that it is made of; empty for none.
+    catalog, method : str
+        The reference catalogue and what was fitted.
+    quality : int or None
+        1 … 5, -1; None where nobody judged.
+    status : str
+        ``solved``, ``compromised`` or empty.
+    rms_ra_mas, rms_dec_mas, fit_rms_mas : float or None
+        Residuals of the fit, by axis and together.
+    nmatch : int or None
+        Stars of the fit.
+    corners : (n_chips, 4, 2) ndarray
+        Right ascension and declination of the chips' corners, degrees.
+    created : str
+        Date and time, ISO 8601; empty where unknown.
+    author, descrip, software : str
+        Who made it, with what.
+    settings : dict
+        What it was made with.
+    faults, notes : tuple of str
+        Why it must not be used; what was odd.
+    media : str
+        Media type of `payload`.
+    payload : bytes
+        The headerlet, or the record as JSON.
+    tables : tuple of (int, int)
+        Start and size within `payload` of data that other solutions share.
+    """
+
+    content_sha256: str
+    rootname: str
+    wcsname: str
+    hdrname: str = ""
+    kind: str = "other"
+    distname: str = ""
+    idctab: str = ""
+    npol: str = ""
+    d2im: str = ""
+    catalog: str = ""
+    method: str = ""
+    quality: int | None = None
+    status: str = ""
+    rms_ra_mas: float | None = None
+    rms_dec_mas: float | None = None
+    fit_rms_mas: float | None = None
+    nmatch: int | None = None
+    corners: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4, 2)))
+    created: str = ""
+    author: str = ""
+    descrip: str = ""
+    software: str = ""
+    settings: dict[str, Any] | None = None
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    media: str = FITS
+    payload: bytes = b""
+    tables: tuple[tuple[int, int], ...] = ()
+
+    def circle(self) -> tuple[float, float, float] | None:
+        """Return centre and radius in degrees of a circle around the footprint; None for none."""
+        if not len(self.corners) or not np.isfinite(self.corners).all():
+            return None
+        vectors = [_direction(ra, dec) for ra, dec in self.corners.reshape(-1, 2).tolist()]
+        x, y, z = (sum(v[i] for v in vectors) for i in range(3))
+        length = math.sqrt(x * x + y * y + z * z)
+        if length < 1e-6:
+            return None
+        x, y, z = x / length, y / length, z / length
+        chord = max(math.dist((x, y, z), v) for v in vectors)
+        ra, dec = math.degrees(math.atan2(y, x)) % 360.0, math.degrees(math.atan2(z, math.hypot(x, y)))
+        return ra, dec, math.degrees(2.0 * math.asin(min(chord / 2.0, 1.0)))
+
+
+def _direction(ra_deg: float, dec_deg: float) -> tuple[float, float, float]:
+    """Return a unit vector; of arrays `sky.unit_vectors` does the same."""
+    ra, dec = math.radians(ra_deg), math.radians(dec_deg)
+    return math.cos(dec) * math.cos(ra), math.cos(dec) * math.sin(ra), math.sin(dec)
+
+
+def read_entries(path: str | Path) -> Iterator[Entry | CynosureError]:
+    """Read every solution of a file: a headerlet, an exposure that carries some, a record.
+
+    What is in the file but cannot be used is given as the error that says why.
+
+    Raises
+    ------
+    ImageError
+        If the file itself cannot be read.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        yield read_record(_text(path), str(path))
+        return
+    from cynosure.data.fitsfile import open_fits
+
+    stream, size = open_fits(path)
+    found = 0
+    with stream:
+        for unit in read_units(stream, str(path), size):
+            cards = _Cards(unit.raw)
+            if unit.index == 0 and cards.text("DESTIM"):
+                stream.seek(0)
+                yield read_headerlet(stream.read(MAX_HEADERLET_BYTES + 1), str(path))
+                return
+            if cards.text("XTENSION") == "HDRLET":
+                found += 1
+                yield _embedded(stream, unit, cards, str(path))
+    if not found:
+        raise ImageError(
+            image=str(path), reason="holds no headerlet",
+            hint="Headerlets, exposures with HDRLET extensions and *.solution.json are read.",
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_HEADERLET_BYTES).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(image=str(path), reason=f"cannot be read ({error})") from error
+
+
+def _embedded(stream: Any, unit: Unit, cards: _Cards, name: str) -> Entry | CynosureError:
+    """Read the headerlet in an extension; an error that it meets is returned."""
+    where = f"{name}[{cards.text('EXTNAME') or 'HDRLET'},{unit.version}]"
+    try:
+        if unit.data_size > MAX_HEADERLET_BYTES:
+            raise _too_large(where, unit.data_size)
+        stream.seek(unit.data_start)
+        data = stream.read(unit.data_size)
+        if cards.text("COMPRESS") == "T" or data[:2] == b"\x1f\x8b":
+            data = _unpacked(data, where)
+        return read_headerlet(data, where)
+    except CynosureError as error:
+        return error
+
+
+def _unpacked(data: bytes, where: str) -> bytes:
+    """Unpack gzip, but never more than a headerlet can have."""
+    engine = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        out = engine.decompress(data, MAX_HEADERLET_BYTES + 1)
+    except zlib.error as error:
+        raise ImageError(image=where, reason=f"damaged gzip ({error})") from error
+    if len(out) > MAX_HEADERLET_BYTES:
+        raise _too_large(where, len(out))
+    return out
+
+
+def _too_large(where: str, size: int) -> ImageError:
+    return ImageError(
+        image=where, n_bytes=size, limit=MAX_HEADERLET_BYTES,
+        reason=f"{size} bytes are no headerlet ({MAX_HEADERLET_BYTES} allowed)",
+        hint="A headerlet holds header cards and distortion tables, no pixels.",
+    )
+
+
+class _Cards:
+    """The cards of a header, looked up in their raw form and converted when asked for."""
+
+    __slots__ = ("records", "values")
+
+    def __init__(self, raw: bytes):
+        text = raw.decode("latin-1")
+        cards = [text[i : i + CARD] for i in range(0, len(text), CARD)]
+        self.records = {card[:8]: card for card in cards}
+        self.values: dict[str, list[str]] = {}
+        # The few cards that are not alone under their keyword.
+        if "CONTINUE" in self.records:
+            last = ""
+            for card in cards:
+                if card.startswith("CONTINUE") and last:
+                    self.values.setdefault(last, [self.records[last]]).append(card)
+                else:
+                    last = card[:8]
+        for keyword in _RECORD_VALUED:
+            if keyword in self.records:
+                self.values[keyword] = [card for card in cards if card.startswith(keyword)]
+
+    def text(self, keyword: str) -> str:
+        """Return a value as text, quotes stripped, long strings joined; empty where absent."""
+        key = keyword.ljust(8)
+        if key in self.values:
+            parts = [_value(card) for card in self.values[key]]
+            return "".join([*(p.removesuffix("&") for p in parts[:-1]), parts[-1]]).strip()
+        card = self.records.get(key)
+        return "" if card is None else _value(card)
+
+    def number(self, *keywords: str) -> float | None:
+        """Return the first keyword that is a finite number, whatever its type in the file."""
+        for keyword in keywords:
+            card = self.records.get(keyword.ljust(8))
+            if card is None:
+                continue
+            try:
+                value = float(_value(card).replace("D", "E"))
+            except ValueError:
+                continue
+            if math.isfinite(value):
+                return value
+        return None
+
+    def record_value(self, keyword: str, field: str) -> float | None:
+        """Return a field of a record-valued card, ``DP1 = 'EXTVER: 1.0'``."""
+        for card in self.values.get(keyword.ljust(8), ()):
+            found = _RECORD_VALUE.fullmatch(_value(card))
+            if found and found[1] == field:
+                try:
+                    return float(found[2])
+                except ValueError:
+                    return None
+        return None
+
+
+_RECORD_VALUED = tuple(k.ljust(8) for k in ("DP1", "DP2", "D2IM1", "D2IM2"))
+
+
+def _value(card: str) -> str:
+    body = card[9:].strip()
+    if body.startswith("'"):
+        found = _STRING.match(body)
+        return (found[1].replace("''", "'") if found else body[1:]).strip()
+    return body.split("/", 1)[0].rstrip()
+
+
+def read_headerlet(data: bytes, name: str = "headerlet") -> Entry:
+    """Read a headerlet from its bytes.
+
+    Raises
+    ------
+    ImageError
+        If it is not FITS, is cut short, or says neither which exposure it is for nor what it is.
+    """
+    if len(data) > MAX_HEADERLET_BYTES:
+        raise _too_large(name, len(data))
+    units = list(read_units(io.BytesIO(data), name, len(data)))
+    primary = _Cards(units[0].raw)
+    names = {u: (u.name, u.version) for u in units}
+    chips = [(u, _Cards(u.raw)) for u in units[1:] if names[u][0] == "SIPWCS"]
+    rootname = primary.text("DESTIM")
+    if not rootname or not chips:
+        what = "no SIPWCS extension" if rootname else "no DESTIM"
+        raise ImageError(
+            image=name, reason=f"not a headerlet: {what}",
+            hint="A headerlet names its exposure in DESTIM and has a SIPWCS extension a chip.",
+        )
+    chips.sort(key=lambda pair: names[pair[0]][1])
+    first = chips[0][1]
+    wcsname = primary.text("WCSNAME") or first.text("WCSNAME")
+    faults, notes = _faults(set(names.values()), chips, wcsname), []
+    hdrname = primary.text("HDRNAME")
+    if not hdrname:
+        notes.append("no HDRNAME")
+    corners, odd = _all_corners(chips)
+    end = units[-1].data_start + padded(units[-1].data_size)
+    return Entry(
+        content_sha256=_content(names, data),
+        rootname=rootname, wcsname=wcsname, hdrname=hdrname,
+        **_provenance(primary, first, wcsname), corners=corners,
+        faults=tuple(faults), notes=(*notes, *odd), media=FITS, payload=data[:end],
+        tables=tuple((u.data_start, padded(u.data_size)) for u in units
+                     if u.data_size >= BLOCK // 2 and u.data_start + padded(u.data_size) <= end),
+    )
+
+
+def _provenance(primary: _Cards, first: _Cards, wcsname: str) -> dict[str, Any]:
+    """Return the columns that say where a solution came from and how good it is."""
+    parsed = parse_wcsname(wcsname)
+    idctab = _root(primary.text("IDCTAB"))
+    if not idctab and parsed.start.startswith("IDC_"):
+        idctab = parsed.start.removeprefix("IDC_")
+    fit_rms = primary.number("FIT_RMS")
+    nmatch = primary.number("NMATCH", "NMATCHES") or first.number("NMATCHES", "NMATCH")
+    return {
+        "kind": parsed.kind, "distname": primary.text("DISTNAME"), "idctab": idctab,
+        "npol": _root(primary.text("NPOLFILE")), "d2im": _root(primary.text("D2IMFILE")),
+        "catalog": primary.text("CATALOG") or parsed.catalog, "method": parsed.method,
+        "rms_ra_mas": _rms_mas(primary.number("RMS_RA") or first.number("RMS_RA")),
+        "rms_dec_mas": _rms_mas(primary.number("RMS_DEC") or first.number("RMS_DEC")),
+        "fit_rms_mas": fit_rms if fit_rms is not None and fit_rms > 0 else None,
+        "nmatch": int(nmatch) if nmatch and 0 < nmatch < 1e9 else None,
+        "created": _date(primary.text("DATE")), "author": primary.text("AUTHOR"),
+        "descrip": primary.text("DESCRIP"),
+        "software": " ".join(filter(None, [
+            f"stwcs {v}" if (v := primary.text("UPWCSVER")) else "",
+            f"astropy {v}" if (v := primary.text("PYWCSVER")) else "",
+        ])),
+    }
+
+
+def _root(name: str) -> str:
+    """Return the root of a reference file's name: ``jref$0461802ej_idc.fits`` → ``0461802ej``."""
+    stem = re.split(r"[$/\\]", name.strip())[-1].removesuffix(".fits")
+    stem = re.sub(r"_(idc|npl|d2i|off|dxy)$", "", stem)
+    return "" if stem.upper() in _NO_FILE or name.strip().upper() in _NO_FILE else stem
+
+
+def _rms_mas(value: float | None) -> float | None:
+    """Return residuals in mas; older files have degrees, and 0 or -1 where nothing is known."""
+    if value is None or value <= 0:
+        return None
+    # No fit is good to a thousandth of a mas, and none as bad as a thousandth of a degree.
+    return value * sky.MAS_PER_DEG if value < 1e-3 else value
+
+
+def _date(text: str) -> str:
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return ""
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
+    return moment.isoformat(timespec="seconds")
+
+
+def _content(names: dict[Unit, tuple[str, int]], data: bytes) -> str:
+    """Return the hash of what a headerlet says: its cards and tables, in an order of its own."""
+    digests = []
+    for unit, (name, version) in names.items():
+        raw = unit.raw
+        records = sorted(
+            record for i in range(0, len(raw), CARD)
+            if (record := raw[i : i + CARD])[:8] not in _VOLATILE
+        )
+        digest = hashlib.sha256(b"".join(records))
+        digest.update(data[unit.data_start : unit.data_start + unit.data_size])
+        digests.append(f"{name},{version},{digest.hexdigest()}")
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def _faults(
+    tables: set[tuple[str, int]], chips: list[tuple[Unit, _Cards]], wcsname: str
+) -> list[str]:
+    """Return why a headerlet must not be applied; empty where it may."""
+    faults = []
+    for unit, cards in chips:
+        chip = f"SIPWCS,{unit.version}"
+        has_sip = "A_ORDER " in cards.records or "B_ORDER " in cards.records
+        says_sip = cards.text("CTYPE1").endswith("-SIP")
+        if has_sip != says_sip:
+            which = "SIP terms without -SIP" if has_sip else "-SIP without SIP terms"
+            faults.append(f"{chip}: {which} in CTYPE1")
+        elif not has_sip and wcsname.startswith("IDC_") and "TAN" in cards.text("CTYPE1"):
+            faults.append(f"{chip}: the name says distortion corrected, but there are no SIP terms")
+        matrix = [cards.number(k) or 0.0 for k in ("CD1_1", "CD1_2", "CD2_1", "CD2_2")]
+        if matrix[0] * matrix[3] - matrix[1] * matrix[2] == 0.0:
+            faults.append(f"{chip}: the CD matrix is singular or missing")
+        if any(cards.number(k) is None for k in ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")):
+            faults.append(f"{chip}: no reference point")
+        for kind, record, table in (("CPDIS", "DP", "WCSDVARR"), ("D2IMDIS", "D2IM", "D2IMARR")):
+            for axis in "12":
+                version = cards.record_value(record + axis, "EXTVER")
+                lookup = cards.text(kind + axis).upper() == "LOOKUP"
+                if lookup and (table, int(version or 0)) not in tables:
+                    faults.append(f"{chip}: {table},{int(version or 0)} is missing")
+    return faults
+
+
+def _all_corners(chips: list[tuple[Unit, _Cards]]) -> tuple[NDArray[np.float64], list[str]]:
+    """Return the corners of the chips that can be placed, and what was odd."""
+    corners, notes = [], []
+    for unit, cards in chips:
+        found = _corners(cards)
+        if found is None:
+            notes.append(f"SIPWCS,{unit.version}: its place on the sky cannot be told")
+        else:
+            corners.append(found)
+    return np.array(corners, dtype=float).reshape(-1, 4, 2), notes
+
+
+def _corners(cards: _Cards) -> list[tuple[float, float]] | None:
+    """Place the corners of a chip by SIP, CD and TAN (Shupe et al. 2005; Paper II).
+
+    A headerlet does not say how large its chip is: twice CRPIX, because the distortion models
+    have their reference in the middle of the chip.
+    """
+    keys = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CD1_1", "CD1_2", "CD2_1", "CD2_2")
+    values = [cards.number(k) for k in keys]
+    if any(v is None for v in values[:4]) or "TAN" not in cards.text("CTYPE1"):
+        return None
+    ra0, dec0, px, py, *matrix = (0.0 if v is None else v for v in values)
+    cd11, cd12, cd21, cd22 = matrix
+    half = [abs(p) if 1.0 <= abs(p) < 1e5 else 512.0 for p in (px, py)]
+    terms = [_sip_terms(cards, name) for name in "AB"]
+    out = []
+    for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
+        u, v = sx * half[0], sy * half[1]
+        du, dv = (sum(c * u**p * v**q for p, q, c in axis) for axis in terms)
+        xi = cd11 * (u + du) + cd12 * (v + dv)
+        eta = cd21 * (u + du) + cd22 * (v + dv)
+        out.append(_deprojected(xi, eta, ra0, dec0))
+    return out if all(math.isfinite(a) and math.isfinite(b) for a, b in out) else None
+
+
+_SIP = {name: re.compile(rf"{name}_([0-9])_([0-9]) *") for name in "AB"}
+
+
+def _sip_terms(cards: _Cards, name: str) -> list[tuple[int, int, float]]:
+    if not 1 <= (cards.number(f"{name}_ORDER") or 0) <= 9:
+        return []
+    keys = [key for key in cards.records if key.startswith(f"{name}_")]
+    found = [(match, cards.number(match[0].rstrip())) for key in keys
+             if (match := _SIP[name].fullmatch(key))]
+    return [(int(match[1]), int(match[2]), value) for match, value in found if value]
+
+
+def _deprojected(xi: float, eta: float, ra0: float, dec0: float) -> tuple[float, float]:
+    """Invert the gnomonic projection for one point; of arrays `sky.deproject` does the same."""
+    x, y, d0 = math.radians(xi), math.radians(eta), math.radians(dec0)
+    below = math.cos(d0) - y * math.sin(d0)
+    ra = ra0 + math.degrees(math.atan2(x, below))
+    return ra % 360.0, math.degrees(math.atan2(math.sin(d0) + y * math.cos(d0),
+                                               math.hypot(x, below)))
+
+
+def read_record(text: str, name: str = "solution") -> Entry:
+    """Read the record of a solved image (``NAME.solution.json``).
+
+    Raises
+    ------
+    CatalogDamaged
+        If it is not such a record.
+    ImageError
+        If the image was not solved: there is nothing to keep.
+    """
+    try:
+        solution = Solution.from_json(text, name)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ImageError(image=name, reason=f"damaged record ({error})") from error
+    if not solution.chips or solution.status not in ("solved", "compromised"):
+        raise ImageError(
+            image=name, reason=f"no solution in it ({solution.status}: {solution.reason})",
+            hint="Solve the image again; what failed has no WCS to keep.",
+        )
+    content = solution.to_dict()
+    says = {k: v for k, v in content.items() if k not in _NOT_CONTENT}
+    parsed = parse_wcsname(solution.wcsname)
+    corners, notes = _corners_of_chips(solution)
+    rms = [_finite(v) for v in (solution.rms_ra_mas, solution.rms_dec_mas)]
+    return Entry(
+        content_sha256=hashlib.sha256(
+            json.dumps(says, sort_keys=True, ensure_ascii=False).encode()
+        ).hexdigest(),
+        rootname=image_stem(solution.image), wcsname=solution.wcsname,
+        hdrname=f"{image_stem(solution.image)}_{solution.wcsname}", kind=parsed.kind,
+        idctab=parsed.start.removeprefix("IDC_") if parsed.start.startswith("IDC_") else "",
+        catalog=solution.catalog or parsed.catalog, method=parsed.method,
+        quality=solution.quality, status=solution.status, rms_ra_mas=rms[0], rms_dec_mas=rms[1],
+        fit_rms_mas=math.hypot(*rms) if None not in rms else None,  # type: ignore[arg-type]
+        nmatch=solution.n_used, corners=corners, created=_date(solution.created),
+        descrip=solution.reason, software=solution.software, settings=solution.settings,
+        notes=notes, media=JSON, payload=solution.to_json(None).encode(),
+    )
+
+
+_NOT_CONTENT = ("created", "seconds", "files", "software", "notes", "tried", "hints")
+
+
+def image_stem(image: str) -> str:
+    """Return the name of an image without folders and endings."""
+    stem = re.split(r"[/\\]", image)[-1]
+    return re.sub(r"(\.(fits|fit|fts|fz|gz|bz2|tiff?|png))+$", "", stem, flags=re.IGNORECASE)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _corners_of_chips(solution: Solution) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Place the corners of a record's chips by their cards, whatever the projection."""
+    from astropy.io.fits import Header
+
+    from cynosure.data.wcsread import read_wcs, sky_of_pixels
+
+    corners, notes = [], []
+    for chip in solution.chips:
+        cards, shape = chip.get("cards"), chip.get("shape")
+        wcs, ny, nx = None, 0, 0
+        if isinstance(cards, dict) and isinstance(shape, (list, tuple)) and len(shape) == 2:
+            ny, nx = int(shape[0]), int(shape[1])
+            header = Header([(k, v) for k, v in cards.items() if v is not None])
+            wcs, _ = read_wcs(header, shape=(ny, nx))
+        if wcs is None:
+            notes.append(f"{chip.get('name', 'chip')}: its place on the sky cannot be told")
+            continue
+        x, y = np.array([0, nx, nx, 0]) - 0.5, np.array([0, 0, ny, ny]) - 0.5
+        found = np.stack(sky_of_pixels(wcs, x, y), axis=-1)
+        if np.isfinite(found).all():
+            corners.append(found)
+    return np.array(corners, dtype=float).reshape(-1, 4, 2), tuple(notes)

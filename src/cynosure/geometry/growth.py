@@ -38,9 +38,12 @@ __all__ = [
     "N_TERMS",
     "Grid",
     "Growth",
+    "density_at",
     "evaluate",
     "grow",
     "make_grid",
+    "nearest_free",
+    "terms_of",
 ]
 
 Floats = NDArray[np.float64]
@@ -158,7 +161,9 @@ def make_grid(points: Complexes, per_cell: float) -> Grid:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _nearest_free(grid: Grid, p: complex, radius: float, owner: Ints, mark: int) -> tuple[int, float]:
+def nearest_free(
+    grid: Grid, p: complex, radius: float, owner: Ints, mark: int
+) -> tuple[int, float]:
     """Return the nearest point that does not carry `mark`, or -1, and its squared distance."""
     best, best2 = -1, radius * radius
     i0 = int(np.floor((p.real - radius - grid.x0) / grid.size))
@@ -176,7 +181,7 @@ def _nearest_free(grid: Grid, p: complex, radius: float, owner: Ints, mark: int)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _density_at(grid: Grid, p: complex) -> float:
+def density_at(grid: Grid, p: complex) -> float:
     """Return the local density of the points; 0 outside what they cover."""
     i = int(np.floor((p.real - grid.x0) / grid.size))
     j = int(np.floor((p.imag - grid.y0) / grid.size))
@@ -186,7 +191,8 @@ def _density_at(grid: Grid, p: complex) -> float:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _terms(u: complex, phi: Complexes) -> None:
+def terms_of(u: complex, phi: Complexes) -> None:
+    """Fill `phi` with the terms of the polynomial of the module's head."""
     v = u.conjugate()
     phi[0] = 1.0
     phi[1] = u
@@ -206,7 +212,7 @@ def evaluate(coeff: Complexes, z: Complexes, z0: complex, norm: float) -> Comple
     out = np.empty(z.size, np.complex128)
     phi = np.empty(N_TERMS, np.complex128)
     for i in range(z.size):
-        _terms((z[i] - z0) / norm, phi)
+        terms_of((z[i] - z0) / norm, phi)
         total = 0.0j
         for k in range(N_TERMS):
             total += coeff[k] * phi[k]
@@ -215,7 +221,9 @@ def evaluate(coeff: Complexes, z: Complexes, z0: complex, norm: float) -> Comple
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _predict(coeff: Complexes, cov: Complexes, phi: Complexes, gain: Complexes) -> tuple[complex, float]:
+def _predict(
+    coeff: Complexes, cov: Complexes, phi: Complexes, gain: Complexes
+) -> tuple[complex, float]:
     """Return the prediction and its variance per axis; ``gain`` becomes ``cov @ conj(phi)``."""
     value = 0.0j
     variance = 0.0
@@ -230,7 +238,9 @@ def _predict(coeff: Complexes, cov: Complexes, phi: Complexes, gain: Complexes) 
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _learn(coeff: Complexes, cov: Complexes, gain: Complexes, error: complex, variance: float) -> None:
+def _learn(
+    coeff: Complexes, cov: Complexes, gain: Complexes, error: complex, variance: float
+) -> None:
     """Update the model with one measurement of total variance `variance` per axis."""
     for i in range(N_TERMS):
         coeff[i] += gain[i] * error / variance
@@ -238,12 +248,105 @@ def _learn(coeff: Complexes, cov: Complexes, gain: Complexes, error: complex, va
             cov[i, k] -= gain[i] * gain[k].conjugate() / variance
 
 
+class _State(NamedTuple):
+    """The models of all levels while they grow; every entry has the level as its first axis."""
+
+    coeff: Complexes
+    cov: Complexes
+    gain: Complexes
+    value: Complexes
+    total: Floats
+    spread: Floats
+    noise: Floats
+    assumed: Floats
+    noise_sum: Floats
+    noise_n: Floats
+
+
+@njit(cache=True, nogil=True)
+def _begin(
+    a: complex, b: complex, norm: float, slope_sd: float, offset_sd: float, sigma_px: float,
+    level: int,
+) -> _State:
+    n = LEVELS.size
+    coeff = np.zeros((n, N_TERMS), np.complex128)
+    cov = np.zeros((n, N_TERMS, N_TERMS), np.complex128)
+    for m in range(n):
+        coeff[m, 0], coeff[m, 1] = b, a * norm
+        cov[m, 0, 0], cov[m, 1, 1] = offset_sd**2, (slope_sd * norm) ** 2
+        # A radial distortion epsilon |u|^2 u, seen from a point off the axis, has these sizes.
+        for k in range(2, N_TERMS):
+            size = 1.5 if 3 <= k <= 5 else 1.0
+            cov[m, k, k] = (size * LEVELS[m] * norm) ** 2
+    total = np.zeros(n)
+    if level >= 0:
+        total[:] = -LEVEL_KNOWN
+        total[level] = 0.0
+    assumed = (sigma_px * NOISE) ** 2
+    return _State(
+        coeff, cov, np.empty((n, N_TERMS), np.complex128), np.empty(n, np.complex128), total,
+        np.empty(n), assumed.copy(), assumed, NU_SIGMA * assumed, np.full(n, NU_SIGMA),
+    )
+
+
+@njit(cache=True, nogil=True)
+def _learn_seed(state: _State, phi: Complexes, target: complex) -> None:
+    for m in range(LEVELS.size):
+        at, var = _predict(state.coeff[m], state.cov[m], phi, state.gain[m])
+        _learn(state.coeff[m], state.cov[m], state.gain[m], target - at, var + state.noise[m])
+
+
+@njit(cache=True, nogil=True)
+def _predict_all(state: _State, phi: Complexes, best: int) -> float:
+    """Predict with every level that is still in the race; return the largest variance."""
+    widest = 0.0
+    for m in range(LEVELS.size):
+        if state.total[m] < state.total[best] - LEVEL_LOST:
+            continue
+        state.value[m], var = _predict(state.coeff[m], state.cov[m], phi, state.gain[m])
+        state.spread[m] = var + state.noise[m]
+        widest = max(widest, state.spread[m])
+    return widest
+
+
+@njit(cache=True, nogil=True)
+def _score(
+    state: _State, best: int, paired: bool, target: complex, fraction: float, rho: float
+) -> float:
+    """Score one source in every level, then learn from it; return how sure the best level is."""
+    sure, limit = 0.0, state.total[best] - LEVEL_LOST
+    for m in range(LEVELS.size):
+        if state.total[m] < limit:
+            continue
+        if not paired:
+            state.total[m] += np.log(1.0 - fraction)
+            continue
+        error = target - state.value[m]
+        chi2 = (error.real**2 + error.imag**2) / state.spread[m]
+        odds = fraction * np.exp(-0.5 * chi2) / (2.0 * np.pi * state.spread[m] * rho)
+        state.total[m] += np.log(1.0 - fraction + odds)
+        true = odds / (1.0 - fraction + odds)
+        if m == best:
+            sure = true
+        if true > 0.05:
+            var, noise = state.spread[m] - state.noise[m], state.noise[m]
+            # What it says of the noise weighs as the noise does in the spread.
+            share = true * noise / state.spread[m]
+            state.noise_sum[m] += share * noise * 0.5 * chi2
+            state.noise_n[m] += share
+            _learn(state.coeff[m], state.cov[m], state.gain[m], error, var + noise / true)
+            noise = state.noise_sum[m] / state.noise_n[m]
+            noise = min(noise, state.assumed[m] * NOISE_RANGE**2)
+            state.noise[m] = max(noise, state.assumed[m] / NOISE_RANGE**4)
+    return sure
+
+
 @njit(cache=True, nogil=True)
 def grow(
     z: Complexes, order: Ints, seeds: Ints, seed_refs: Ints, w: Complexes, grid: Grid,
     a: complex, b: complex, z0: complex, norm: float, slope_sd: float, offset_sd: float,
-    sigma_px: float, level: int, min_fraction: float, give_up: float, owner: Ints, mark: int, match: Ints, chance: Floats,
-    coeff_out: Complexes,
+    sigma_px: float, level: int, min_fraction: float, give_up: float, owner: Ints, mark: int,
+    match: Ints, chance: Floats, coeff_out: Complexes,
 ) -> Growth:
     """Grow a match from its seeds over the sources in `order`; see the module's head.
 
@@ -286,95 +389,40 @@ def grow(
     coeff_out : (10,) ndarray of complex
         Filled with the coefficients in ``(z - z0) / norm``.
     """
-    n_levels = LEVELS.size
-    coeff = np.zeros((n_levels, N_TERMS), np.complex128)
-    cov = np.zeros((n_levels, N_TERMS, N_TERMS), np.complex128)
-    gain = np.empty((n_levels, N_TERMS), np.complex128)
+    state = _begin(a, b, norm, slope_sd, offset_sd, sigma_px, level)
+    weight = np.sum(np.exp(state.total))
     phi = np.empty(N_TERMS, np.complex128)
-    value = np.empty(n_levels, np.complex128)
-    total = np.zeros(n_levels)
-    if level >= 0:
-        total[:] = -LEVEL_KNOWN
-        total[level] = 0.0
-    n_seen, n_hit, best = 0, 0, max(level, 0)
-    weight = np.sum(np.exp(total))
-    spread = np.empty(n_levels)
-    assumed = (sigma_px * NOISE) ** 2
-    noise = assumed.copy()
-    noise_sum = NU_SIGMA * noise
-    noise_n = np.full(n_levels, NU_SIGMA)
-    for m in range(n_levels):
-        coeff[m, 0], coeff[m, 1] = b, a * norm
-        cov[m, 0, 0], cov[m, 1, 1] = offset_sd**2, (slope_sd * norm) ** 2
-        # A radial distortion epsilon |u|^2 u, seen from a point off the axis, has these sizes.
-        for k in range(2, N_TERMS):
-            size = 1.5 if 3 <= k <= 5 else 1.0
-            cov[m, k, k] = (size * LEVELS[m] * norm) ** 2
     match[:] = -1
     for s in range(seeds.size):
-        match[seeds[s]] = seed_refs[s]
-        chance[seeds[s]] = 1.0
-        owner[seed_refs[s]] = mark
-        _terms((z[seeds[s]] - z0) / norm, phi)
-        for m in range(n_levels):
-            at, var = _predict(coeff[m], cov[m], phi, gain[m])
-            _learn(coeff[m], cov[m], gain[m], w[seed_refs[s]] - at, var + noise[m])
+        match[seeds[s]], chance[seeds[s]], owner[seed_refs[s]] = seed_refs[s], 1.0, mark
+        terms_of((z[seeds[s]] - z0) / norm, phi)
+        _learn_seed(state, phi, w[seed_refs[s]])
     cap = 0.8 / np.sqrt(grid.mean_density)
     floor = 0.1 * grid.mean_density
+    n_seen, n_hit, best = 0, 0, max(level, 0)
     for o in range(order.size):
         i = order[o]
         if match[i] >= 0:
             continue
-        _terms((z[i] - z0) / norm, phi)
-        gate = 0.0
-        for m in range(n_levels):
-            if total[m] < total[best] - LEVEL_LOST:
-                continue
-            value[m], var = _predict(coeff[m], cov[m], phi, gain[m])
-            spread[m] = var + noise[m]
-            gate = max(gate, spread[m])
-        rho = _density_at(grid, value[best])
+        terms_of((z[i] - z0) / norm, phi)
+        gate = min(GATE_SIGMA * np.sqrt(_predict_all(state, phi, best)), cap)
+        rho = density_at(grid, state.value[best])
         if rho <= 0.0:
             continue
-        rho = max(rho, floor)
         fraction = min(max((n_hit + 2.0) / (n_seen + 4.0), min_fraction), 0.85)
-        gate = min(GATE_SIGMA * np.sqrt(gate), cap)
-        j, _ = _nearest_free(grid, value[best], gate, owner, mark)
+        j, _ = nearest_free(grid, state.value[best], gate, owner, mark)
         n_seen += 1
-        sure = 0.0
-        for m in range(n_levels):
-            if total[m] < total[best] - LEVEL_LOST:
-                continue
-            odds = 0.0
-            if j >= 0:
-                error = w[j] - value[m]
-                d2 = error.real**2 + error.imag**2
-                odds = fraction * np.exp(-0.5 * d2 / spread[m]) / (2.0 * np.pi * spread[m] * rho)
-            total[m] += np.log(1.0 - fraction + odds)
-            if j >= 0:
-                true = odds / (1.0 - fraction + odds)
-                if m == best:
-                    sure = true
-                if true > 0.05:
-                    var = spread[m] - noise[m]
-                    share = true * noise[m] / spread[m]
-                    noise_sum[m] += share * noise[m] * 0.5 * d2 / spread[m]
-                    noise_n[m] += share
-                    _learn(coeff[m], cov[m], gain[m], error, var + noise[m] / true)
-                    noise[m] = min(
-                        max(noise_sum[m] / noise_n[m], assumed[m] / NOISE_RANGE**4),
-                        assumed[m] * NOISE_RANGE**2,
-                    )
+        target = w[j] if j >= 0 else 0.0j
+        sure = _score(state, best, j >= 0, target, fraction, max(rho, floor))
         if sure > 0.5:
             match[i], chance[i], owner[j] = j, sure, mark
             n_hit += 1
-        for m in range(n_levels):
-            if total[m] > total[best]:
+        for m in range(LEVELS.size):
+            if state.total[m] > state.total[best]:
                 best = m
-        if total[best] < give_up:
+        if state.total[best] < give_up:
             break
-    coeff_out[:] = coeff[best]
-    sum_odds = 0.0
-    for m in range(n_levels):
-        sum_odds += np.exp(max(total[m] - total[best], -700.0))
-    return Growth(total[best] + np.log(sum_odds / weight), n_seen, n_hit, np.sqrt(noise[best]), best)
+    coeff_out[:] = state.coeff[best]
+    shares = np.exp(np.maximum(state.total - state.total[best], -700.0))
+    log_odds = state.total[best] + np.log(np.sum(shares) / weight)
+    return Growth(log_odds, n_seen, n_hit, np.sqrt(state.noise[best]), best)

@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cynosure.data.frame import Pointing
+from cynosure.geometry.asterisms import neighbours, source_quads
 from cynosure.geometry.growth import LEVELS, make_grid
 from cynosure.geometry.hypotheses import (
     PREFILTER,
     Limits,
-    neighbours,
+    make_scene,
     no_hypotheses,
     search,
-    source_quads,
 )
 from cynosure.geometry.offsets import search_offsets
 from cynosure.geometry.pairs import depth_match, pair
@@ -72,7 +72,7 @@ OFFSETS_ROTATION_DEG = 12.0
 
 @dataclass(frozen=True, slots=True)
 class _Rung:
-    """One try at quads: how many sources, how much denser than them each list, how many neighbours."""
+    """One try at quads: how many sources, how much denser each list, how many neighbours."""
 
     n_target: int
     dense_z: float
@@ -277,9 +277,11 @@ def _fields(
     if ra0 is None or dec0 is None:
         ra0, dec0 = (float(v) for v in radec(unit_vectors(ra[good], dec[good]).sum(axis=0)))
     xi, eta = project(ra[good], dec[good], ra0, dec0)
-    good, xi, eta = (v[np.isfinite(xi)] for v in (good, xi, eta))
+    seen = np.isfinite(xi)
+    good, xi, eta = good[seen], xi[seen], eta[seen]
     order = np.argsort(np.nan_to_num(mag[good], nan=np.inf), kind="stable")
-    row, w = good[order], -xi[order] + 1j * eta[order]
+    row = good[order]
+    w: Complexes = -xi[order] + 1j * eta[order]
     extent = float(np.abs(w).max(initial=0.0))
     radius = extent if pointing.radius_deg is None else 1.1 * pointing.radius_deg
     fields = []
@@ -288,7 +290,7 @@ def _fields(
         kept = np.flatnonzero(np.abs(w) <= reach)
         if len(kept) < MIN_STARS:
             continue
-        near = w[kept] / scale
+        near: Complexes = w[kept] / scale
         stars = Stars(
             near, row[kept], mag[row[kept]], scale, ra0, dec0, typical_density(near)
         )
@@ -392,11 +394,13 @@ def _quads(
     close = neighbours(z, max(rung.near_z, PREFILTER))
     near_z = np.ascontiguousarray(close[:, : rung.near_z])
     quads = source_quads(z, near_z, pointing.parity, limits.tol)
-    found = no_hypotheses(len(z))
-    search(
-        np.stack([z, z.conj()]), close, quads, w, neighbours(w, rung.near_w), make_grid(w, 2.0),
-        limits, 0, rung.budget, np.full(len(w), -1), found,
+    if len(quads.length) == 0:
+        return []
+    scene = make_scene(
+        z, close, quads, w, neighbours(w, rung.near_w), make_grid(w, 2.0), limits
     )
+    search(scene, rung.budget)
+    found = scene.found
     out = hypotheses_of(found, i, j, limits.norm, "quads")
     tried.append(
         f"quads: {len(z)} sources, {len(w)} reference at {3600 * stars.scale_deg:.3g} arcsec/px, "

@@ -139,8 +139,11 @@ def pair(
     i, j = _candidates(xi + 1j * eta, grid, np.full(len(x), 1.3 * max_radius_px * scale_deg))
     j = kept[j]
     model_sd = np.broadcast_to(np.asarray(model_sd_px, float), x.shape)
-    q, r = _gate_distance(model, x[i], y[i], cov_xy[i], model_sd[i], np.asarray(ra_deg, float)[j],
-                          np.asarray(dec_deg, float)[j], cov_ref[j], xi[i] - rxi[j], eta[i] - reta[j])
+    ra, dec = np.asarray(ra_deg, float)[j], np.asarray(dec_deg, float)[j]
+    q, r = _gate_distance(
+        model, x[i], y[i], cov_xy[i], model_sd[i], ra, dec, cov_ref[j], xi[i] - rxi[j],
+        eta[i] - reta[j],
+    )
     good = (q <= limit) & (r <= max_radius_px)
     return _resolve(i[good], j[good], q[good], limit)
 

@@ -19,14 +19,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from cynosure.geometry.growth import N_TERMS, grow, make_grid
-from cynosure.geometry.hypotheses import (
-    PREFILTER,
-    _by_distance,
-    neighbours,
-    select,
-    source_codes,
-)
+from cynosure.geometry.asterisms import neighbours, select, source_codes
+from cynosure.geometry.growth import N_TERMS, Growth, grow, make_grid
+from cynosure.geometry.hypotheses import PREFILTER, neighbour_radius, outward
 from cynosure.geometry.recognition import (
     MIN_SEP_PX,
     RANK,
@@ -45,6 +40,7 @@ from cynosure.geometry.skyindex import (
     QuadIndex,
     Rows,
     build_index,
+    direction_of,
     open_index,
     project_one,
     quantised,
@@ -68,25 +64,16 @@ ENOUGH = 70.0  # log-odds at which the search ends at once
 PROMISING = 12.0
 WIDTH_SLACK = 1.5  # fields this much narrower or wider than the index's are still tried
 KEEP = 8
-MAX_GATHER = 6000
-
-
-class _Search(NamedTuple):
-    """What a blind search is given besides the lists."""
-
-    tol: float
-    scale_min: float  # radians a pixel
-    scale_max: float
-    center: complex
-    norm: float
-    sigma_px: float
+MAX_GATHER = 6000  # stars of the index that one hypothesis is grown among
+MAX_RADIUS = 1.2  # radians; a plane cannot hold more of the sky
 
 
 class _Blind(NamedTuple):
     """The best hypotheses of a blind search.
 
     `tangent` is the unit vector that the plane of `coeff` touches, `scale` its nominal pixel in
-    radians, `aim` the direction of the frame's centre, `match` the star of the band of each source.
+    radians, `aim` the direction of the frame's centre, `match` the star of the band of each
+    source; `counts` are quads looked up, agreements, those within the limits, those grown.
     """
 
     log_odds: Floats
@@ -100,6 +87,25 @@ class _Blind(NamedTuple):
     aim: Floats
     match: Ints
     counts: Ints
+
+
+class _Scene(NamedTuple):
+    """What a blind search works on: sources, their neighbours and quads, limits, scratch."""
+
+    zz: Complexes
+    near: NDArray[np.int32]
+    star: NDArray[np.int32]
+    code: Floats
+    signs: NDArray[np.int8]
+    tol: float
+    scale_min: float  # radians a pixel
+    scale_max: float
+    center: complex
+    norm: float
+    sigma_px: float
+    number: Ints
+    point: Complexes
+    found: _Blind
 
 
 def _nothing(n: int) -> _Blind:
@@ -156,22 +162,39 @@ def _gather(
 
 
 @njit(cache=True, nogil=True)
+def _middle(vector: NDArray[np.float32], stars: NDArray[np.int32]) -> tuple[float, float, float]:
+    x, y, z = 0.0, 0.0, 0.0
+    for k in range(4):
+        x += vector[stars[k], 0]
+        y += vector[stars[k], 1]
+        z += vector[stars[k], 2]
+    length = np.sqrt(x * x + y * y + z * z)
+    return x / length, y / length, z / length
+
+
+@njit(cache=True, nogil=True)
 def _neighbours_there(
-    z: Complexes, near: NDArray[np.int32], quad: NDArray[np.int32], a: complex, b: complex,
-    z0: complex, size: float, sigma_px: float, points: Complexes, radius: float,
+    scene: _Scene, z: Complexes, quad: NDArray[np.int32], rows: Rows, scale: float,
+    x: float, y: float, t: float, a: complex, b: complex, z0: complex, size: float,
 ) -> bool:
-    """Ask a similarity to place a few neighbours of the quad, among the stars gathered there."""
+    """Ask a similarity to place a few neighbours of the quad among the stars there."""
+    near, point = scene.near, scene.point
+    count = min(near.shape[1], PREFILTER)
+    reach = 0.0
+    for k in range(count):
+        reach = max(reach, abs(z[near[quad[0], k]] - z0))
+    reach = min((1.1 * reach + abs(b)) * scale, MAX_RADIUS)
+    n = _gather(rows, x, y, t, reach, scene.number, point)
     tried, hits = 0, 0
-    for k in range(min(near.shape[1], PREFILTER)):
+    for k in range(count):
         i = near[quad[0], k]
         if i == quad[1] or i == quad[2] or i == quad[3]:
             continue
         p = a * (z[i] - z0) + b
-        reach = abs(z[i] - z0)
-        r2 = 9.0 * (2.0 * sigma_px**2 * (1.0 + (reach / size) ** 2) + (0.012 * reach) ** 2)
+        r2 = neighbour_radius(abs(z[i] - z0), size, scene.sigma_px) ** 2
         tried += 1
-        for j in range(points.size):
-            dx, dy = points[j].real - p.real, points[j].imag - p.imag
+        for j in range(n):
+            dx, dy = point[j].real / scale - p.real, point[j].imag / scale - p.imag
             if dx * dx + dy * dy < r2:
                 hits += 1
                 break
@@ -180,127 +203,94 @@ def _neighbours_there(
 
 @njit(cache=True, nogil=True)
 def _consider(
-    z: Complexes, near: NDArray[np.int32], quad: NDArray[np.int32], stars: NDArray[np.int32],
-    parity: int, rows: Rows, search: _Search,
-    number: Ints, point: Complexes, found: _Blind,
+    scene: _Scene, quad: NDArray[np.int32], stars: NDArray[np.int32], parity: int, rows: Rows
 ) -> float:
     """Judge one agreement; return the log-odds of its growth, or minus infinity."""
+    z, found = scene.zz[0] if parity > 0 else scene.zz[1], scene.found
     found.counts[1] += 1
-    vector = rows.vector
-    x, y, t = 0.0, 0.0, 0.0
-    for k in range(4):
-        x += vector[stars[k], 0]
-        y += vector[stars[k], 1]
-        t += vector[stars[k], 2]
-    length = np.sqrt(x * x + y * y + t * t)
-    x, y, t = x / length, y / length, t / length
-    va, vb = vector[stars[0]], vector[stars[1]]
+    x, y, t = _middle(rows.vector, stars)
+    va, vb = rows.vector[stars[0]], rows.vector[stars[1]]
     wa = project_one(float(va[0]), float(va[1]), float(va[2]), x, y, t)
     wb = project_one(float(vb[0]), float(vb[1]), float(vb[2]), x, y, t)
     za, zb = z[quad[0]], z[quad[1]]
     scale = abs(wb - wa) / abs(zb - za)
-    if not (search.scale_min <= scale <= search.scale_max):
+    if not (scene.scale_min <= scale <= scene.scale_max):
         return -np.inf
     found.counts[2] += 1
     # From here on the plane is in pixels of this hypothesis.
     z0, b = 0.5 * (za + zb), 0.5 * (wa + wb) / scale
     a = (wb - wa) / (zb - za) / scale
     size = abs(zb - za)
-    reach = 0.0
-    for k in range(min(near.shape[1], PREFILTER)):
-        reach = max(reach, abs(z[near[quad[0], k]] - z0))
-    n = _gather(rows, x, y, t, min((1.1 * reach + abs(b)) * scale, 1.2), number, point)
-    for k in range(n):
-        point[k] /= scale
-    if not _neighbours_there(z, near, quad, a, b, z0, size, search.sigma_px, point[:n], reach):
+    if not _neighbours_there(scene, z, quad, rows, scale, x, y, t, a, b, z0, size):
         return -np.inf
-    center = search.center if parity > 0 else search.center.conjugate()
-    wc = (a * (center - z0) + b) * scale
-    aim = _direction(wc, x, y, t)
+    center = scene.center if parity > 0 else scene.center.conjugate()
+    aim = direction_of((a * (center - z0) + b) * scale, x, y, t)
     for k in range(KEEP):
-        if found.log_odds[k] > ENOUGH and _close(found.aim[k], aim, search.norm * scale):
+        if found.log_odds[k] > ENOUGH and _close(found.aim[k], aim, scene.norm * scale):
             return found.log_odds[k]
     found.counts[3] += 1
-    radius = (1.1 * search.norm + abs(center - z0) + abs(b)) * scale
-    n = _gather(rows, x, y, t, min(radius, 1.2), number, point)
-    if n < 4:
-        return -np.inf
-    w = point[:n] / scale
-    seeds, refs = np.empty(2, np.int64), np.empty(2, np.int64)
-    seeds[0], seeds[1], refs[0], refs[1] = quad[0], quad[1], -1, -1
+    radius = (1.1 * scene.norm + abs(center - z0) + abs(b)) * scale
+    n = _gather(rows, x, y, t, min(radius, MAX_RADIUS), scene.number, scene.point)
+    w = scene.point[:n] / scale
+    seeds, refs = np.empty(2, np.int64), np.full(2, -1, np.int64)
+    seeds[0], seeds[1] = quad[0], quad[1]
     for k in range(n):
-        if number[k] == stars[0]:
-            refs[0] = k
-        if number[k] == stars[1]:
-            refs[1] = k
-    if refs[0] < 0 or refs[1] < 0:
+        for s in range(2):
+            if scene.number[k] == stars[s]:
+                refs[s] = k
+    if refs.min() < 0:
         return -np.inf
-    order = _by_distance(z, z0)
-    place = 0
-    for k in range(order.size):
-        i = order[k]
-        if i == quad[2] or i == quad[3]:
-            order[place + 1 : k + 1] = order[place:k].copy()
-            order[place] = i
-            place += 1
     match, chance = np.empty(z.size, np.int64), np.zeros(z.size)
     coeff = np.empty(N_TERMS, np.complex128)
     growth = grow(
-        z, order, seeds, refs, w, make_grid(w, 2.0), a, b, z0, search.norm, 0.05, 0.05 * size,
-        search.sigma_px, -1, 0.15, -6.0, np.full(n, -1), 0, match, chance, coeff,
+        z, outward(z, z0, quad[2], quad[3]), seeds, refs, w, make_grid(w, 2.0), a, b, z0,
+        scene.norm, 0.05, 0.05 * size, scene.sigma_px, -1, 0.15, -6.0, np.full(n, -1), 0, match,
+        chance, coeff,
     )
-    if growth.n_matched == 0:
-        return growth.log_odds
-    slot = int(np.argmin(found.log_odds))
-    for k in range(KEEP):
-        if found.log_odds[k] > -1e300 and _close(found.aim[k], aim, 0.2 * search.norm * scale):
-            slot = k
-    if growth.log_odds > found.log_odds[slot]:
-        found.log_odds[slot], found.parity[slot] = growth.log_odds, parity
-        found.level[slot], found.sigma_px[slot] = growth.level, growth.sigma_px
-        found.z0[slot], found.scale[slot] = z0, scale
-        found.coeff[slot] = coeff
-        found.aim[slot] = aim
-        found.tangent[slot, 0], found.tangent[slot, 1], found.tangent[slot, 2] = x, y, t
-        for i in range(z.size):
-            found.match[slot, i] = number[match[i]] if match[i] >= 0 else -1
+    if growth.n_matched > 0:
+        slot = _slot(found, growth, aim, 0.2 * scene.norm * scale)
+        if slot >= 0:
+            found.parity[slot], found.z0[slot], found.scale[slot] = parity, z0, scale
+            found.coeff[slot] = coeff
+            found.tangent[slot, 0], found.tangent[slot, 1], found.tangent[slot, 2] = x, y, t
+            for i in range(z.size):
+                found.match[slot, i] = scene.number[match[i]] if match[i] >= 0 else -1
     return growth.log_odds
 
 
 @njit(cache=True, nogil=True)
-def _direction(w: complex, x: float, y: float, z: float) -> Floats:
-    """Invert :func:`project_one`."""
-    h = np.sqrt(x * x + y * y)
-    ex, ey = (-y / h, x / h) if h > 1e-9 else (0.0, 1.0)
-    gx, gy, gz = -z * ey, z * ex, x * ey - y * ex
-    out = np.array(
-        [x - w.real * ex + w.imag * gx, y - w.real * ey + w.imag * gy, z + w.imag * gz]
-    )
-    return out / np.sqrt(np.sum(out**2))
+def _slot(found: _Blind, growth: Growth, aim: Floats, radius: float) -> int:
+    """Choose where a hypothesis is kept: over what says the same, or over the worst; or not."""
+    slot = int(np.argmin(found.log_odds))
+    for k in range(KEEP):
+        if found.log_odds[k] > -1e300 and _close(found.aim[k], aim, radius):
+            slot = k
+    if growth.log_odds <= found.log_odds[slot]:
+        return -1
+    found.log_odds[slot], found.level[slot] = growth.log_odds, growth.level
+    found.sigma_px[slot] = growth.sigma_px
+    found.aim[slot] = aim
+    return slot
 
 
 @njit(cache=True, nogil=True)
 def _close(a: Floats, b: Floats, radius: float) -> bool:
-    return np.sum((a - b) ** 2) < radius * radius
+    return bool(np.sum((a - b) ** 2) < radius * radius)
 
 
 @njit(cache=True, nogil=True)
-def _search_band(
-    zz: Complexes, near: NDArray[np.int32], star: NDArray[np.int32], code: Floats,
-    signs: NDArray[np.int8], bins: int, stored: NDArray[np.uint16], quad: NDArray[np.int32],
-    cell: NDArray[np.int32], rows: Rows, search: _Search,
-    number: Ints, point: Complexes, found: _Blind,
-) -> bool:
+def _search_band(scene: _Scene, band: Band) -> bool:
     """Look the quads of the image up in one band; say whether one was found beyond doubt."""
     low, high = np.empty(4, np.int64), np.empty(4, np.int64)
     at, unit = np.empty(4), np.empty(4)
     for k in range(4):
         unit[k] = quantised(1.0, k % 2 == 0) - quantised(0.0, k % 2 == 0)
-    for q in range(code.shape[0]):
-        found.counts[0] += 1
+    bins, tol2 = band.bins, scene.tol * scene.tol
+    for q in range(scene.code.shape[0]):
+        scene.found.counts[0] += 1
         for k in range(4):
-            at[k] = quantised(code[q, k], k % 2 == 0)
-            reach = search.tol * unit[k]
+            at[k] = quantised(scene.code[q, k], k % 2 == 0)
+            reach = scene.tol * unit[k]
             low[k] = int(min(max(at[k] - reach, 0.0), 65535.0)) * bins // 65536
             high[k] = int(min(max(at[k] + reach, 0.0), 65535.0)) * bins // 65536
         for c0 in range(low[0], high[0] + 1):
@@ -308,17 +298,15 @@ def _search_band(
                 for c2 in range(low[2], high[2] + 1):
                     # The cells of the last axis lie side by side.
                     first = ((c0 * bins + c1) * bins + c2) * bins
-                    begin, end = cell[first + low[3]], cell[first + high[3] + 1]
-                    for e in range(max(begin, 0), min(end, quad.shape[0])):
+                    begin, end = band.cell[first + low[3]], band.cell[first + high[3] + 1]
+                    for e in range(max(begin, 0), min(end, band.quad.shape[0])):
                         d2 = 0.0
                         for k in range(4):
-                            d2 += ((stored[e, k] - at[k]) / unit[k]) ** 2
-                        if d2 > search.tol * search.tol or not _known(quad[e], rows.ra.size):
+                            d2 += ((band.code[e, k] - at[k]) / unit[k]) ** 2
+                        if d2 > tol2 or not _known(band.quad[e], band.star.size):
                             continue
-                        z = zz[0] if signs[q] > 0 else zz[1]
                         odds = _consider(
-                            z, near, star[q], quad[e], signs[q], rows, search,
-                            number, point, found,
+                            scene, scene.star[q], band.quad[e], scene.signs[q], band.rows
                         )
                         if odds > ENOUGH:
                             return True
@@ -383,43 +371,52 @@ def solve_blind(
     sources = prepare_sources(x, y, flux, shape)
     if len(sources.z) < MIN_STARS:
         raise NotEnoughStars(image=name, n_sources=len(sources.z), needed=MIN_STARS)
-    width = np.radians(np.array([index.min_width_deg, index.max_width_deg])) / np.sqrt(
-        shape[0] * shape[1]
-    )
-    scale_min, scale_max = width[0] / WIDTH_SLACK, width[1] * WIDTH_SLACK
-    if min_scale_arcsec is not None:
-        scale_min = max(scale_min, np.radians(min_scale_arcsec / 3600.0))
-    if max_scale_arcsec is not None:
-        scale_max = min(scale_max, np.radians(max_scale_arcsec / 3600.0))
+    scales = _scales(index, shape, min_scale_arcsec, max_scale_arcsec)
     tried: list[str] = []
     known: list[Hypothesis] = []
     for tol, tiers in zip((0.01, 0.02), TIERS):
-        search = _Search(tol, scale_min, scale_max, sources.center, sources.norm, sigma_px)
         sizes: set[int] = set()
         for tier in tiers:
-            for h, stars in _tier(sources, index, search, tier, parity, sizes, tried):
+            for h, stars in _tier(
+                sources, index, scales, tol, tier, parity, sigma_px, sizes, tried
+            ):
                 grown = densify(h, sources, stars) if h.log_odds > PROMISING else h
                 known.append(grown)
-                lead = grown.log_odds - max(
+                second = max(
                     (k.log_odds for k in known if not grown.says_the_same(k)), default=0.0
                 )
-                if grown.log_odds >= min_log_odds and lead >= min_lead:
-                    evidence = {"tried": tried, "second_log_odds": grown.log_odds - lead}
-                    return conclude(
-                        grown, sources, stars, index.ra_deg, index.dec_deg, len(stars.w), evidence
-                    )
+                if grown.log_odds < min_log_odds or grown.log_odds - second < min_lead:
+                    continue
+                evidence = {"tried": tried, "second_log_odds": float(second)}
+                return conclude(
+                    grown, sources, stars, index.ra_deg, index.dec_deg, len(stars.w), evidence
+                )
     raise NoMatch(
         image=name, n_sources=len(sources.z), n_reference=len(index.ra_deg), tried=tried,
         best_log_odds=round(max((h.log_odds for h in known), default=0.0), 1),
         needed_log_odds=min_log_odds,
-        hint="Give the scale (--scale), use an index for narrower or wider fields, or check that the "
-        "sources are stars.",
+        hint="Give the scale (--scale), use an index for narrower or wider fields, or check that "
+        "the sources are stars.",
     )
 
 
+def _scales(
+    index: QuadIndex, shape: tuple[int, int], low_arcsec: float | None, high_arcsec: float | None
+) -> tuple[float, float]:
+    """Return the least and the largest size of a pixel, radians."""
+    side = np.sqrt(shape[0] * shape[1])
+    low = np.radians(index.min_width_deg) / side / WIDTH_SLACK
+    high = np.radians(index.max_width_deg) / side * WIDTH_SLACK
+    if low_arcsec is not None:
+        low = max(low, np.radians(low_arcsec / 3600.0))
+    if high_arcsec is not None:
+        high = min(high, np.radians(high_arcsec / 3600.0))
+    return float(low), float(high)
+
+
 def _tier(
-    sources: Sources, index: QuadIndex, search: _Search, tier: int, parity: int,
-    sizes: set[int], tried: list[str],
+    sources: Sources, index: QuadIndex, scales: tuple[float, float], tol: float, tier: int,
+    parity: int, sigma_px: float, sizes: set[int], tried: list[str],
 ) -> list[tuple[Hypothesis, Stars]]:
     """Look up the quads of about `tier` sources in every band that could hold them."""
     common = min(tier / sources.area, 1.3 * sources.density)
@@ -429,22 +426,20 @@ def _tier(
         return []
     sizes.add(len(z))
     near = neighbours(z, max(NEAR, PREFILTER))
-    star, code, _, signs = source_codes(
-        z, np.ascontiguousarray(near[:, :NEAR]), parity, search.tol
+    star, code, _, signs = source_codes(z, np.ascontiguousarray(near[:, :NEAR]), parity, tol)
+    scene = _Scene(
+        np.stack([z, z.conj()]), near, star, code, signs, tol, *scales, sources.center,
+        sources.norm, sigma_px, np.empty(MAX_GATHER, np.int64),
+        np.empty(MAX_GATHER, np.complex128), _nothing(len(z)),
     )
-    zz = np.stack([z, z.conj()])
-    number, point = np.empty(MAX_GATHER, np.int64), np.empty(MAX_GATHER, np.complex128)
-    places = np.log(max(index.n_quads, 1)) + np.log(len(z) * NEAR)
+    places = float(np.log(max(index.n_quads, 1)) + np.log(len(z) * NEAR))
     out: list[tuple[Hypothesis, Stars]] = []
     counts = np.zeros(4, np.int64)
     for band in reversed(index.bands):
-        if not _plausible(band, sources, search, len(z)):
+        if not _plausible(band, sources, scales, len(z)):
             continue
         found = _nothing(len(z))
-        sure = _search_band(
-            zz, near, star, code, signs, band.bins, band.code, band.quad, band.cell, band.rows,
-            search, number, point, found,
-        )
+        sure = _search_band(scene._replace(found=found), band)
         counts += found.counts
         for k in np.argsort(-found.log_odds, kind="stable"):
             if found.log_odds[k] > PROMISING:
@@ -459,11 +454,11 @@ def _tier(
     return out[:3]
 
 
-def _plausible(band: Band, sources: Sources, search: _Search, n: int) -> bool:
+def _plausible(band: Band, sources: Sources, scales: tuple[float, float], n: int) -> bool:
     """Say whether a list of `n` sources may be as deep as this band at an allowed scale."""
     width = np.radians(band.width_deg) * np.sqrt(n / FIELD_STARS)
     side = np.sqrt(sources.area)
-    return search.scale_min * side / 2.5 <= width <= search.scale_max * side * 2.5
+    return scales[0] * side / 2.5 <= width <= scales[1] * side * 2.5
 
 
 def _hypothesis(
@@ -487,18 +482,21 @@ def _hypothesis(
     j = order[np.searchsorted(near[order], matched)]
     return Hypothesis(
         float(found.log_odds[k]) - places, int(found.parity[k]), int(found.level[k]),
-        float(found.sigma_px[k]), complex(found.z0[k]), sources.norm, found.coeff[k].copy(), i[hit], j, "blind",
+        float(found.sigma_px[k]), complex(found.z0[k]), sources.norm, found.coeff[k].copy(),
+        i[hit], j, "blind",
     ), stars
 
 
 def _stars_around(index: QuadIndex, aim: Floats, radius: float) -> Ints:
     """Return the stars of the index within `radius` of a direction: all, or those of a band."""
     number, point = np.empty(MAX_GATHER, np.int64), np.empty(MAX_GATHER, np.complex128)
-    n = _gather(index.rows, *aim, min(radius, 1.2), number, point)
+    x, y, z = (float(v) for v in aim)
+    radius = min(radius, MAX_RADIUS)
+    n = _gather(index.rows, x, y, z, radius, number, point)
     if n < MAX_GATHER:
         return number[:n].copy()
     for band in index.bands:
-        n = _gather(band.rows, *aim, min(radius, 1.2), number, point)
+        n = _gather(band.rows, x, y, z, radius, number, point)
         if n < MAX_GATHER:
             break
     return np.asarray(band.star)[number[:n]].astype(np.int64)

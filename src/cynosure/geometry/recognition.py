@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cynosure.geometry.asterisms import select
 from cynosure.geometry.growth import LEVELS, N_TERMS, NOISE, evaluate, grow, make_grid
-from cynosure.geometry.hypotheses import Found, select
+from cynosure.geometry.hypotheses import Found
 from cynosure.geometry.pairs import mutual_nearest
 from cynosure.geometry.skymodel import SkyModel
 from cynosure.ground.numeric import lstsq, mad_std, poly_design, poly_exponents
@@ -86,7 +87,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sources:
-    """The sources, brightest first, as complex pixels; `row` is their number in the caller's list."""
+    """The sources, brightest first, as complex pixels; `row` counts in the caller's list."""
 
     z: Complexes
     row: Ints
@@ -96,10 +97,12 @@ class Sources:
 
     @property
     def center(self) -> complex:
+        """The middle of the frame."""
         return complex((self.shape[1] - 1) / 2, (self.shape[0] - 1) / 2)
 
     @property
     def norm(self) -> float:
+        """Half the diagonal of the frame, px."""
         return float(np.hypot(*self.shape) / 2)
 
     def part(self, member: Ints, shape: tuple[int, int]) -> Sources:
@@ -135,7 +138,10 @@ class Stars:
     density: float
 
 
-def prepare_sources(x: ArrayLike, y: ArrayLike, flux: ArrayLike, shape: tuple[int, int]) -> Sources:
+def prepare_sources(
+    x: ArrayLike, y: ArrayLike, flux: ArrayLike, shape: tuple[int, int]
+) -> Sources:
+    """Sort sources by brightness, unknown brightness last; those without a place are left out."""
     x, y, flux = (np.asarray(v, dtype=float) for v in (x, y, flux))
     order = np.argsort(-np.nan_to_num(flux, nan=-np.inf), kind="stable")
     order = order[np.isfinite(x[order]) & np.isfinite(y[order])]
@@ -274,9 +280,11 @@ def join(
 def _complex_fit(u: Complexes, w: Complexes) -> tuple[Complexes, Ints]:
     """Fit the polynomial of :mod:`growth` to control points, robustly; return who was kept."""
     v = u.conj()
-    design = np.column_stack([np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3])
+    terms = [np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3]
+    design = np.column_stack(terms)
     weights = np.ones(len(u))
-    coeff, sd = np.zeros(N_TERMS, np.complex128), 1.0
+    coeff: Complexes = np.zeros(N_TERMS, np.complex128)
+    sd = 1.0
     for _ in range(6):
         root = np.sqrt(weights)
         coeff = np.linalg.lstsq(design * root[:, None], w * root, rcond=1e-6)[0]
@@ -287,13 +295,15 @@ def _complex_fit(u: Complexes, w: Complexes) -> tuple[Complexes, Ints]:
 
 
 def _prior_px(degree: int, level: int, norm: float) -> Floats:
-    """Return the prior errors of the polynomial's terms, px: those of a lens, free up to degree 1."""
+    """Return the prior errors of the terms, px: those of a lens, free up to degree 1."""
     order = poly_exponents(degree).sum(axis=1)
     size = np.where(order == 2, 1.5, 1.0) * LEVELS[level] * norm
     return np.where(order < 2, 10.0 * norm, size)
 
 
-def _level(design: Floats, plane: Floats, degree: int, norm: float, sigma_px: float, level: int) -> int:
+def _level(
+    design: Floats, plane: Floats, degree: int, norm: float, sigma_px: float, level: int
+) -> int:
     """Choose the amplitude of the distortion by its evidence: the odds of the pairs under each.
 
     ``ln p = -(y^T C^-1 y + ln det C) / 2`` per axis with ``C = sigma^2 + Phi Lambda Phi^T``. Where
@@ -349,7 +359,8 @@ def _polish(
 ) -> tuple[SkyModel, Ints, Ints, Floats]:
     """Turn a grown hypothesis into a model over the frame and the pairs of the bright sources."""
     at = evaluate(h.coeff, np.array([_seen(sources.center, h.parity)]), h.z0, h.norm)[0]
-    a0, d0 = deproject(-at.real * stars.scale_deg, at.imag * stars.scale_deg, stars.ra0_deg, stars.dec0_deg)
+    at *= stars.scale_deg
+    a0, d0 = deproject(-at.real, at.imag, stars.ra0_deg, stars.dec0_deg)
     tangent = (float(a0), float(d0))
     scale_deg = stars.scale_deg * float(abs(h.coeff[1])) / h.norm
     i, j = h.i, h.j
@@ -357,7 +368,8 @@ def _polish(
     z = sources.z[:n]
     near = _reachable(h, sources, stars, n)
     ra_near, dec_near = ra[stars.row[near]], dec[stars.row[near]]
-    plane = np.column_stack(project(ra_near, dec_near, *tangent)) / scale_deg
+    xi, eta = project(ra_near, dec_near, *tangent)
+    plane: Complexes = (xi + 1j * eta) / scale_deg
     spacing = np.sqrt(sources.area / max(len(near), 1))
     rms = h.sigma_px
     for radius in (6.0, 5.0, 4.0):
@@ -369,7 +381,7 @@ def _polish(
         xi, eta = model.pixel_to_plane(z.real, z.imag)
         # Where stars are so far apart that chance hardly pairs them, the reach may be wider.
         reach = min(max(radius * rms, 0.5, min(0.02 * spacing, 6.0)), 0.5 * spacing)
-        i, k, _ = mutual_nearest((xi + 1j * eta) / scale_deg, plane[:, 0] + 1j * plane[:, 1], reach)
+        i, k, _ = mutual_nearest((xi + 1j * eta) / scale_deg, plane, reach)
         j = near[k]
     agree = _agree_in_brightness(sources.flux[i], stars.mag[j])
     i, j = i[agree], j[agree]
@@ -458,8 +470,8 @@ def conclude(
         "degree": model.degree,
         "evenness": evenness(sources, i),
     }
+    rotation = float(np.degrees(np.arctan2(cd[0, 1], cd[1, 1])) % 360.0)
     return Match(
-        source_index[order], reference_index[order], model, h.log_odds, len(sources.z), n_reference,
-        3600.0 * float(np.sqrt(abs(det))), float(np.degrees(np.arctan2(cd[0, 1], cd[1, 1])) % 360.0),
-        1 if det < 0 else -1, evidence,
+        source_index[order], reference_index[order], model, float(h.log_odds), len(sources.z),
+        n_reference, 3600.0 * float(np.sqrt(abs(det))), rotation, 1 if det < 0 else -1, evidence,
     )

@@ -25,7 +25,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from cynosure.geometry.hypotheses import Y_MAX, _canonical_sides, _code
+from cynosure.geometry.asterisms import Y_MAX, canonical
 from cynosure.geometry.recognition import RANK
 from cynosure.ground.errors import (
     CatalogDamaged,
@@ -74,8 +74,7 @@ class Rows(NamedTuple):
     start: Ints
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Band:
+class Band(NamedTuple):
     """The stars and quads for fields of one width.
 
     Attributes
@@ -193,7 +192,9 @@ def _thin(ra: Floats, dec: Floats, vector: Floats, radius: float, rank: int) -> 
 
 
 @njit(cache=True, nogil=True)
-def _quads_of(vector: Floats, near: NDArray[np.int32]):
+def _quads_of(
+    vector: Floats, near: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], Floats]:
     """Return the quads of each star and three of its neighbours, each once, and their codes."""
     n, m = near.shape
     capacity = n * (m * (m - 1) * (m - 2) // 6)
@@ -214,16 +215,9 @@ def _quads_of(vector: Floats, near: NDArray[np.int32]):
                     for s in range(4):
                         for t in range(4):
                             side[s, t] = abs(p[s] - p[t])
-                    a, b, c, d = _canonical_sides(side, 1, 2, 3)
-                    if side[a, b] <= 0.0:
+                    if side.max() <= 0.0:
                         continue
-                    u, v = _code(p[a], p[b], p[c], p[d])
-                    if u.real + v.real > 1.0:
-                        a, b = b, a
-                        u, v = 1.0 - u, 1.0 - v
-                    if u.real > v.real:
-                        c, d = d, c
-                        u, v = v, u
+                    a, b, c, d, u, v = canonical(p, side, 1, 2, 3)
                     quad[q, 0], quad[q, 1], quad[q, 2], quad[q, 3] = who[a], who[b], who[c], who[d]
                     code[q, 0], code[q, 1], code[q, 2], code[q, 3] = u.real, u.imag, v.real, v.imag
                     q += 1
@@ -283,6 +277,18 @@ def project_one(vx: float, vy: float, vz: float, x: float, y: float, z: float) -
 
 
 @njit(cache=True, nogil=True)
+def direction_of(w: complex, x: float, y: float, z: float) -> Floats:
+    """Invert :func:`project_one`."""
+    h = np.sqrt(x * x + y * y)
+    ex, ey = (-y / h, x / h) if h > 1e-9 else (0.0, 1.0)
+    gx, gy, gz = -z * ey, z * ex, x * ey - y * ex
+    out = np.array(
+        [x - w.real * ex + w.imag * gx, y - w.real * ey + w.imag * gy, z + w.imag * gz]
+    )
+    return out / np.sqrt(np.sum(out**2))
+
+
+@njit(cache=True, nogil=True)
 def quantised(value: float, is_x: bool) -> float:
     """Return a code's coordinate on the scale of the stored 16-bit integers."""
     low = -CODE_MARGIN if is_x else -Y_MAX - CODE_MARGIN
@@ -291,7 +297,7 @@ def quantised(value: float, is_x: bool) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _store(code: Floats, bins: int):
+def _store(code: Floats, bins: int) -> tuple[NDArray[np.uint16], Ints]:
     """Return the codes as integers, and the cell of each."""
     n = code.shape[0]
     out = np.empty((n, 4), np.uint16)
@@ -490,7 +496,7 @@ def open_index(path: str | Path, *, check: bool = False) -> QuadIndex:
             arrays = [_open_array(path, n, entries[n], check) for n in names]
             bands.append(Band(facts["width_deg"], facts["bins"], Rows(*arrays[:3]), *arrays[3:]))
         return QuadIndex(
-            path, *stars[:4], Rows(*stars[4:]), tuple(bands),
+            path, stars[0], stars[1], stars[2], stars[3], Rows(*stars[4:]), tuple(bands),
             header["min_width_deg"], header["max_width_deg"],
         )
     except FileNotFoundError as error:
@@ -499,7 +505,8 @@ def open_index(path: str | Path, *, check: bool = False) -> QuadIndex:
                 catalog=str(path), reason="no index here",
                 hint="Build one with `cynosure index build`.",
             ) from error
-        raise CatalogDamaged(catalog=str(path), reason=f"{Path(error.filename).name} is missing") from error
+        reason = f"{Path(error.filename).name} is missing"
+        raise CatalogDamaged(catalog=str(path), reason=reason) from error
     except (KeyError, TypeError, ValueError) as error:
         raise CatalogDamaged(catalog=str(path), reason=f"{HEADER}: {error}") from error
 

@@ -22,9 +22,8 @@ def gather(parts: list[Extraction], plates: list[Plate]) -> dict[str, Any]:
     if not parts:
         return {}
     part = parts[0]
-    small, step = _thumbnail(part)
     extras: dict[str, Any] = {
-        "shape": part.frame.shape, "thumbnail": small, "thumbnail_step": step,
+        "shape": part.frame.shape, "thumbnail": _thumbnail(part),
         **_psf_tables(part),
     }
     if plates and plates[0].chips:
@@ -38,27 +37,21 @@ def _fit_tables(part: Extraction, plate: Plate) -> dict[str, Any]:
     x, y = fit.model.sky_to_pixel(reference.ra_deg, reference.dec_deg)
     inside = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
     rows = np.flatnonzero(inside)[:5000]
-    lone = rows[~np.isin(rows, chip.reference_index)]
     table = np.stack([x, y, reference.stars["mag"]], axis=1)
     grid = np.meshgrid(np.linspace(0, nx - 1, 17), np.linspace(0, ny - 1, 17))
     gx, gy = (v.ravel() for v in grid)
     error = np.sqrt(np.mean(fit.wcs_error_mas(gx, gy) ** 2, axis=1))
-    names = {"shift": 0, "rshift": 0, "rscale": 1, "general": 1}
-    trials = [
-        (names.get(form, int(form[-1]) if form[-1].isdigit() else 0), row["score"])
-        for form, row in fit.scores.items() if form.startswith("poly")
-    ]
     return {
         "ledger": list(fit.history), "scores": {k: v["score"] for k, v in fit.scores.items()},
-        "order_trials": np.array(trials).reshape(-1, 2), "evidence": plate.match.evidence,
+        "evidence": plate.match.evidence,
         "distortion": _distortion(fit.model, part.frame.shape),
         "wcs_error": np.stack([gx, gy, error], axis=1),
-        "reference": table[rows], "unmatched": table[lone],
+        "reference": table[rows],
     }
 
 
-def _thumbnail(part: Extraction) -> tuple[NDArray[np.float32], float]:
-    """Return the frame in units of its noise, binned to a few hundred pixels, and the bin.
+def _thumbnail(part: Extraction) -> NDArray[np.float32]:
+    """Return the frame in units of its noise, binned to a few hundred pixels.
 
     The largest pixel of one row in each bin: stars stay visible, and little is read.
     """
@@ -70,7 +63,7 @@ def _thumbnail(part: Extraction) -> tuple[NDArray[np.float32], float]:
         y = min(j * step + step // 2, ny - 1)
         line = data[y] - part.background.rows(y, y + 1)[0]
         out[j] = np.nan_to_num(line[: columns * step].reshape(columns, -1).max(axis=1))
-    return out / np.float32(np.median(part.background.sigma)), float(step)
+    return out / np.float32(np.median(part.background.sigma))
 
 
 def _psf_tables(part: Extraction) -> dict[str, Any]:
@@ -88,7 +81,7 @@ def _psf_tables(part: Extraction) -> dict[str, Any]:
         part.psf.image(round(x), round(y))
         for y in np.array([0.1, 0.5, 0.9]) * (ny - 1) for x in np.array([0.1, 0.5, 0.9]) * (nx - 1)
     ]
-    return {"psf_grid": rows, "psf": rows, "psf_stamps": np.array(stamps)}
+    return {"psf": rows, "psf_stamps": np.array(stamps)}
 
 
 def _distortion(model: SkyModel, shape: tuple[int, int]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,8 @@ from cynosure.data.frame import Frame, Pointing
 from cynosure.data.refcat import RefCat
 from cynosure.data.tables import SourceFlag
 from cynosure.geometry.confirm import confirm_wcs
-from cynosure.geometry.fit import Fit, Pairs, fit_wcs
-from cynosure.geometry.match import Match, match_pointing, pair
+from cynosure.geometry.fit import Fit, fit_wcs
+from cynosure.geometry.match import Match, match_pointing
 from cynosure.geometry.wcs import SkyModel, model_from_wcs
 from cynosure.ground.errors import (
     CatalogMissing,
@@ -33,68 +33,13 @@ from cynosure.ground.errors import (
     NotEnoughStars,
 )
 from cynosure.ground.numeric import lstsq, poly_design
-from cynosure.ground.settings import Range, Unit
-from cynosure.ground.sky import at_epoch, project, separation_deg
+from cynosure.ground.sky import project, separation_deg
+from cynosure.pipelines.chips import Chip, fit_chip, make_pairs, scale_arcsec
+from cynosure.pipelines.reference import Reference, reference_stars
 
-__all__ = ["Chip", "Plate", "Reference", "select_reference", "solve_plate"]
+__all__ = ["Plate", "solve_plate"]
 
 Floats = NDArray[np.float64]
-
-# Half a period of an uncertain epoch: a plate without a date is from anywhere in two decades.
-UNKNOWN_EPOCH_YR = 10.0
-
-# A source whose position is known worse than this many pixels says nothing about the WCS.
-MAX_SOURCE_ERROR_PX = 1.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reference:
-    """Reference stars at the epoch of the image.
-
-    Attributes
-    ----------
-    stars : (n,) structured array
-        Schema ``REFERENCE``, brightest first.
-    ra_deg, dec_deg : (n,) ndarray
-        At the epoch.
-    cov_mas2 : (n, 3) ndarray
-    """
-
-    stars: NDArray[np.void]
-    ra_deg: Floats
-    dec_deg: Floats
-    cov_mas2: Floats
-
-    def __len__(self) -> int:
-        return len(self.stars)
-
-    def __getitem__(self, rows: NDArray[np.generic]) -> Reference:
-        return Reference(
-            self.stars[rows], self.ra_deg[rows], self.dec_deg[rows], self.cov_mas2[rows]
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chip:
-    """One chip of a solved exposure.
-
-    Attributes
-    ----------
-    frame : Frame
-    sources : (n,) structured array
-    source_index, reference_index : (m,) ndarray of int
-        Its pairs.
-    fit : Fit
-    inherited : bool
-        Whether its WCS is that of the whole focal plane, for lack of stars of its own.
-    """
-
-    frame: Frame
-    sources: NDArray[np.void]
-    source_index: NDArray[np.int64]
-    reference_index: NDArray[np.int64]
-    fit: Fit
-    inherited: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,68 +109,10 @@ def solve_plate(
     notes += more
     log("fit")
     if layout is None:
-        chip = _fit_chip(frames[0], sources[0], reference, match.model, field.shape, settings)
+        chip = fit_chip(frames[0], sources[0], reference, match.model, field.shape, settings)
         return Plate((chip,), reference, match, epoch, tuple(notes))
     chips = layout.fit(frames, sources, reference, match, settings)
     return Plate(tuple(chips), reference, match, epoch, tuple(notes))
-
-
-# ------------------------------------------------------------------------------ reference stars
-def select_reference(
-    stars: NDArray[np.void],
-    *,
-    min_mag: Annotated[float | None, Unit("mag"), Range(-5, 40)] = None,
-    max_mag: Annotated[float | None, Unit("mag"), Range(-5, 40)] = None,
-    require_good: bool = True,
-    max_error_mas: Annotated[float, Unit("mas"), Range(0.001, 1e6)] = 2000.0,
-) -> NDArray[np.bool_]:
-    """Say which reference stars may take part in a fit.
-
-    Parameters
-    ----------
-    stars : (n,) structured array
-        Schema ``REFERENCE``.
-    min_mag, max_mag : float, optional
-        Brightest and faintest star to use.
-    require_good : bool
-        Leave out stars that fail the catalogue's quality cuts (ruwe, duplicates, blends), unless
-        that would leave fewer than a third.
-    max_error_mas : float
-        Largest error of the catalogue's position.
-    """
-    keep = np.ones(len(stars), dtype=bool)
-    with np.errstate(invalid="ignore"):
-        if min_mag is not None:
-            keep &= stars["mag"] >= min_mag
-        if max_mag is not None:
-            keep &= stars["mag"] <= max_mag
-        error = np.fmax(stars["ra_error_mas"], stars["dec_error_mas"])
-    keep &= ~(error > max_error_mas)
-    if require_good and np.count_nonzero(keep & stars["good"]) > np.count_nonzero(keep) / 3:
-        keep &= stars["good"]
-    return keep
-
-
-def _reference(
-    refcat: RefCat, ra: float, dec: float, radius: float, epoch_yr: float | None,
-    settings: Mapping[str, dict[str, Any]], max_rows: int,
-) -> tuple[Reference, float]:
-    """Return the reference stars of a circle at the epoch."""
-    cuts = settings["refcat"]
-    stars = refcat.cone(
-        ra, dec, min(radius, 180.0), min_mag=cuts.get("min_mag"), max_mag=cuts.get("max_mag"),
-        max_rows=max_rows,
-    )
-    stars = stars[select_reference(stars, **cuts)]
-    epoch = epoch_yr
-    if epoch is None:
-        epoch = float(np.median(stars["ref_epoch_yr"])) if len(stars) else 2016.0
-    ra_deg, dec_deg, cov = at_epoch(stars, epoch)
-    if epoch_yr is None:
-        with np.errstate(invalid="ignore"):
-            mu = np.hypot(stars["pm_ra_mas_yr"], stars["pm_dec_mas_yr"])
-        cov[:, :2] += (np.nan_to_num(mu, nan=7.0)[:, None] * UNKNOWN_EPOCH_YR) ** 2
-    return Reference(stars, ra_deg, dec_deg, cov), epoch
 
 
 # ---------------------------------------------------------------------------------- recognition
@@ -283,7 +170,7 @@ def _with_pointing(
     # goes deeper; more would only slow the search.
     area = ((radius + half) / half) ** 2 * np.pi / 2.0
     most = int(np.clip(3.0 * min(len(field.x), RECOGNISED) * area, 3000, 200_000))
-    reference, epoch = _reference(
+    reference, epoch = reference_stars(
         refcat, ra, dec, radius + half, epoch_yr, settings, most
     )
     if len(reference) == 0:
@@ -358,175 +245,8 @@ def _deepened(
     edge = separation_deg(ra, dec, *match.model.pixel_to_sky(x, y))
     radius = 1.02 * float(np.nanmax(edge)) + 0.002
     most = int(np.clip(8 * len(field.x), 5000, 2_000_000))
-    deeper, epoch = _reference(refcat, float(ra), float(dec), radius, epoch_yr, settings, most)
+    deeper, epoch = reference_stars(refcat, float(ra), float(dec), radius, epoch_yr, settings, most)
     return match, deeper, epoch
-
-
-# ------------------------------------------------------------------------------------- one chip
-def _usable(sources: NDArray[np.void]) -> NDArray[np.bool_]:
-    good = (sources["flags"] & SourceFlag.unusable()) == 0
-    with np.errstate(invalid="ignore"):
-        error = np.fmax(sources["x_err"], sources["y_err"])
-        return good & (error < MAX_SOURCE_ERROR_PX) & (error > 0) & np.isfinite(sources["x"])
-
-
-def source_covariance(sources: NDArray[np.void]) -> Floats:
-    """Return the covariances of the positions (n, 3): xx, yy, xy, px^2."""
-    xx, yy = sources["x_err"] ** 2, sources["y_err"] ** 2
-    xy = np.nan_to_num(sources["xy_corr"]) * sources["x_err"] * sources["y_err"]
-    return np.stack([xx, yy, xy], axis=1)
-
-
-def _make_pairs(
-    sources: NDArray[np.void], reference: Reference, i: NDArray[np.int64], j: NDArray[np.int64]
-) -> Pairs:
-    return Pairs(
-        sources["x"][i], sources["y"][i], source_covariance(sources)[i],
-        reference.ra_deg[j], reference.dec_deg[j], reference.cov_mas2[j],
-        reference.stars["ref_id"][j],
-    )
-
-
-def _alone(reference: Reference, model: SkyModel, radius_px: float) -> NDArray[np.bool_]:
-    """Say which reference stars have no companion that would blend with them in the image.
-
-    A companion within `radius_px` that is less than 2.5 mag fainter moves the blend's centre by
-    more than a tenth of its distance.
-    """
-    from scipy.spatial import cKDTree
-
-    if len(reference) < 2:
-        return np.ones(len(reference), dtype=bool)
-    x, y = model.sky_to_pixel(reference.ra_deg, reference.dec_deg)
-    inside = np.isfinite(x) & np.isfinite(y)
-    rows = np.flatnonzero(inside)
-    alone = np.ones(len(reference), dtype=bool)
-    pairs = cKDTree(np.column_stack([x[rows], y[rows]])).query_pairs(
-        radius_px, output_type="ndarray"
-    )
-    a, b = rows[pairs[:, 0]], rows[pairs[:, 1]]
-    mag = np.nan_to_num(reference.stars["mag"], nan=99.0)
-    alone[a[mag[b] < mag[a] + 2.5]] = False
-    alone[b[mag[a] < mag[b] + 2.5]] = False
-    return alone
-
-
-def _fit_chip(
-    frame: Frame, sources: NDArray[np.void], reference: Reference, base: SkyModel,
-    shape: tuple[int, int], settings: Mapping[str, dict[str, Any]], radius_px: float = 3.0,
-    prior: tuple[SkyModel | None, str] | None = None,
-) -> Chip:
-    """Pair and fit in turn until the pairs no longer change.
-
-    All sources are paired, so that the reference star of a saturated one does not go to a faint
-    neighbour; only the usable ones are fitted.
-    """
-    listed = np.flatnonzero(np.isfinite(sources["x"]) & np.isfinite(sources["y"]))
-    good = _usable(sources)
-    cov = source_covariance(sources)
-    cov[~good] = np.fmax(cov[~good], SPOILED_ERROR_PX**2 * np.array([1.0, 1.0, 0.0]))
-    fwhm = float(np.nanmedian(sources["fwhm_px"][good])) if good.any() else 2.5
-    alone = _alone(reference, base, 1.5 * fwhm)
-    known, lowest = _prior(frame, base) if prior is None else prior
-    model, sd, sigma0 = base, 0.7, 0.0
-    fit: Fit | None = None
-    old = b""
-    reach = max(radius_px, 1.2 * fwhm)
-    for _ in range(6):
-        i, j, _ = pair(
-            model, sources["x"][listed], sources["y"][listed], cov[listed], reference.ra_deg,
-            reference.dec_deg, reference.cov_mas2, model_sd_px=float(np.hypot(sd, sigma0)),
-            max_radius_px=reach,
-        )
-        i = listed[i]
-        keep = good[i] & alone[j]
-        i, j = i[keep], j[keep]
-        if old == i.tobytes() + j.tobytes():
-            break
-        old = i.tobytes() + j.tobytes()
-        pairs = _make_pairs(sources, reference, i, j)
-        fit = fit_wcs(pairs, base, shape, known, lowest, **settings["fit"])
-        model = fit.model
-        scale_mas = 1000.0 * _scale_arcsec(model)
-        sigma0 = fit.errors.sigma0_mas / scale_mas
-        sd, reach = 0.05, float(np.clip(max(0.6 * fwhm, 5.0 * sigma0), 1.5, max(radius_px, fwhm)))
-    if fit is None:
-        raise Degenerate(what="WCS fit", n_points=0, n_parameters=2, condition=np.inf)
-    return Chip(frame, sources, i, j, fit)
-
-
-def _refitted(
-    last: Fit | None, pairs: Pairs, base: SkyModel, shape: tuple[int, int], prior: SkyModel | None,
-    settings: Mapping[str, dict[str, Any]],
-) -> Fit:
-    """Fit pairs; where a rich field has hardly changed since the last fit, its form stands."""
-    if last is None or len(pairs) < 1000 or abs(len(pairs) / len(last.used) - 1.0) > 0.05:
-        return fit_wcs(pairs, base, shape, prior, **settings["fit"])
-    fit = fit_wcs(pairs, base, shape, prior, **{**settings["fit"], "form": last.form})
-    return replace(fit, scores=last.scores)
-
-
-# A saturated or otherwise spoiled source is somewhere within this of where it was measured.
-SPOILED_ERROR_PX = 1.0
-
-
-def _prior(frame: Frame, base: SkyModel) -> tuple[SkyModel | None, str]:
-    """Return what the image's own WCS says beyond its pointing, and the simplest form it allows.
-
-    The old WCS is pointed to where the stars are. Where the rest of it then agrees with them to
-    within a few pixels, it knows the field independently of the stars, and a mere shift of it
-    may be enough. Else its linear part is taken from the stars, and has to be fitted to them at
-    least; None where its distortion is so unlike the stars' that it cannot be its own.
-    """
-    if frame.wcs is None:
-        return None, "general"
-    try:
-        old, _ = model_from_wcs(frame.wcs, frame.shape)
-    except CynosureError:
-        return None, "general"
-    ny, nx = frame.shape
-    x, y = (v.ravel() for v in np.meshgrid(np.linspace(0, nx - 1, 15), np.linspace(0, ny - 1, 15)))
-    want = np.stack(base.pixel_to_plane(x, y), axis=1)
-    plane = np.stack(
-        project(*_pointed(old, base, frame.shape).pixel_to_sky(x, y), base.ra0_deg, base.dec0_deg),
-        axis=1,
-    )
-    lowest = "shift"
-    pixel = _scale_arcsec(base) / 3600.0
-    plane += np.mean(want - plane, axis=0)
-    if not np.abs(plane - want).max() <= MAX_MOVE_PX * pixel:
-        lowest = "general"
-        plane = np.stack(old.pixel_to_plane(x, y), axis=1)
-        design = np.column_stack([np.ones(len(x)), plane])
-        plane = design @ lstsq(design, want, what="prior distortion").x
-    if np.abs(plane - want).max() > MAX_PRIOR_PX * pixel:
-        return None, "general"
-    u, v = (x - base.x0) / base.scale_px, (y - base.y0) / base.scale_px
-    fit = lstsq(poly_design(u, v, max(old.degree, 1)), plane, what="prior distortion")
-    return base.replaced(coeff=fit.x.T), lowest
-
-
-def _pointed(old: SkyModel, base: SkyModel, shape: tuple[int, int]) -> SkyModel:
-    """Return a model pointed to where `base` points: its tangent point moves, nothing else."""
-    x, y = (shape[1] - 1) / 2, (shape[0] - 1) / 2
-    ra, dec = base.pixel_to_sky(x, y)
-    for _ in range(3):
-        ra_now, dec_now = old.pixel_to_sky(x, y)
-        ra0, dec0 = old.ra0_deg + float(ra - ra_now), old.dec0_deg + float(dec - dec_now)
-        if not abs(dec0) < 90.0:
-            break
-        old = old.replaced(ra0_deg=ra0 % 360.0, dec0_deg=dec0)
-    return old
-
-
-# A form that moves a WCS is linear in what it moves: so far, and no further.
-MAX_MOVE_PX = 3.0
-# The match's model is good to a pixel or so; a distortion that disagrees by more is not this one's.
-MAX_PRIOR_PX = 5.0
-
-
-def _scale_arcsec(model: SkyModel) -> float:
-    return float(np.sqrt(abs(np.linalg.det(model.jacobian(model.x0, model.y0)))) * 3600.0)
 
 
 # --------------------------------------------------------------------------- the focal plane
@@ -562,7 +282,7 @@ class _Layout:
             return None
         ra, dec = self.header.pixel_to_sky((self.shape[1] - 1) / 2, (self.shape[0] - 1) / 2)
         away = float(separation_deg(ra, dec, pointing.ra_deg, pointing.dec_deg))
-        if not away < 0.1 * _scale_arcsec(self.header) * max(self.shape) / 3600.0:
+        if not away < 0.1 * scale_arcsec(self.header) * max(self.shape) / 3600.0:
             return None  # the caller knows better than the header
         return confirm_wcs(
             self.header, self.x, self.y, self.flux, reference.ra_deg, reference.dec_deg, self.shape
@@ -610,14 +330,14 @@ class _Layout:
             combined.append(moved)
         every = np.concatenate(combined)
         plane_settings = {"fit": {**settings["fit"], "max_order": 1, "form": "auto"}}
-        plane = _fit_chip(
+        plane = fit_chip(
             frames[0].replaced(wcs=None), every, reference, match.model, self.shape, plane_settings
         )
         if plane.fit.form == "poly1" or match.model.degree == 1:
             whole = plane.fit.model
         else:  # the low-order model of the match bends chips that are straight
             linear = fit_wcs(
-                _make_pairs(every, reference, plane.source_index, plane.reference_index),
+                make_pairs(every, reference, plane.source_index, plane.reference_index),
                 match.model, self.shape, form="poly1",
             )
             whole = linear.model
@@ -625,7 +345,7 @@ class _Layout:
         for k, (frame, table) in enumerate(zip(frames, sources)):
             base = self.chip_model(k, whole)
             try:
-                chips.append(_fit_chip(
+                chips.append(fit_chip(
                     frame, table, reference, base, frame.shape, settings, prior=(base, "shift")
                 ))
             except Degenerate:
@@ -662,7 +382,7 @@ def _layout(frames: list[Frame], sources: list[NDArray[np.void]]) -> _Layout | N
         return None
     models = tuple(model_from_wcs(f.wcs, f.shape)[0] for f in frames)
     ra, dec = models[0].pixel_to_sky(models[0].x0, models[0].y0)
-    scale = _scale_arcsec(models[0]) / 3600.0
+    scale = scale_arcsec(models[0]) / 3600.0
     first = _Layout(
         np.zeros(0), np.zeros(0), np.zeros(0), (1, 1), scale, models,
         center=(float(ra), float(dec)),

@@ -19,7 +19,8 @@ from cynosure.ground.errors import ExitCode, Unverified
 from cynosure.ground.numeric import rms
 from cynosure.ground.settings import Settings
 from cynosure.ground.sky import MAS_PER_DEG, project, separation_deg
-from cynosure.pipelines.plate import Chip, Plate
+from cynosure.pipelines.chips import Chip
+from cynosure.pipelines.plate import Plate
 from cynosure.solutions.names import wcsname
 from cynosure.solutions.quality import Verdict, coverage_4x4, judge
 from cynosure.solutions.solution import Solution
@@ -191,6 +192,7 @@ def _numbers(chips: list[Chip], matches: NDArray[np.void]) -> dict[str, Any]:
         "rms_reserved_dec_mas": rms(matches["ddec_mas"][held]),
         "sigma0_mas": best.fit.errors.sigma0_mas, "a": best.fit.errors.a,
         "chi2": chi2, "dof": float(dof), "chi2_dof": chi2 / dof if dof > 0 else float("nan"),
+        "chi2_all": sum(c.fit.chi2_all for c in chips),
     }
 
 

@@ -77,6 +77,8 @@ class Solution:
         Degrees of freedom of `chi2`.
     chi2_dof : float
         `chi2` over `dof`; near 1 where the errors are calibrated.
+    chi2_all : float
+        The same sum over all pairs that are not outliers, with those held out: the final chi^2.
     log_odds : float
         Natural logarithm of the odds of the match against chance.
     before_offset_arcsec : float
@@ -145,6 +147,7 @@ class Solution:
     chi2: float = NAN
     dof: float = NAN
     chi2_dof: float = NAN
+    chi2_all: float = NAN
     log_odds: float = NAN
     before_offset_arcsec: float = NAN
     before_rms_mas: float = NAN

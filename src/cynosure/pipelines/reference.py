@@ -1,0 +1,105 @@
+"""Reference stars at the epoch of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.refcat import RefCat
+from cynosure.ground.settings import Range, Unit
+from cynosure.ground.sky import at_epoch
+
+__all__ = ["Reference", "reference_stars", "select_reference"]
+
+Floats = NDArray[np.float64]
+
+# Half a period of an uncertain epoch: a plate without a date is from anywhere in two decades.
+UNKNOWN_EPOCH_YR = 10.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """Reference stars at the epoch of the image.
+
+    Attributes
+    ----------
+    stars : (n,) structured array
+        Schema ``REFERENCE``, brightest first.
+    ra_deg, dec_deg : (n,) ndarray
+        At the epoch.
+    cov_mas2 : (n, 3) ndarray
+    """
+
+    stars: NDArray[np.void]
+    ra_deg: Floats
+    dec_deg: Floats
+    cov_mas2: Floats
+
+    def __len__(self) -> int:
+        return len(self.stars)
+
+    def __getitem__(self, rows: NDArray[np.generic]) -> Reference:
+        return Reference(
+            self.stars[rows], self.ra_deg[rows], self.dec_deg[rows], self.cov_mas2[rows]
+        )
+
+
+def select_reference(
+    stars: NDArray[np.void],
+    *,
+    min_mag: Annotated[float | None, Unit("mag"), Range(-5, 40)] = None,
+    max_mag: Annotated[float | None, Unit("mag"), Range(-5, 40)] = None,
+    require_good: bool = True,
+    max_error_mas: Annotated[float, Unit("mas"), Range(0.001, 1e6)] = 2000.0,
+) -> NDArray[np.bool_]:
+    """Say which reference stars may take part in a fit.
+
+    Parameters
+    ----------
+    stars : (n,) structured array
+        Schema ``REFERENCE``.
+    min_mag, max_mag : float, optional
+        Brightest and faintest star to use.
+    require_good : bool
+        Leave out stars that fail the catalogue's quality cuts (ruwe, duplicates, blends), unless
+        that would leave fewer than a third.
+    max_error_mas : float
+        Largest error of the catalogue's position.
+    """
+    keep = np.ones(len(stars), dtype=bool)
+    with np.errstate(invalid="ignore"):
+        if min_mag is not None:
+            keep &= stars["mag"] >= min_mag
+        if max_mag is not None:
+            keep &= stars["mag"] <= max_mag
+        error = np.fmax(stars["ra_error_mas"], stars["dec_error_mas"])
+    keep &= ~(error > max_error_mas)
+    if require_good and np.count_nonzero(keep & stars["good"]) > np.count_nonzero(keep) / 3:
+        keep &= stars["good"]
+    return keep
+
+
+def reference_stars(
+    refcat: RefCat, ra: float, dec: float, radius: float, epoch_yr: float | None,
+    settings: Mapping[str, dict[str, Any]], max_rows: int,
+) -> tuple[Reference, float]:
+    """Return the reference stars of a circle at the epoch."""
+    cuts = settings["refcat"]
+    stars = refcat.cone(
+        ra, dec, min(radius, 180.0), min_mag=cuts.get("min_mag"), max_mag=cuts.get("max_mag"),
+        max_rows=max_rows,
+    )
+    stars = stars[select_reference(stars, **cuts)]
+    epoch = epoch_yr
+    if epoch is None:
+        epoch = float(np.median(stars["ref_epoch_yr"])) if len(stars) else 2016.0
+    ra_deg, dec_deg, cov = at_epoch(stars, epoch)
+    if epoch_yr is None:
+        with np.errstate(invalid="ignore"):
+            mu = np.hypot(stars["pm_ra_mas_yr"], stars["pm_dec_mas_yr"])
+        cov[:, :2] += (np.nan_to_num(mu, nan=7.0)[:, None] * UNKNOWN_EPOCH_YR) ** 2
+    return Reference(stars, ra_deg, dec_deg, cov), epoch

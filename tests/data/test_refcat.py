@@ -18,7 +18,7 @@ from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cynosure.data import refbuild
+from cynosure.data import refbuild, tablefiles
 from cynosure.data.coverage import Coverage
 from cynosure.data.hats import HatsStore, partition_path, read_properties
 from cynosure.data.place import Place
@@ -485,6 +485,22 @@ def test_lsdb_opens_what_is_built(built, stars):
     assert set(found["source_id"]) == set(inside(stars, 10.0, 20.0, 8.0))
 
 
+def test_a_catalogue_in_any_file_system_is_read(built, stars):
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(built), "/bucket/gaia/cat", recursive=True)
+    memory.pipe_file("/bucket/gaia/collection.properties", b"hats_primary_table_url=cat\n")
+    try:
+        for url in ("memory://bucket/gaia/cat", "memory://bucket/gaia"):
+            catalog = open_refcat(url)
+            assert catalog.cone(*CIRCLES[0])["ref_id"].tolist() == inside(stars, *CIRCLES[0])
+        assert verify_refcat("memory://bucket/gaia/cat") == []
+        with pytest.raises(CatalogMissing, match="not a HATS catalogue"):
+            open_refcat("memory://bucket")
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
 # --- units and names --------------------------------------------------------------------------
 
 
@@ -637,6 +653,15 @@ def test_position_and_magnitude_are_needed(tmp_path, missing):
         open_refcat(parquet(tmp_path / "a.parquet", s))
     assert "source_id" in str(caught.value)  # it says what it found
     assert "Gaia" in caught.value.hint
+
+
+def test_a_csv_whose_numbers_change_their_kind_late_is_read(tmp_path, monkeypatch):
+    lines = [f"{k % 360},{k % 90},12" for k in range(3000)]
+    lines[2500] = "10.5,20.5,13.25"
+    (tmp_path / "a.csv").write_text("\n".join(["ra,dec,mag", *lines]))
+    monkeypatch.setattr(tablefiles, "FIRST_BLOCK", 4096)
+    found = open_refcat(tmp_path / "a.csv").cone(10.5, 20.5, 0.01)
+    assert found["mag"].tolist() == [13.25]
 
 
 def test_text_for_a_position_is_refused_with_the_reason(tmp_path):

@@ -50,7 +50,7 @@ Progress = Callable[[int, int, str], None]
 
 INDEX = "_healpix_29"
 ROWS_PER_GROUP = 16_384  # about what a field of a degree needs, and 0.3 s of a slow network
-ROWS_IN_MEMORY = 8_000_000  # beyond, sorted pieces go to the disk
+ROWS_IN_MEMORY = 4_000_000  # beyond, sorted pieces go to the disk
 SPILL_ORDER = 4  # cells of 13 square degrees
 DEEPEST_ORDER = 18  # a cell of 0.8": more rows than the limit in there are not stars
 # Columns of hive partitioning, which are no columns of the stars.

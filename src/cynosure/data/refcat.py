@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import posixpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from cynosure.data.tablefiles import read_table
 from cynosure.data.tables import REFERENCE
 from cynosure.ground import sky
 from cynosure.ground.errors import CatalogMissing, SettingError
+from cynosure.ground.settings import Range, Unit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,8 +42,9 @@ __all__ = ["RefCat", "open_refcat"]
 
 
 def open_refcat(
-    source: str | Path | RefCat, *, name: str | None = None, ref_epoch_yr: float | None = None,
-    position_error_mas: float | None = None,
+    source: str | Path | RefCat, *, name: str | None = None,
+    ref_epoch_yr: Annotated[float | None, Unit("yr"), Range(1800, 2200)] = None,
+    position_error_mas: Annotated[float | None, Unit("mas"), Range(0, 1e6)] = None,
 ) -> RefCat:
     """Open a reference catalogue.
 

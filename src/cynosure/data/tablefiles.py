@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["from_astropy", "read_table"]
+
+# Bytes of a CSV from which the kinds of its columns are told.
+FIRST_BLOCK = 1 << 24
+WHOLE_FILE = 2**31 - 1
 
 
 def read_table(path: str | Path) -> pa.Table:
@@ -46,9 +51,7 @@ def read_table(path: str | Path) -> pa.Table:
 
 
 def _reader(path: Path) -> Callable[[Path], pa.Table]:
-    import gzip
-
-    with gzip.open(path) if _is_gzip(path) else path.open("rb") as stream:
+    with _opened(path) as stream:
         head = stream.read(4096)
     if not head.strip():
         raise CatalogDamaged(catalog=str(path), reason="the file is empty")
@@ -65,9 +68,11 @@ def _reader(path: Path) -> Callable[[Path], pa.Table]:
     return _read_csv
 
 
-def _is_gzip(path: Path) -> bool:
+def _opened(path: Path) -> Any:
+    """Open a file, through gzip where it is compressed, whatever its name."""
     with path.open("rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"
+        packed = stream.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -77,16 +82,62 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def _read_csv(path: Path) -> pa.Table:
-    from pyarrow import csv
-
-    nulls = ["", "null", "NULL", "nan", "NaN", "--", "N/A"]
-    return csv.read_csv(path, convert_options=csv.ConvertOptions(null_values=nulls))
+    return _parse_csv(path, 0, ",", None)
 
 
 def _read_ecsv(path: Path) -> pa.Table:
-    from astropy.table import Table
+    """Read an ECSV table: astropy its header, Arrow its rows, a hundred times as fast."""
+    import pyarrow as pa
+    from astropy.table.meta import get_header_from_yaml
 
-    return from_astropy(Table.read(path, format="ascii.ecsv"))
+    header = []
+    with _opened(path) as stream:
+        for line in stream:
+            if not line.startswith(b"#"):
+                break
+            header.append(line.decode("utf-8").lstrip("#").removeprefix(" ").rstrip("\n\r"))
+    found = get_header_from_yaml(header[1:])  # the first line names the format
+    kinds = {
+        column["name"]: getattr(pa, _ARROW_NAMES[column["datatype"]])()
+        for column in found["datatype"]
+        if column["datatype"] in _ARROW_NAMES and "subtype" not in column
+    }
+    table = _parse_csv(path, len(header), found.get("delimiter", " "), kinds)
+    units = {column["name"]: column.get("unit") for column in found["datatype"]}
+    fields = [
+        f.with_metadata({"unit": str(units[f.name])}) if units.get(f.name) else f
+        for f in table.schema
+    ]
+    return table.cast(pa.schema(fields))
+
+
+_ARROW_NAMES = {
+    "float64": "float64", "float32": "float32", "float16": "float32", "int64": "int64",
+    "int32": "int32", "int16": "int16", "int8": "int8", "uint64": "uint64", "uint32": "uint32",
+    "uint16": "uint16", "uint8": "uint8", "bool": "bool_", "string": "string",
+}
+
+
+def _parse_csv(path: Path, skip: int, delimiter: str, kinds: dict[str, Any] | None) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    convert = csv.ConvertOptions(
+        null_values=["", "null", "NULL", "nan", "NaN", "--", "N/A"], column_types=kinds,
+        true_values=["True", "true", "TRUE"], false_values=["False", "false", "FALSE"],
+        strings_can_be_null=True,
+    )
+    parse = csv.ParseOptions(delimiter=delimiter)
+    # The types are told from the first block; where that misleads, the whole file is one block.
+    for block in (FIRST_BLOCK, WHOLE_FILE):
+        reading = csv.ReadOptions(skip_rows=skip, block_size=block)
+        try:
+            with _opened(path) as stream:
+                return csv.read_csv(stream, reading, parse, convert)
+        except pa.ArrowInvalid:
+            if block == WHOLE_FILE:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _read_votable(path: Path) -> pa.Table:
@@ -102,7 +153,6 @@ def _read_votable(path: Path) -> pa.Table:
 
 
 def _read_fits(path: Path) -> pa.Table:
-    import gzip
     import warnings
 
     from astropy.io import fits
@@ -110,8 +160,8 @@ def _read_fits(path: Path) -> pa.Table:
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", fits.verify.VerifyWarning)
-        opened = gzip.open(path) if _is_gzip(path) else path.open("rb")
-        hdus = stack.enter_context(fits.open(stack.enter_context(opened), memmap=False))
+        stream = stack.enter_context(_opened(path))
+        hdus = stack.enter_context(fits.open(stream, memmap=False))
         tables = [h for h in hdus if isinstance(h, (fits.BinTableHDU, fits.TableHDU)) and not
                   isinstance(h, fits.CompImageHDU)]
         # SCAMP's catalogues put the header of the image in a table of its own before the objects.
@@ -158,6 +208,8 @@ def _to_arrow(values: Any, null: Any) -> pa.Array | None:
     if data.dtype.kind in "SU":
         text = np.char.decode(data, "latin-1") if data.dtype.kind == "S" else data
         return pa.array([t.strip() for t in text.tolist()]) if data.ndim == 1 else None
+    if data.dtype.kind == "O" and any(isinstance(v, np.ndarray) for v in data.ravel()):
+        return None  # arrays of various lengths
     if data.dtype.kind == "O":
         return pa.array([None if v is None else str(v) for v in data]) if data.ndim == 1 else None
     if data.dtype.kind not in "iufb":

@@ -6,8 +6,12 @@ vectors wherever the poles or the meridian of right ascension zero could be in t
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from cynosure.ground.settings import Range, Unit
 
 __all__ = [
     "MAS_PER_DEG",
@@ -123,9 +127,9 @@ def at_epoch(
     reference: NDArray[np.void],
     epoch_yr: float,
     *,
-    unknown_pm_mas_yr: float = 7.0,
-    unknown_pm_error_mas_yr: float = 1.0,
-    unknown_epoch_yr: float = 20.0,
+    unknown_pm_mas_yr: Annotated[float, Unit("mas/yr"), Range(0, 1e4)] = 7.0,
+    unknown_pm_error_mas_yr: Annotated[float, Unit("mas/yr"), Range(0, 1e4)] = 1.0,
+    unknown_epoch_yr: Annotated[float, Unit("yr"), Range(0, 200)] = 20.0,
     parallax: bool = True,
 ) -> tuple[Floats, Floats, Floats]:
     """Move reference stars to an epoch, with their covariance.

@@ -133,7 +133,7 @@ def fit_chip(
             break
         old = i.tobytes() + j.tobytes()
         pairs = make_pairs(sources, reference, i, j)
-        fit = fit_wcs(pairs, base, shape, known, lowest, **settings["fit"])
+        fit = _refitted(fit, pairs, base, shape, (known, lowest), settings)
         model = fit.model
         scale_mas = 1000.0 * scale_arcsec(model)
         sigma0 = fit.errors.sigma0_mas / scale_mas
@@ -144,13 +144,13 @@ def fit_chip(
 
 
 def _refitted(
-    last: Fit | None, pairs: Pairs, base: SkyModel, shape: tuple[int, int], prior: SkyModel | None,
-    settings: Mapping[str, dict[str, Any]],
+    last: Fit | None, pairs: Pairs, base: SkyModel, shape: tuple[int, int],
+    prior: tuple[SkyModel | None, str], settings: Mapping[str, dict[str, Any]],
 ) -> Fit:
     """Fit pairs; where a rich field has hardly changed since the last fit, its form stands."""
     if last is None or len(pairs) < 1000 or abs(len(pairs) / len(last.used) - 1.0) > 0.05:
-        return fit_wcs(pairs, base, shape, prior, **settings["fit"])
-    fit = fit_wcs(pairs, base, shape, prior, **{**settings["fit"], "form": last.form})
+        return fit_wcs(pairs, base, shape, *prior, **settings["fit"])
+    fit = fit_wcs(pairs, base, shape, *prior, **{**settings["fit"], "form": last.form})
     return replace(fit, scores=last.scores)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.data.frame import Frame, check_pixels
+from cynosure.data.tables import SourceFlag
 from cynosure.ground.errors import NotEnoughStars
 from cynosure.pixels.background import Background, estimate_background
 from cynosure.pixels.detect import detect_sources, find_saturation
@@ -93,12 +94,30 @@ def extract_sources(
         log("PSF")
         psf = build_psf(frame, background, sources, threads=threads, **settings["psf"])
         clock.lap("psf")
+        _check_psf(psf, sources, frame.name)
         log(f"fit of {len(sources)} sources")
         sources = fit_psf(frame, background, psf, sources, threads=threads, **settings["measure"])
         clock.lap("measure")
     except NotEnoughStars as error:
         notes.append(f"{error}: positions are windowed centroids")
+        psf = None
     return Extraction(frame, background, psf, sources, tuple(notes), clock.seconds)
+
+
+# A PSF this many times wider or narrower than the stars it is for is not theirs.
+MAX_WIDTH_RATIO = 2.5
+
+
+def _check_psf(psf: Psf, sources: NDArray[np.void], name: str) -> None:
+    """Refuse a PSF that was built from trails or spikes, where these outnumber the stars."""
+    good = (sources["flags"] & SourceFlag.unusable()) == 0
+    width = sources["fwhm_px"][good & (sources["snr"] > 10.0) & (sources["fwhm_px"] > 0.4)]
+    typical = float(np.median(width)) if len(width) else psf.fwhm_px
+    if not typical / MAX_WIDTH_RATIO < psf.fwhm_px < typical * MAX_WIDTH_RATIO:
+        raise NotEnoughStars(
+            "{image}: the PSF is {fwhm:.3g} px wide and the sources {typical:.3g} px: it is not of "
+            "stars", image=name, fwhm=psf.fwhm_px, typical=typical, n_sources=len(width),
+        )
 
 
 class _Clock:

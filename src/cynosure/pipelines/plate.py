@@ -33,7 +33,7 @@ from cynosure.ground.errors import (
     NotEnoughStars,
 )
 from cynosure.ground.numeric import lstsq, poly_design
-from cynosure.ground.sky import project, separation_deg
+from cynosure.ground.sky import MAS_PER_DEG, project, radec, separation_deg, unit_vectors
 from cynosure.pipelines.chips import Chip, fit_chip, make_pairs, scale_arcsec
 from cynosure.pipelines.reference import Reference, reference_stars
 
@@ -109,10 +109,27 @@ def solve_plate(
     notes += more
     log("fit")
     if layout is None:
-        chip = fit_chip(frames[0], sources[0], reference, match.model, field.shape, settings)
+        try:
+            chip = fit_chip(frames[0], sources[0], reference, match.model, field.shape, settings)
+        except Degenerate as error:
+            raise _unmeasured(name, sources[0], match) from error
         return Plate((chip,), reference, match, epoch, tuple(notes))
     chips = layout.fit(frames, sources, reference, match, settings)
     return Plate(tuple(chips), reference, match, epoch, tuple(notes))
+
+
+def _unmeasured(name: str, sources: NDArray[np.void], match: Match) -> NotEnoughStars:
+    """Say why a field that was recognised has no star to be fitted."""
+    odd = {flag: int(np.count_nonzero(sources["flags"] & flag)) for flag in SourceFlag}
+    most = sorted((f for f in odd if odd[f] and f & SourceFlag.unusable()), key=lambda f: -odd[f])
+    why = ", ".join(f"{odd[f]} {str(f.name).lower().replace('_', ' ')}" for f in most[:3])
+    return NotEnoughStars(
+        "{image}: the field was recognised by {n_matched} stars, but none of its {n_sources} "
+        "sources is measured well enough for a fit ({why})", image=name, n_sources=len(sources),
+        n_matched=len(match.source_index), why=why or "their errors exceed a pixel",
+        tried=tuple(match.evidence.get("tried", ())),
+        hint="Check focus, tracking and saturation; look at the sources in the report.",
+    )
 
 
 # ---------------------------------------------------------------------------------- recognition
@@ -175,8 +192,9 @@ def _with_pointing(
     )
     if len(reference) == 0:
         raise CatalogMissing(
-            "{image}: {catalog} has no stars within {radius:.3g} deg of {ra:.4f} {dec:+.4f}",
+            "{image}: {catalog} has no stars within {radius:.3g} deg of {ra:.4f} {dec:+.4f}{where}",
             image=name, catalog=refcat.name, radius=radius + half, ra=ra, dec=dec,
+            where=_where(refcat),
             hint="The catalogue does not cover the field: fetch it (cynosure refcat fetch), or "
             "correct the pointing with --center.",
         )
@@ -206,12 +224,7 @@ def _with_whole_catalog(
             "({n_reference} stars)", image=name, catalog=refcat.name, n_reference=len(stars),
             n_sources=len(field.x), hint="Give --center RA DEC, or --blind --index PATH.",
         )
-    ra, dec = stars["ra_deg"], stars["dec_deg"]
-    from cynosure.ground.sky import radec, unit_vectors
-
-    centre = unit_vectors(ra, dec).mean(axis=0)
-    ra0, dec0 = (float(v) for v in radec(centre))
-    radius = float(separation_deg(ra, dec, ra0, dec0).max())
+    ra0, dec0, radius = _circle_of(stars)
     if radius > 20.0:
         raise NoMatch(
             "{image}: the header has no pointing, and {catalog} covers {radius:.0f} deg of sky",
@@ -224,6 +237,27 @@ def _with_whole_catalog(
         field, refcat, near, settings, epoch_yr, name, log
     )
     return match, reference, epoch, notes + more
+
+
+def _circle_of(stars: NDArray[np.void]) -> tuple[float, float, float]:
+    """Return centre and radius of a circle that holds stars, deg."""
+    ra, dec = stars["ra_deg"], stars["dec_deg"]
+    ra0, dec0 = (float(v) for v in radec(unit_vectors(ra, dec).mean(axis=0)))
+    return ra0, dec0, float(separation_deg(ra, dec, ra0, dec0).max())
+
+
+def _where(refcat: RefCat) -> str:
+    """Say where a catalogue of one region lies, for who looks elsewhere; empty for a large one."""
+    if not 0 < int(refcat.info().get("rows") or 0) <= MAX_WHOLE:
+        return ""
+    stars = refcat.all()
+    ra, dec, radius = _circle_of(stars)
+    if radius > 20.0:
+        return ""
+    text = f"; its {len(stars)} stars lie within {radius:.3g} deg of {ra:.4f} {dec:+.4f}"
+    if stars["ra_deg"].max() < 2.0 * np.pi and np.abs(stars["dec_deg"]).max() < np.pi / 2.0:
+        text += " (are its positions in radians?)"
+    return text
 
 
 # The brightest sources recognise the field; more of them take time and add nothing.
@@ -352,15 +386,17 @@ class _Layout:
                 chips.append(self._inherited(frame, table, base, plane))
         return chips
 
-    @staticmethod
     def _inherited(
-        frame: Frame, sources: NDArray[np.void], base: SkyModel, plane: Chip
+        self, frame: Frame, sources: NDArray[np.void], base: SkyModel, plane: Chip
     ) -> Chip:
         none = np.zeros(0, dtype=np.int64)
         fit = plane.fit
+        # It is as uncertain as the plane is where that is most so.
+        ny, nx = self.shape
+        edge = fit.wcs_error_mas(np.array([0.0, nx, 0.0, nx]), np.array([0.0, 0.0, ny, ny]))
         empty = Fit(
             model=base, form="shift", errors=fit.errors,
-            covariance=np.eye(2) * fit.errors.sigma0_mas**2 / 3.6e6**2,
+            covariance=np.diag((edge**2).max(axis=0)) / MAS_PER_DEG**2,
             residual_mas=np.zeros((0, 2)), sigma2_mas2=np.zeros((0, 3)),
             leverage=np.zeros((0, 2)), used=np.zeros(0, bool), reserved=np.zeros(0, bool),
             chi2=0.0, dof=0, chi2_all=0.0, base=base,

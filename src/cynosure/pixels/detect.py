@@ -47,6 +47,11 @@ RING_FWHM = 1.6
 # brightness; a bump must exceed it to be a source.
 WING_CONTRAST = 0.02
 
+# A piece of a trail is at least this elongated, and others lie within so many FWHM of it.
+LONG = 0.4
+ROW_FWHM = 8.0
+RICH = 50_000
+
 
 def detect_sources(
     frame: Frame,
@@ -202,7 +207,7 @@ def _shapes(
 
 def _shape_flags(sources: NDArray[np.void], fwhm: float) -> NDArray[np.int32]:
     """Flag what is shaped unlike the stars: spikes, trails, extended objects."""
-    flags = np.zeros(len(sources), dtype=np.int32)
+    flags = np.where(_in_a_row(sources, fwhm), np.int32(SourceFlag.TRAIL), np.int32(0))
     flags[sources["sharpness"] > 0] |= SourceFlag.COSMIC
     bright = (sources["snr"] > 15) & (sources["flags"] & SourceFlag.SATURATED == 0)
     with np.errstate(invalid="ignore"):
@@ -212,6 +217,31 @@ def _shape_flags(sources: NDArray[np.void], fwhm: float) -> NDArray[np.int32]:
         flags[bright & (axis < 0.45 * typical_axis)] |= SourceFlag.TRAIL
         flags[bright & (sources["fwhm_px"] > 1.6 * fwhm)] |= SourceFlag.EXTENDED
     return flags
+
+
+def _in_a_row(sources: NDArray[np.void], fwhm: float) -> NDArray[np.bool_]:
+    """Say which sources are pieces of a trail: elongated, with three such more along their axis.
+
+    A trail breaks into peaks, which may outnumber the stars of a poor field; so they are told by
+    each other, not by the typical star. In a rich field they are few, and nothing is done.
+    """
+    from scipy.spatial import cKDTree
+
+    with np.errstate(invalid="ignore"):
+        rows = np.flatnonzero(sources["ellipticity"] > LONG)
+    row_of = np.zeros(len(sources), dtype=bool)
+    if not 4 <= len(rows) <= RICH:
+        return row_of
+    place = np.column_stack([sources["x"][rows], sources["y"][rows]])
+    i, j = cKDTree(place).query_pairs(ROW_FWHM * fwhm, output_type="ndarray").T
+    dx, dy = (place[j] - place[i]).T
+    theta = np.radians(sources["theta_deg"][rows])
+    same = np.ones(len(i), dtype=bool)
+    for k in (i, j):
+        same &= np.abs(dx * np.sin(theta[k]) - dy * np.cos(theta[k])) < fwhm
+    count = np.bincount(np.concatenate([i[same], j[same]]), minlength=len(rows))
+    row_of[rows[count >= 3]] = True
+    return row_of
 
 
 # ------------------------------------------------------------------------- width, saturation
@@ -232,7 +262,7 @@ def measure_fwhm(frame: Frame, background: Background) -> float:
         table = table[table[:, 5] < 0.95 * table[:, 2]] if len(table) > 8 else table
         order = np.argsort(-table[:, 2], kind="stable")[:2000]
         sources = _measure(frame, background, table[order], fwhm, 1.15 * fwhm, 1)
-        usable = sources["flags"] & SourceFlag.unusable() == 0
+        usable = (sources["flags"] & SourceFlag.unusable() == 0) & ~_in_a_row(sources, fwhm)
         widths = sources["fwhm_px"][usable & np.isfinite(sources["fwhm_px"])]
         widths = widths[widths > 0.4]
         if len(widths) < 5:

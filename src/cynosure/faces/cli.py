@@ -31,6 +31,7 @@ VERBS = {
     "refcat": ("refcat:refcat", "Build, fetch and look into reference catalogues."),
     "index": ("index:index", "Build blind indexes and look into them."),
     "store": ("store:store", "Keep every solution of every exposure in a database."),
+    "wcs": ("wcs:wcs", "List, compare, apply, keep and convert WCS solutions."),
     "simulate": ("simulate:simulate", "Make images of known truth."),
     "report": ("report:report", "Write the report of a run."),
     "config": ("config:config", "Show, check and explain settings."),

@@ -16,7 +16,15 @@ and ``SVM`` the exposures of a visit, ``MVM`` several visits, ``user`` a catalog
 archive that keeps two solutions of one name adds ``-1``, ``-2`` ….
 
 Any other text is somebody's own name; it is carried as it is. For every text,
-``parse_wcsname(text).build() == text``.
+``parse_wcsname(text).build() == text``; the same holds for the other names that are read here:
+
+========================================  =======================================================
+HDRNAME   ``<file>_<WCSNAME>-hlet.fits``  of a headerlet, unique among those of a file
+WCSTYPE   ``undistorted not aligned`` …   what WCSNAME says, in words
+SIPNAME   ``<exposure>_<IDCTAB root>``    the polynomial distortion model
+NPOLNAME, D2IMNAME                        roots of the lookup tables' files
+DISTNAME  ``SIPNAME-NPOLNAME-D2IMNAME``   the whole distortion model
+========================================  =======================================================
 """
 
 from __future__ import annotations
@@ -25,7 +33,27 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["METHODS", "WcsName", "catalog_code", "parse_wcsname", "wcsname"]
+__all__ = [
+    "METHODS",
+    "DistName",
+    "Distortion",
+    "HdrName",
+    "SipName",
+    "WcsName",
+    "WcsType",
+    "catalog_code",
+    "distname",
+    "hdrname",
+    "model_name",
+    "model_root",
+    "parse_distname",
+    "parse_hdrname",
+    "parse_sipname",
+    "parse_wcsname",
+    "parse_wcstype",
+    "wcsname",
+    "wcstype",
+]
 
 Kind = Literal["none", "pipeline", "distortion", "a priori", "a posteriori", "other"]
 
@@ -168,3 +196,264 @@ def wcsname(before: str, method: str, catalog: str) -> str:
     # As the archives do: what stands before the first dash stays, whatever was aligned after it.
     start = "" if old.kind == "none" else old.start.split("-")[0].strip()
     return WcsName("a posteriori", start, method, catalog_code(catalog)).build()
+
+
+# --- names of headerlets --------------------------------------------------------------------
+
+_HDRNAME = re.compile(
+    r"(?:(?P<stem>.*?)_)??(?P<wcsname>OPUS(?:-.*?)?|IDC_.*?|FIT_.*?)(?P<ending>[-_]hlet(?:\.fits)?|\.fits)?",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HdrName:
+    """The name of a headerlet, taken apart.
+
+    Attributes
+    ----------
+    stem : str or None
+        Of the exposure's file; None where the name is that of a WCS alone.
+    wcsname : str
+        The solution; for a name of another kind, all of it.
+    ending : str
+        ``-hlet.fits`` or the like, or empty.
+    """
+
+    stem: str | None
+    wcsname: str
+    ending: str = ""
+
+    def build(self) -> str:
+        """Return the name as it stands in a header."""
+        return ("" if self.stem is None else f"{self.stem}_") + self.wcsname + self.ending
+
+
+def parse_hdrname(text: str) -> HdrName:
+    """Take the name of a headerlet apart; any text is one.
+
+    Examples
+    --------
+    >>> name = parse_hdrname("ib4606c5q_flc_IDC_2731450pi-FIT_REL_GAIAeDR3-hlet.fits")
+    >>> name.stem, name.wcsname, name.ending
+    ('ib4606c5q_flc', 'IDC_2731450pi-FIT_REL_GAIAeDR3', '-hlet.fits')
+    """
+    found = _HDRNAME.fullmatch(text)
+    if found is None:
+        return HdrName(None, text)
+    return HdrName(found["stem"], found["wcsname"], found["ending"] or "")
+
+
+def hdrname(stem: str, name: str) -> str:
+    """Name a headerlet after the file of its exposure and the solution.
+
+    Examples
+    --------
+    >>> hdrname("j95y04hpq_flc", "IDC_0461802ej-GSC240")
+    'j95y04hpq_flc_IDC_0461802ej-GSC240-hlet.fits'
+    """
+    return HdrName(stem, name or "NONE", "-hlet.fits").build()
+
+
+# --- names of distortion models -------------------------------------------------------------
+
+NO_MODEL, UNKNOWN_MODEL = "NOMODEL", "UNKNOWN"
+_NO_FILE = {"", "N/A", "NONE", "INDEF", NO_MODEL, UNKNOWN_MODEL}
+_MODEL_ENDING = re.compile(r"_(idc|npl|d2i|dxy|off)$", re.IGNORECASE)
+
+
+def model_root(file: str) -> str:
+    """Return the root of a reference file: without folder, variable and ending; empty for none.
+
+    Examples
+    --------
+    >>> [model_root(x) for x in ("jref$0461802ej_idc.fits", "/ref/02c1450oj_npl.fits", "N/A")]
+    ['0461802ej', '02c1450oj', '']
+    """
+    text = file.strip()
+    if text.upper() in _NO_FILE:
+        return ""
+    text = text.replace("\\", "/").rpartition("/")[2].rpartition("$")[2]
+    text = re.sub(r"\.fits?$", "", text, flags=re.IGNORECASE)
+    return _MODEL_ENDING.sub("", text)
+
+
+def model_name(file: str, present: bool) -> str:
+    """Return NPOLNAME, D2IMNAME or the model part of SIPNAME.
+
+    Parameters
+    ----------
+    file : str
+        The reference file, as a header names it.
+    present : bool
+        Whether the header has such a distortion.
+    """
+    return model_root(file) or (UNKNOWN_MODEL if present else NO_MODEL)
+
+
+@dataclass(frozen=True, slots=True)
+class Distortion:
+    """What a distortion model is known by: the roots of its files, empty for none.
+
+    SIPNAME and DISTNAME begin with the exposure, so those of two exposures never agree; the roots
+    do.
+    """
+
+    idctab: str = ""
+    npol: str = ""
+    d2im: str = ""
+
+    def __str__(self) -> str:
+        return "-".join(x or NO_MODEL for x in (self.idctab, self.npol, self.d2im))
+
+    def __bool__(self) -> bool:
+        return bool(self.idctab or self.npol or self.d2im)
+
+
+@dataclass(frozen=True, slots=True)
+class SipName:
+    """SIPNAME taken apart: the exposure (None where it is not said) and the model."""
+
+    rootname: str | None
+    model: str
+
+    def build(self) -> str:
+        """Return the name as it stands in a header."""
+        return self.model if self.rootname is None else f"{self.rootname}_{self.model}"
+
+
+def parse_sipname(text: str) -> SipName:
+    """Take SIPNAME apart; any text is one.
+
+    Examples
+    --------
+    >>> parse_sipname("ib4606c5q_2731450pi")
+    SipName(rootname='ib4606c5q', model='2731450pi')
+    """
+    rootname, dash, model = text.rpartition("_")
+    return SipName(rootname, model) if dash else SipName(None, text)
+
+
+@dataclass(frozen=True, slots=True)
+class DistName:
+    """DISTNAME taken apart; None for what it does not say."""
+
+    sipname: str
+    npolname: str | None = None
+    d2imname: str | None = None
+
+    def build(self) -> str:
+        """Return the name as it stands in a header."""
+        return "-".join(x for x in (self.sipname, self.npolname, self.d2imname) if x is not None)
+
+    @property
+    def distortion(self) -> Distortion:
+        """The roots that it names."""
+        return Distortion(
+            model_root(parse_sipname(self.sipname).model),
+            model_root(self.npolname or ""), model_root(self.d2imname or ""),
+        )
+
+
+def parse_distname(text: str) -> DistName:
+    """Take DISTNAME apart; any text is one.
+
+    Examples
+    --------
+    >>> str(parse_distname("ib4606cpq_w3m18525i-NOMODEL-NOMODEL").distortion)
+    'w3m18525i-NOMODEL-NOMODEL'
+    """
+    return DistName(*text.split("-", 2))
+
+
+def distname(rootname: str, distortion: Distortion) -> str:
+    """Name the distortion model of an exposure.
+
+    Examples
+    --------
+    >>> distname("j95y04hpq", Distortion("0461802ej", "02c1450oj", "02c1450nj"))
+    'j95y04hpq_0461802ej-02c1450oj-02c1450nj'
+    """
+    sip = SipName(rootname, distortion.idctab).build() if distortion.idctab else NO_MODEL
+    return DistName(sip, distortion.npol or NO_MODEL, distortion.d2im or NO_MODEL).build()
+
+
+# --- WCSTYPE --------------------------------------------------------------------------------
+
+# The words of the archive; METHODS has ours.
+_ARCHIVE_WORDS = {
+    "REL": "relatively aligned to",
+    "IMG": "aligned image-by-image to",
+    "EVM": "aligned by visit-exposures to",
+    "SVM": "aligned by visit to",
+}
+_WCSTYPE = re.compile(
+    r"(?P<origin>undistorted|pipeline default|user-defined) "
+    r"(?:(?P<plain>not aligned)|a priori solution based on (?P<prior>.+)"
+    r"|a posteriori solution (?P<how>.+ to) (?P<catalog>\S+))",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WcsType:
+    """WCSTYPE taken apart; `how` are its own words.
+
+    Attributes
+    ----------
+    origin : str
+        ``undistorted``, ``pipeline default``, ``user-defined``; for another text, all of it.
+    kind : str
+        ``not aligned``, ``a priori``, ``a posteriori``, ``other``.
+    how : str
+        What stands before the catalogue of an a posteriori solution.
+    catalog : str
+    """
+
+    origin: str
+    kind: str
+    how: str = ""
+    catalog: str = ""
+
+    def build(self) -> str:
+        """Return the text as it stands in a header."""
+        if self.kind == "other":
+            return self.origin
+        if self.kind == "a priori":
+            return f"{self.origin} a priori solution based on {self.catalog}"
+        if self.kind == "a posteriori":
+            return f"{self.origin} a posteriori solution {self.how} {self.catalog}"
+        return f"{self.origin} not aligned"
+
+
+def parse_wcstype(text: str) -> WcsType:
+    """Take WCSTYPE apart; any text is one.
+
+    Examples
+    --------
+    >>> parse_wcstype("undistorted a posteriori solution relatively aligned to GAIAEDR3").catalog
+    'GAIAEDR3'
+    """
+    found = _WCSTYPE.fullmatch(text)
+    if found is None:
+        return WcsType(text, "other")
+    if found["plain"]:
+        return WcsType(found["origin"], "not aligned")
+    if found["prior"]:
+        return WcsType(found["origin"], "a priori", "", found["prior"])
+    return WcsType(found["origin"], "a posteriori", found["how"], found["catalog"])
+
+
+def wcstype(name: str) -> str:
+    """Return WCSTYPE of a WCSNAME, in the words of Hubble's archive.
+
+    Examples
+    --------
+    >>> wcstype("IDC_0461802ej-FIT_REL_GAIADR2")
+    'undistorted a posteriori solution relatively aligned to GAIADR2'
+    """
+    parsed = parse_wcsname(name)
+    if parsed.kind != "a posteriori" or parsed.method not in _ARCHIVE_WORDS:
+        return parsed.describe()
+    origin = parsed.describe().split(" a posteriori")[0]
+    return WcsType(origin, "a posteriori", _ARCHIVE_WORDS[parsed.method], parsed.catalog).build()

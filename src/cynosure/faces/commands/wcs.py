@@ -555,3 +555,24 @@ def convert(
         _tell(shell, file, change, "convert")
 
     return _each(shell, files, work)
+
+
+@wcs.command("default", cls=Command,
+             example="cynosure wcs default j95y04hpq_flc.fits --refs /ref/jref")
+@files_argument
+@option("--refs", metavar="DIR", help="Folder of the reference files; else jref, iref … say.")
+@option("--idctab", metavar="FILE", help="This IDCTAB instead of the one in the header.")
+@option("--npolfile", metavar="FILE", help="This NPOLFILE.")
+@option("--d2imfile", metavar="FILE", help="This D2IMFILE.")
+@shared
+def default(shell: Shell, files: tuple[str, ...], **references: str | None) -> int:
+    """Make Hubble's default solution from its reference files, and activate it."""
+    from cynosure.solutions import archive
+    from cynosure.solutions.hubble import default_solution
+
+    def work(file: str) -> None:
+        headerlet = default_solution(file, **references)
+        change = archive.activate(file, headerlet, force=True, **_target(shell, file, files))
+        _tell(shell, file, change, "default")
+
+    return _each(shell, files, work)

@@ -1,0 +1,655 @@
+"""Hubble's distortion model, from its reference files to a WCS.
+
+From pixels to the sky, as astropy evaluates it: the detector-to-image tables (D2IM) correct the
+pixel; the SIP polynomial and the non-polynomial tables (NPOL) are both taken at the corrected
+pixel and their shifts are added; CD; the tangent plane about CRVAL.
+
+The pipeline's default solution, ``IDC_<root>``, is made of the telescope's own pointing (the WCS
+``OPUS``, its roll PA_V3) and the reference files: the IDCTAB has for each chip and filter a
+polynomial from pixels to arcseconds in the frame of the telescope and the place (V2, V3) of the
+chip in it. All chips are laid out on the tangent plane of a reference chip.
+
+Time-dependent terms of ACS/WFC: Anderson, ACS ISR 2007-08, and the terms that the table's own
+header gives. The roll of an aperture is Cox's (spherical triangle of pole, V1 and aperture).
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.fitsparts import Part, Value, card, open_parts
+from cynosure.ground.errors import CynosureError, ExitCode, ImageError
+from cynosure.ground.sky import deproject
+from cynosure.solutions.headerlet import ChipWcs, Headerlet, LookupTable, new_head
+from cynosure.solutions.holdings import RESERVED, Chip, Holdings, open_holdings
+from cynosure.solutions.names import distname, hdrname, model_root, wcstype
+
+if TYPE_CHECKING:
+    from cynosure.data.alternates import Records
+
+__all__ = ["IdcModel", "NoModel", "aperture_roll_deg", "default_solution", "read_idctab"]
+
+Floats = NDArray[np.float64]
+
+# Signs of the detector's axes against V2 and V3.
+PARITY = {"WFC": (1.0, -1.0), "WFPC2": (1.0, -1.0)}
+OTHER_PARITY = (-1.0, 1.0)
+# The chip that the others are laid out around.
+REFERENCE_CHIP = {("ACS", "WFC"): 2, ("WFC3", "UVIS"): 2}
+INSTRUMENTS = ("ACS", "WFC3", "STIS", "NICMOS")
+# ACS/WFC: angle of the frame in which its skew was measured, centres of the chips in it, scale.
+SKEW_FRAME_DEG = 2.234529
+SKEW_CENTERS = {1: (2048.0, 3072.0), 2: (2048.0, 1024.0)}
+SKEW_HALF_SIDE, SKEW_SCALE = 2048.0, 0.05
+# Skew and its rate before the tables had terms of their own: (constant, per year), reference date.
+OLD_SKEW = ((0.095, 0.036), (-0.029, -0.012), 2004.5)
+
+
+class NoModel(CynosureError):
+    """The reference files do not give a model for this exposure."""
+
+    text = "{image}: {reason}"
+    hint = "Say where the reference files are: --refs DIR, or the variables jref, iref …"
+    exit_code = ExitCode.NO_CATALOG
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IdcModel:
+    """The distortion of a chip, from an IDCTAB.
+
+    Attributes
+    ----------
+    cx, cy : (n + 1, n + 1) ndarray
+        Coefficient [i, j] of ``x^j y^(i-j)`` in arcseconds, about (xref, yref).
+    order : int
+    xref, yref : float
+        Reference pixel, 1-based.
+    v2, v3 : float
+        Its place in the telescope's frame, arcseconds.
+    scale : float
+        Arcseconds per pixel.
+    theta_deg : float
+        Angle of the detector in that frame.
+    terms : dict
+        Cards of the time dependence for this chip; empty where the table has none.
+    """
+
+    cx: Floats
+    cy: Floats
+    order: int
+    xref: float
+    yref: float
+    v2: float
+    v3: float
+    scale: float
+    theta_deg: float
+    terms: dict[str, float]
+
+    def shifted(self, cx: Floats, cy: Floats) -> IdcModel:
+        """Return the model with other coefficients."""
+        return replace(self, cx=cx, cy=cy)
+
+
+# --- reading the reference files ------------------------------------------------------------
+
+
+def read_idctab(
+    path: str | Path, chip: int, filter1: str = "CLEAR", filter2: str = "CLEAR"
+) -> IdcModel:
+    """Read the distortion of a chip from an IDCTAB.
+
+    Parameters
+    ----------
+    path : path
+    chip : int
+        CCDCHIP or DETECTOR.
+    filter1, filter2 : str
+        As the exposure names them; for STIS the optical element and the filter.
+
+    Raises
+    ------
+    NoModel
+        If no row is for that chip and those filters.
+    ImageError
+        If it cannot be read.
+    """
+    from astropy.io import fits
+
+    from cynosure.data.fitsfile import understood
+
+    with open_parts(path):  # says in our words what is wrong with a file that is no FITS
+        pass
+    with understood(Path(path).name, 1), fits.open(path, memmap=False) as units:
+        header, rows = units[0].header, np.array(units[1].data)
+        order = int(header["NORDER"])
+        wanted = (_clear(filter1), _clear(filter2))
+        row = next((r for r in rows if _matches(r, chip, wanted)), None)
+        if row is not None:
+            return _model(row, order, _time_terms(header, chip))
+    raise NoModel(
+        image=Path(path).name, chip=chip, filters=wanted, hint="Check CCDCHIP and the filters.",
+        reason=f"no row for chip {chip} and the filters {' '.join(wanted)}",
+    )
+
+
+def _clear(name: Any) -> str:
+    text = str(name).strip().upper()
+    return "CLEAR" if not text or text.startswith("CLEAR") else text
+
+
+def _matches(row: Any, chip: int, filters: tuple[str, str]) -> bool:
+    names = row.dtype.names
+
+    def text(column: str) -> str:
+        value = row[column]
+        return (value.decode() if isinstance(value, bytes) else str(value)).strip()
+
+    if "DIRECTION" in names and text("DIRECTION").upper() != "FORWARD":
+        return False
+    if "DETCHIP" in names and text("DETCHIP").lstrip("-").isdigit():
+        if int(text("DETCHIP")) not in (chip, -999):
+            return False
+    if "FILTER1" in names:
+        return (_clear(text("FILTER1")), _clear(text("FILTER2"))) == filters
+    if "OPT_ELEM" in names:
+        return _clear(text("OPT_ELEM")) == filters[0] and _clear(text("FILTER")) == filters[1]
+    return "FILTER" not in names or _clear(text("FILTER")) in filters
+
+
+def _model(row: Any, norder: int, terms: dict[str, float]) -> IdcModel:
+    order = max(norder, 3)
+    cx, cy = np.zeros((2, order + 1, order + 1))
+    names = row.dtype.names
+    a, b = ("CX", "CY") if "CX10" in names else ("A", "B")
+    for i in range(1, norder + 1):
+        for j in range(i + 1):
+            cx[i, j], cy[i, j] = row[f"{a}{i}{j}"], row[f"{b}{i}{j}"]
+    scale = round(float(row["SCALE"]), 8)
+    if cx[1, 1] == 1.0 != scale:  # coefficients in pixels
+        cx, cy = cx * scale, cy * scale
+    place = [float(row[k]) if k in names else 0.0 for k in ("V2REF", "V3REF", "THETA")]
+    return IdcModel(cx, cy, order, float(row["XREF"]), float(row["YREF"]), *place[:2], scale,
+                    place[2], terms)
+
+
+def _time_terms(header: Any, chip: int) -> dict[str, float]:
+    """Return the terms of time dependence of ACS/WFC, those of a chip without its number."""
+    out: dict[str, float] = {}
+    for key in header:
+        value = header[key]
+        if not str(key).startswith("TDD") or not isinstance(value, (int, float)):
+            continue
+        if key in ("TDDORDER", "TDD_DATE") or key[:5] in ("TDD_A", "TDD_B"):
+            out[key] = float(value)
+        elif key.endswith(str(chip)):
+            out[key[:-1]] = float(value)
+    return out
+
+
+# --- time dependence ------------------------------------------------------------------------
+
+
+def _year_of(date: str) -> float:
+    """Return a date as the calibration of these terms counts years."""
+    day = datetime.date.fromisoformat(date[:10])
+    return day.year + day.timetuple().tm_yday / 365.25
+
+
+def _rotation(angle_deg: float) -> Floats:
+    c, s = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
+    return np.array([[c, s], [-s, c]])
+
+
+def _skewed(model: IdcModel, year: float) -> tuple[IdcModel, tuple[float, float]]:
+    """Return the model of ACS/WFC at a date, and (alpha, beta) where chips move with it."""
+    terms = model.terms
+    since = year - terms.get("TDD_DATE", year)
+    cx, cy = model.cx.copy(), model.cy.copy()
+    if "TDD_CTB" in terms:  # linear terms that drift (2015)
+        cx[1, 1] += terms.get("TDD_CXB", 0.0) * since
+        cy[1, 1] += terms["TDD_CTB"] * since
+        cy[1, 0] += terms.get("TDD_CYB", 0.0) * since
+        return model.shifted(cx, cy), (0.0, 0.0)
+    if "TDD_CYB" in terms:  # linear terms that are replaced, where a constant is given (2014)
+        start = terms.get("TDD_CYA") or cy[1, 1]
+        cy[1, 1] = start + terms["TDD_CYB"] * since
+        if terms.get("TDD_CXA"):
+            cx[1, 1] = terms["TDD_CXA"] + terms.get("TDD_CXB", 0.0) * since
+        return model.shifted(cx, cy), (0.0, 0.0)
+    if "TDDORDER" in terms:
+        powers = range(int(terms["TDDORDER"]) + 1)
+        alpha = sum(terms.get(f"TDD_A{k}", 0.0) * since**k for k in powers)
+        beta = sum(terms.get(f"TDD_B{k}", 0.0) * since**k for k in powers)
+    else:
+        since = year - OLD_SKEW[2]
+        alpha, beta = (c[0] + c[1] * since for c in OLD_SKEW[:2])
+    skew = np.array([[beta, alpha], [alpha, -beta]])
+    matrix = _rotation(SKEW_FRAME_DEG) @ (np.eye(2) + skew / SKEW_HALF_SIDE)
+    both = matrix @ _rotation(-SKEW_FRAME_DEG) @ np.array([cx.ravel(), cy.ravel()])
+    moved = model.shifted(both[0].reshape(cx.shape), both[1].reshape(cy.shape))
+    # A table with terms of its own has the places of its chips for them.
+    return moved, ((0.0, 0.0) if "TDDORDER" in terms else (float(alpha), float(beta)))
+
+
+def _moved_chip(chip: int, skew: tuple[float, float]) -> tuple[float, float]:
+    """Return how far the skew moves a chip of ACS/WFC in V2 and -V3, arcseconds."""
+    alpha, beta = skew
+    if chip not in SKEW_CENTERS or not (alpha or beta):
+        return 0.0, 0.0
+    center = np.array(SKEW_CENTERS[chip]) - SKEW_HALF_SIDE
+    matrix = np.array([[beta, alpha], [alpha, -beta]])
+    shift = _rotation(SKEW_FRAME_DEG) / SKEW_HALF_SIDE @ matrix @ center * SKEW_SCALE
+    return float(shift[0]), float(shift[1])
+
+
+# --- geometry -------------------------------------------------------------------------------
+
+
+def aperture_roll_deg(pa_v3_deg: float, dec_deg: float, v2: float, v3: float) -> float:
+    """Return the position angle of V3 at an aperture, from that at the telescope's axis V1.
+
+    Parameters
+    ----------
+    pa_v3_deg : float
+        Position angle of V3 at V1.
+    dec_deg : float
+        Declination of the aperture.
+    v2, v3 : float
+        Its place in the telescope's frame, arcseconds.
+    """
+    roll, dec = np.radians(pa_v3_deg), np.radians(dec_deg)
+    a, b = np.radians(v2 / 3600.0), np.radians(v3 / 3600.0)
+    distance = np.arccos(np.clip(np.cos(a) * np.cos(b), -1.0, 1.0))
+    sine = np.sqrt(np.sin(a) ** 2 + np.sin(b) ** 2 - (np.sin(a) * np.sin(b)) ** 2)
+    beta = np.arctan2(np.sin(b), np.sin(a) * np.cos(b))
+    gamma = np.arctan2(np.sin(a), np.sin(b) * np.cos(a))
+    at_v1 = np.pi / 2 + roll - beta
+    at_aperture = np.arctan2(
+        np.sin(at_v1) * np.cos(dec),
+        np.sin(dec) * sine - np.cos(dec) * np.cos(distance) * np.cos(at_v1),
+    )
+    return float(np.degrees(np.pi - (gamma + at_aperture)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    """The tangent plane of the reference chip: its point, and the matrix from its pixels."""
+
+    ra_deg: float
+    dec_deg: float
+    matrix: Floats
+    scale: float
+
+    def sky(self, pixels: Floats) -> tuple[Floats, Floats]:
+        """Return the sky of pixels that are counted from the tangent point."""
+        xi, eta = self.matrix @ np.atleast_2d(pixels).T
+        return deproject(xi, eta, self.ra_deg, self.dec_deg)
+
+
+def _reference_plane(
+    model: IdcModel, pointing: Floats, pa_v3: float, parity: tuple[float, float],
+    moved: tuple[float, float], scale_of_skew: float,
+) -> _Plane:
+    """Return the plane that touches the sky where the pointing puts the model's reference pixel."""
+    crval, crpix, cd = pointing[:2], pointing[2:4], pointing[4:].reshape(2, 2)
+    xi, eta = cd @ (np.array([model.xref, model.yref]) - crpix)
+    ra, dec = deproject(xi, eta, crval[0], crval[1])
+    v2 = model.v2 + moved[0] * scale_of_skew
+    v3 = model.v3 - moved[1] * scale_of_skew
+    # The declination of the pointing's reference pixel, as the pipeline takes it.
+    angle = np.radians(aperture_roll_deg(pa_v3, float(crval[1]), v2, v3) + model.theta_deg)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = np.diag(parity) @ rotation * (model.scale / 3600.0)
+    return _Plane(float(ra), float(dec), matrix, model.scale)
+
+
+def _chip_wcs(
+    model: IdcModel, place: tuple[float, float], reference: IdcModel,
+    reference_place: tuple[float, float], plane: _Plane, parity: tuple[float, float],
+) -> tuple[Floats, Floats]:
+    """Return CRVAL and CD of a chip: its place and its linear terms on the reference plane."""
+    dv2, dv3 = place[0] - reference_place[0], place[1] - reference_place[1]
+    away = np.hypot(dv2, dv3) / plane.scale
+    angle = np.arctan2(parity[0] * dv2, parity[1] * dv3) if dv3 else 0.0
+    angle += np.radians(reference.theta_deg)
+    center = np.array([away * np.sin(angle), away * np.cos(angle)])
+    ra, dec = (float(v[0]) for v in plane.sky(center))
+    turned = model.theta_deg - reference.theta_deg if model.theta_deg else 0.0
+    steps = np.array([[model.cx[1, 1], model.cy[1, 1]], [model.cx[1, 0], model.cy[1, 0]]])
+    ends = center + steps / plane.scale @ _rotation(turned)
+    ra_ends, dec_ends = plane.sky(ends)
+    east = ((ra_ends - ra + 180.0) % 360.0 - 180.0) * np.cos(np.radians(dec))
+    return np.array([ra, dec]), np.array([east, dec_ends - dec])
+
+
+# --- the solution ---------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Given:
+    """What an exposure gives to its default solution."""
+
+    held: Holdings
+    instrument: str
+    detector: str
+    pa_v3: float
+    files: dict[str, Path | None]
+
+
+def default_solution(
+    path: str | Path, *, idctab: str | Path | None = None, npolfile: str | Path | None = None,
+    d2imfile: str | Path | None = None, refs: str | Path | None = None,
+) -> Headerlet:
+    """Make the pipeline's default solution of an exposure from its reference files.
+
+    Parameters
+    ----------
+    path : path
+        The exposure.
+    idctab, npolfile, d2imfile : path, optional
+        The files; those that the header names, by default.
+    refs : path, optional
+        A folder to look for those in, before the folders that variables like ``jref`` name.
+
+    Returns
+    -------
+    Headerlet
+        ``IDC_<root>``; apply it with :func:`cynosure.solutions.archive.activate`.
+
+    Raises
+    ------
+    NoModel
+        If a file is not there, or has nothing for this exposure; and for subarrays and binned
+        exposures, which are not built.
+    ImageError
+        If a file cannot be read.
+    """
+    with open_holdings(path) as held:
+        given = _given(held, idctab, npolfile, d2imfile, refs)
+        models, skews = [], []
+        for chip in held.chips:
+            model, skew = _chip_model(given, chip)
+            models.append(model)
+            skews.append(skew)
+        first = _reference_index(given)
+        chips, tables = [], []
+        for number, chip in enumerate(held.chips):
+            cards, own = _chip_cards(given, models, skews, number, first)
+            chips.append(ChipWcs(chip.target[1], chip.target, cards))
+            tables += own
+        return Headerlet(_default_head(given, chips[0]), tuple(chips), tuple(tables))
+
+
+def _given(held: Holdings, idctab: Any, npolfile: Any, d2imfile: Any, refs: Any) -> _Given:
+    primary = held.primary
+    instrument, detector = primary.text("INSTRUME").upper(), primary.text("DETECTOR").upper()
+    if instrument not in INSTRUMENTS:
+        raise NoModel(
+            image=held.name, reason=f"no default solution is built for {instrument or 'it'}",
+            hint=f"It is for {', '.join(INSTRUMENTS)}.",
+        )
+    roll = primary.get("PA_V3")
+    if not isinstance(roll, (int, float)):
+        raise NoModel(image=held.name, reason="its header has no PA_V3", hint="")
+    for chip in held.chips:
+        offsets = [chip.part.get(f"LTV{i}", 0.0) for i in (1, 2)]
+        binned = [chip.part.get(f"BINAXIS{i}", 1) for i in (1, 2)]
+        if any(offsets) or any(b != 1 for b in binned):
+            raise NoModel(
+                image=held.name, reason="it is a subarray or binned; only full frames are built",
+                hint="",
+            )
+    files = {
+        "IDCTAB": _reference(held, "IDCTAB", idctab, refs),
+        "NPOLFILE": _reference(held, "NPOLFILE", npolfile, refs),
+        "D2IMFILE": _reference(held, "D2IMFILE", d2imfile, refs),
+    }
+    if files["IDCTAB"] is None:
+        raise NoModel(image=held.name, reason="its header names no IDCTAB")
+    return _Given(held, instrument, detector, float(roll), files)
+
+
+def _reference(held: Holdings, keyword: str, given: Any, refs: Any) -> Path | None:
+    """Find a reference file: the one given, in the folder, or where its variable points."""
+    if given is not None:
+        return Path(given)
+    stated = held.primary.text(keyword)
+    if not model_root(stated):
+        return None
+    variable, _, name = stated.rpartition("$")
+    name = Path(name).name
+    folders = [refs, os.environ.get(variable) if variable else None]
+    for folder in folders:
+        if folder is not None and (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise NoModel(image=held.name, reason=f"{keyword} {stated} is not there", file=stated)
+
+
+def _chip_number(given: _Given, chip: Chip) -> int:
+    multi = (given.instrument, given.detector) in REFERENCE_CHIP
+    value = chip.part.get("CCDCHIP") if multi else 1
+    if given.instrument == "NICMOS":
+        value = given.held.primary.get("CAMERA")
+    return int(value) if isinstance(value, (int, float)) else 1
+
+
+def _reference_index(given: _Given) -> int:
+    wanted = REFERENCE_CHIP.get((given.instrument, given.detector))
+    numbers = [_chip_number(given, c) for c in given.held.chips]
+    return numbers.index(wanted) if wanted in numbers else 0
+
+
+def _filters(given: _Given, chip: Chip) -> tuple[str, str]:
+    primary = given.held.primary
+    names = {"ACS": ("FILTER1", "FILTER2"), "STIS": ("OPT_ELEM", "FILTER")}
+    first, second = names.get(given.instrument, ("FILTER", ""))
+    texts = [primary.text(k) or chip.part.text(k) if k else "" for k in (first, second)]
+    if given.detector == "SBC":
+        texts = [texts[0] or "F115LP", "N/A"]
+    return texts[0], texts[1]
+
+
+def _chip_model(given: _Given, chip: Chip) -> tuple[IdcModel, tuple[float, float]]:
+    assert given.files["IDCTAB"] is not None
+    number = _chip_number(given, chip)
+    model = read_idctab(given.files["IDCTAB"], number, *_filters(given, chip))
+    if (given.instrument, given.detector) != ("ACS", "WFC"):
+        return model, (0.0, 0.0)
+    date = given.held.primary.text("DATE-OBS") or chip.part.text("DATE-OBS")
+    try:
+        year = _year_of(date)
+    except ValueError:
+        raise NoModel(
+            image=given.held.name, reason=f"DATE-OBS {date!r} is no date; the model changes with it"
+        ) from None
+    return _skewed(model, year)
+
+
+def _pointing(held: Holdings, chip: Chip) -> Floats:
+    """Return CRVAL, CRPIX and CD of the telescope's own WCS."""
+    has_original = RESERVED in held.letters
+    headerlet = held.alternate(RESERVED) if has_original else held.active()
+    own = headerlet.chip(chip.target)
+    if own is None:
+        raise ImageError(image=held.name, reason=f"chip {chip.target} has no WCS to start from")
+    return own.linear
+
+
+def _chip_cards(
+    given: _Given, models: list[IdcModel], skews: list[tuple[float, float]], number: int, first: int
+) -> tuple[Records, list[LookupTable]]:
+    held, chip = given.held, given.held.chips[number]
+    model, reference = models[number], models[first]
+    parity = PARITY.get(given.detector, OTHER_PARITY)
+    pointing = _pointing(held, held.chips[first])
+    opus_scale = 3600.0 * float(np.hypot(pointing[4], pointing[6]))
+    moved = [
+        _moved_chip(_chip_number(given, held.chips[k]), skews[k]) for k in (number, first)
+    ]
+    plane = _reference_plane(
+        reference, pointing, given.pa_v3, parity, moved[1], opus_scale / reference.cx[1, 1]
+    )
+    factor = opus_scale / model.cx[1, 1]
+    places = [
+        (m.v2 + d[0] * factor, m.v3 - d[1] * factor) for m, d in zip((model, reference), moved)
+    ]
+    crval, cd = _chip_wcs(model, places[0], reference, places[1], plane, parity)
+    aberration = chip.part.get("VAFACTOR")
+    if isinstance(aberration, (int, float)) and aberration > 0:
+        apart = np.array([(crval[0] - plane.ra_deg + 180.0) % 360.0 - 180.0,
+                          crval[1] - plane.dec_deg])
+        crval = np.array([plane.ra_deg, plane.dec_deg]) + aberration * apart
+        cd = cd * aberration
+    part = Part([])
+    _linear_cards(part, model, crval, cd, model_root(str(given.files["IDCTAB"])))
+    _sip_cards(part, model)
+    tables = _d2im(given, chip, part, number) + _npol(given, chip, part, number, model)
+    part.set("TG_ENAME", chip.target[0], "EXTNAME of the image")
+    part.set("TG_EVER", chip.target[1], "EXTVER of the image")
+    return part.records, tables
+
+
+def _linear_cards(part: Part, model: IdcModel, crval: Floats, cd: Floats, root: str) -> None:
+    name = f"IDC_{root}"
+    values: list[tuple[str, Value, str]] = [
+        ("WCSAXES", 2, "axes of the WCS"), ("WCSNAME", name, "name of the solution"),
+        ("WCSTYPE", wcstype(name), ""),
+        ("CTYPE1", "RA---TAN-SIP", ""), ("CTYPE2", "DEC--TAN-SIP", ""),
+        ("CUNIT1", "deg", ""), ("CUNIT2", "deg", ""),
+        ("CRVAL1", float(crval[0]) % 360.0, "[deg]"), ("CRVAL2", float(crval[1]), "[deg]"),
+        ("CRPIX1", model.xref, "[px]"), ("CRPIX2", model.yref, "[px]"),
+        *((f"CD{i + 1}_{j + 1}", float(cd[i, j]), "[deg/px]") for i in (0, 1) for j in (0, 1)),
+        ("RADESYS", "ICRS", ""),
+        ("ORIENTAT", float(np.degrees(np.arctan2(cd[0, 1], cd[1, 1]))), "[deg] angle of y"),
+        ("OCX10", model.cx[1, 0], "linear term of the IDCTAB"),
+        ("OCX11", model.cx[1, 1], "linear term of the IDCTAB"),
+        ("OCY10", model.cy[1, 0], "linear term of the IDCTAB"),
+        ("OCY11", model.cy[1, 1], "linear term of the IDCTAB"),
+        ("IDCSCALE", model.scale, "[arcsec/px] scale of the IDCTAB"),
+    ]
+    part.records = [card(k, float(v) if isinstance(v, np.floating) else v, c)
+                    for k, v, c in values]
+
+
+def _linear_terms(model: IdcModel) -> Floats:
+    return np.array([[model.cx[1, 1], model.cx[1, 0]], [model.cy[1, 1], model.cy[1, 0]]])
+
+
+def _sip_cards(part: Part, model: IdcModel) -> None:
+    """Add SIP: the higher terms before the linear ones are applied, that is times their inverse."""
+    inverse = np.linalg.inv(_linear_terms(model))
+    for name, axis in (("A", 0), ("B", 1)):
+        part.records.append(card(f"{name}_ORDER", model.order, "degree of the SIP polynomial"))
+        for n in range(2, model.order + 1):
+            for m in range(n + 1):
+                value = float((inverse @ [model.cx[n, m], model.cy[n, m]])[axis])
+                part.records.append(card(f"{name}_{m}_{n - m}", value, "SIP coefficient"))
+
+
+def _tables_of(path: Path, chip: int) -> dict[str, tuple[Any, NDArray[np.float32]]]:
+    """Return the DX and DY tables of a chip with their headers."""
+    from astropy.io import fits
+
+    from cynosure.data.fitsfile import understood
+
+    with open_parts(path):
+        pass
+    out = {}
+    with understood(path.name, 1), fits.open(path, memmap=False) as units:
+        for unit in units[1:]:
+            if unit.name in ("DX", "DY") and unit.header.get("CCDCHIP", 1) == chip:
+                out[unit.name] = (unit.header.copy(), np.asarray(unit.data, dtype=np.float32))
+    return out
+
+
+def _lookup(
+    part: Part, kind: str, axis: int, version: int, header: Any, data: NDArray[np.float32]
+) -> LookupTable:
+    """Add the cards that name a table; return the table as it goes into the file."""
+    prefix, error, kinds = (
+        ("DP", "CPERR", "CPDIS") if kind == "WCSDVARR" else ("D2IM", "D2IMERR", "D2IMDIS")
+    )
+    part.records += [
+        card(f"{error}{axis}", float(data.max()), "[px] largest correction"),
+        card(f"{kinds}{axis}", "Lookup", "kind of the distortion"),
+        card(f"{prefix}{axis}", f"EXTVER: {version}", f"EXTVER of the {kind}"),
+        card(f"{prefix}{axis}", "NAXES: 2", "independent variables"),
+        card(f"{prefix}{axis}", "AXIS.1: 1", "axis of the first"),
+        card(f"{prefix}{axis}", "AXIS.2: 2", "axis of the second"),
+    ]
+    ny, nx = data.shape
+    records = [
+        card("XTENSION", "IMAGE", "Image extension"), card("BITPIX", -32, "array data type"),
+        card("NAXIS", 2, "number of array dimensions"), card("NAXIS1", nx), card("NAXIS2", ny),
+        card("PCOUNT", 0, "number of parameters"), card("GCOUNT", 1, "number of groups"),
+        card("EXTNAME", kind, "extension name"), card("EXTVER", version, "extension version"),
+    ]
+    for key, default in (("CRPIX", 0.0), ("CRVAL", 0.0), ("CDELT", 1.0)):
+        for i in (1, 2):
+            records.append(card(f"{key}{i}", float(header.get(f"{key}{i}", default))))
+    return LookupTable(kind, version, Part(records).header_bytes(), data.astype(">f4").tobytes())
+
+
+def _d2im(given: _Given, chip: Chip, part: Part, number: int) -> list[LookupTable]:
+    path = given.files["D2IMFILE"]
+    if path is None:
+        return []
+    out = []
+    version = 1 + sum(
+        len(_tables_of(path, _chip_number(given, c))) for c in given.held.chips[:number]
+    )
+    found = _tables_of(path, _chip_number(given, chip))
+    for axis, name in ((1, "DX"), (2, "DY")):
+        if name in found:
+            out.append(_lookup(part, "D2IMARR", axis, version, *found[name]))
+            version += 1
+    part.records.append(card("D2IMEXT", given.held.primary.text("D2IMFILE") or path.name))
+    return out
+
+
+def _npol(
+    given: _Given, chip: Chip, part: Part, number: int, model: IdcModel
+) -> list[LookupTable]:
+    """Add the NPOL tables, turned from behind the linear terms, where they were made, to before."""
+    path = given.files["NPOLFILE"]
+    if path is None:
+        return []
+    found = _tables_of(path, _chip_number(given, chip))
+    if len(found) < 2 or found["DX"][1].shape != found["DY"][1].shape:
+        raise NoModel(
+            image=path.name, reason=f"no DX and DY of chip {_chip_number(given, chip)}", hint=""
+        )
+    (header_x, dx), (header_y, dy) = found["DX"], found["DY"]
+    matrix = np.linalg.inv(_linear_terms(model) / model.scale)
+    both = (matrix @ np.array([dx.ravel(), dy.ravel()], dtype=float)).astype(np.float32)
+    first = 2 * chip.target[1] - 1
+    part.records.append(card("NPOLEXT", given.held.primary.text("NPOLFILE") or path.name))
+    return [
+        _lookup(part, "WCSDVARR", axis, first + axis - 1, header, both[axis - 1].reshape(dx.shape))
+        for axis, header in ((1, header_x), (2, header_y))
+    ]
+
+
+def _default_head(given: _Given, chip: ChipWcs) -> Records:
+    from cynosure.solutions.names import Distortion
+
+    held, name = given.held, str(chip.get("WCSNAME"))
+    stated = {
+        k: (held.primary.text(k) if p is not None and model_root(str(p)) ==
+            model_root(held.primary.text(k)) else (p.name if p is not None else "N/A"))
+        for k, p in given.files.items()
+    }
+    roots = Distortion(*(model_root(stated[k]) for k in ("IDCTAB", "NPOLFILE", "D2IMFILE")))
+    return new_head({
+        "DESTIM": held.rootname, "HDRNAME": hdrname(held.stem, name), "WCSNAME": name,
+        "DISTNAME": distname(held.rootname, roots),
+        "SIPNAME": f"{held.rootname}_{roots.idctab}", **stated,
+        "DESCRIP": wcstype(name), "AUTHOR": "cynosure",
+    })

@@ -19,6 +19,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from cynosure.geometry.growth import bounds, order_of
+
 __all__ = [
     "BINS",
     "Y_MAX",
@@ -56,14 +58,13 @@ def select(points: Complexes, radius: float, rank: int, min_sep: float) -> Ints:
     kept = np.empty(n, np.int64)
     if n == 0:
         return kept
-    x0, y0 = points.real.min(), points.imag.min()
-    width, height = points.real.max() - x0, points.imag.max() - y0
+    x0, y0, width, height = bounds(points)
     size = max(radius, min_sep, max(width, height) / 2000.0, np.sqrt(width * height / n), 1e-9)
     nx, ny = int(width / size) + 1, int(height / size) + 1
     # A cell as wide as the radius need not list more than a few times `rank`: whoever has so many
     # brighter ones in a cell beside it has enough of them near.
     room = 5 * rank if size == radius else n
-    head = np.full(nx * ny, -1, np.int64)
+    head = np.zeros(nx * ny, np.int64) - 1
     listed = np.zeros(nx * ny, np.int64)
     entry = np.empty(n, np.complex128)
     following = np.empty(n, np.int64)
@@ -138,7 +139,7 @@ class Quads(NamedTuple):
     star: NDArray[np.int32]
     code: Floats
     length: Floats
-    parity: NDArray[np.int8]
+    parity: Ints
     start: Ints
     entry: NDArray[np.int32]
 
@@ -227,7 +228,9 @@ def _list_quads(
             for k in range(j + 1, near.shape[1]):
                 for m in range(k + 1, near.shape[1]):
                     s[0], s[1], s[2], s[3] = i, near[i, j], near[i, k], near[i, m]
-                    t = np.sort(s)
+                    t = order_of(s)
+                    for c in range(4):
+                        t[c] = s[t[c]]
                     key = ((t[0] * 32768 + t[1]) * 32768 + t[2]) * 32768 + t[3]
                     if key in seen:
                         continue
@@ -254,7 +257,9 @@ def _table(code: Floats, tol: float) -> tuple[Ints, NDArray[np.int32]]:
             for c in range(BINS**4):
                 start[c + 1] += start[c]
             entry = np.empty(start[-1], np.int32)
-            place = start[:-1].copy()
+            place = np.empty(BINS**4, np.int64)
+            for c in range(BINS**4):
+                place[c] = start[c]
         for q in range(code.shape[0]):
             for k in range(4):
                 bottom, top = (0.0, 1.0) if k % 2 == 0 else (-Y_MAX, Y_MAX)
@@ -275,7 +280,7 @@ def _table(code: Floats, tol: float) -> tuple[Ints, NDArray[np.int32]]:
 
 def source_codes(
     z: Complexes, near: NDArray[np.int32], parity: int, tol: float
-) -> tuple[NDArray[np.int32], Floats, Floats, NDArray[np.int8]]:
+) -> tuple[NDArray[np.int32], Floats, Floats, Ints]:
     """Return stars, codes, lengths and signs of the image's quads; parity 0 is both."""
     n = len(z)
     m = near.shape[1]
@@ -284,7 +289,7 @@ def source_codes(
     if found > capacity:
         found, star, code, length = _list_quads(z, near, tol, found)
     star, code, length = star[:found], code[:found], length[:found]
-    signs = np.ones(found, dtype=np.int8)
+    signs = np.ones(found, dtype=np.int64)
     if parity > 0:
         return star, code, length, signs
     mirrored = code * np.array([1.0, -1.0, 1.0, -1.0])

@@ -38,11 +38,14 @@ __all__ = [
     "N_TERMS",
     "Grid",
     "Growth",
+    "bounds",
+    "by_distance",
     "density_at",
     "evaluate",
     "grow",
     "make_grid",
     "nearest_free",
+    "order_of",
     "terms_of",
 ]
 
@@ -118,16 +121,57 @@ class Growth(NamedTuple):
     level: int
 
 
+# Loops are written out below where NumPy has a function: numba compiles them many times faster.
+
+
+@njit(cache=True, nogil=True)
+def bounds(points: Complexes) -> tuple[float, float, float, float]:
+    """Return the least x and y of points, and how far they spread from there."""
+    x0, x1, y0, y1 = np.inf, -np.inf, np.inf, -np.inf
+    for p in points:
+        x0, x1 = min(x0, p.real), max(x1, p.real)
+        y0, y1 = min(y0, p.imag), max(y1, p.imag)
+    if points.size == 0:
+        return 0.0, 0.0, 1.0, 1.0
+    return x0, y0, x1 - x0, y1 - y0
+
+
+@njit(cache=True, nogil=True)
+def order_of(key: Floats | Ints) -> Ints:
+    """Return the order that sorts a short list (Shell sort; ties keep no particular order)."""
+    n = key.size
+    order = np.empty(n, np.int64)
+    for i in range(n):
+        order[i] = i
+    gap = 1
+    while gap < n // 3:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(gap, n):
+            moving, k = order[i], i
+            while k >= gap and key[order[k - gap]] > key[moving]:
+                order[k] = order[k - gap]
+                k -= gap
+            order[k] = moving
+        gap //= 3
+    return order
+
+
+@njit(cache=True, nogil=True)
+def by_distance(z: Complexes, z0: complex) -> Ints:
+    """Return the order of points by their distance from `z0`."""
+    key = np.empty(z.size)
+    for i in range(z.size):
+        key[i] = (z[i].real - z0.real) ** 2 + (z[i].imag - z0.imag) ** 2
+    return order_of(key)
+
+
 @njit(cache=True, nogil=True)
 def make_grid(points: Complexes, per_cell: float) -> Grid:
     """Sort points into square cells of about `per_cell` points each."""
     n = points.size
-    x0, x1, y0, y1 = 0.0, 1.0, 0.0, 1.0
-    if n:
-        x0, x1 = points.real.min(), points.real.max()
-        y0, y1 = points.imag.min(), points.imag.max()
-    width = max(x1 - x0, 1e-9)
-    height = max(y1 - y0, 1e-9)
+    x0, y0, width, height = bounds(points)
+    width, height = max(width, 1e-9), max(height, 1e-9)
     size = max(np.sqrt(width * height * per_cell / max(n, 1)), max(width, height) / 2000.0)
     nx, ny = int(width / size) + 1, int(height / size) + 1
     start = np.zeros(nx * ny + 1, np.int64)
@@ -135,12 +179,12 @@ def make_grid(points: Complexes, per_cell: float) -> Grid:
     for i in range(n):
         cell[i] = int((points[i].imag - y0) / size) * nx + int((points[i].real - x0) / size)
         start[cell[i] + 1] += 1
-    counts = start[1:].copy()
+    counts, place = np.empty(nx * ny, np.int64), np.empty(nx * ny, np.int64)
     for k in range(nx * ny):
+        counts[k], place[k] = start[k + 1], start[k]
         start[k + 1] += start[k]
     point = np.empty(n, np.complex128)
     label = np.empty(n, np.int64)
-    place = start[:-1].copy()
     for i in range(n):
         point[place[cell[i]]] = points[i]
         label[place[cell[i]]] = i
@@ -278,15 +322,15 @@ def _begin(
         for k in range(2, N_TERMS):
             size = 1.5 if 3 <= k <= 5 else 1.0
             cov[m, k, k] = (size * LEVELS[m] * norm) ** 2
-    total = np.zeros(n)
-    if level >= 0:
-        total[:] = -LEVEL_KNOWN
-        total[level] = 0.0
-    assumed = (sigma_px * NOISE) ** 2
-    return _State(
-        coeff, cov, np.empty((n, N_TERMS), np.complex128), np.empty(n, np.complex128), total,
-        np.empty(n), assumed.copy(), assumed, NU_SIGMA * assumed, np.full(n, NU_SIGMA),
+    state = _State(
+        coeff, cov, np.empty((n, N_TERMS), np.complex128), np.empty(n, np.complex128),
+        np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n),
     )
+    for m in range(n):
+        state.total[m] = 0.0 if level in (-1, m) else -LEVEL_KNOWN
+        state.assumed[m] = state.noise[m] = (sigma_px * NOISE[m]) ** 2
+        state.noise_sum[m], state.noise_n[m] = NU_SIGMA * state.noise[m], NU_SIGMA
+    return state
 
 
 @njit(cache=True, nogil=True)
@@ -342,10 +386,18 @@ def _score(
 
 
 @njit(cache=True, nogil=True)
+def _sum_exp(values: Floats, largest: float) -> float:
+    total = 0.0
+    for value in values:
+        total += np.exp(max(value - largest, -700.0))
+    return total
+
+
+@njit(cache=True, nogil=True)
 def grow(
     z: Complexes, order: Ints, seeds: Ints, seed_refs: Ints, w: Complexes, grid: Grid,
     a: complex, b: complex, z0: complex, norm: float, slope_sd: float, offset_sd: float,
-    sigma_px: float, level: int, min_fraction: float, give_up: float, owner: Ints, mark: int,
+    sigma_px: float, level: float, min_fraction: float, give_up: float, owner: Ints, mark: int,
     match: Ints, chance: Floats, coeff_out: Complexes,
 ) -> Growth:
     """Grow a match from its seeds over the sources in `order`; see the module's head.
@@ -372,8 +424,8 @@ def grow(
         Prior errors of a and of b (px).
     sigma_px : float
         Error of a position per axis, as first guess.
-    level : int
-        The amplitude that did best before, or -1.
+    level : float
+        The number of the amplitude that did best before, or -1.0.
     min_fraction : float
         The least share of matched sources that is expected.
     give_up : float
@@ -389,17 +441,18 @@ def grow(
     coeff_out : (10,) ndarray of complex
         Filled with the coefficients in ``(z - z0) / norm``.
     """
-    state = _begin(a, b, norm, slope_sd, offset_sd, sigma_px, level)
-    weight = np.sum(np.exp(state.total))
+    state = _begin(a, b, norm, slope_sd, offset_sd, sigma_px, int(level))
+    weight = _sum_exp(state.total, 0.0)
     phi = np.empty(N_TERMS, np.complex128)
-    match[:] = -1
+    for i in range(match.size):
+        match[i] = -1
     for s in range(seeds.size):
         match[seeds[s]], chance[seeds[s]], owner[seed_refs[s]] = seed_refs[s], 1.0, mark
         terms_of((z[seeds[s]] - z0) / norm, phi)
         _learn_seed(state, phi, w[seed_refs[s]])
     cap = 0.8 / np.sqrt(grid.mean_density)
     floor = 0.1 * grid.mean_density
-    n_seen, n_hit, best = 0, 0, max(level, 0)
+    n_seen, n_hit, best = 0, 0, max(int(level), 0)
     for o in range(order.size):
         i = order[o]
         if match[i] >= 0:
@@ -422,7 +475,7 @@ def grow(
                 best = m
         if state.total[best] < give_up:
             break
-    coeff_out[:] = state.coeff[best]
-    shares = np.exp(np.maximum(state.total - state.total[best], -700.0))
-    log_odds = state.total[best] + np.log(np.sum(shares) / weight)
+    for k in range(N_TERMS):
+        coeff_out[k] = state.coeff[best, k]
+    log_odds = state.total[best] + np.log(_sum_exp(state.total, state.total[best]) / weight)
     return Growth(log_odds, n_seen, n_hit, np.sqrt(state.noise[best]), best)

@@ -20,6 +20,7 @@ from cynosure.geometry.growth import (
     N_TERMS,
     Grid,
     Growth,
+    by_distance,
     density_at,
     grow,
     nearest_free,
@@ -31,9 +32,10 @@ __all__ = [
     "Found",
     "Limits",
     "Scene",
-    "by_distance",
     "make_scene",
+    "neighbour_radius",
     "no_hypotheses",
+    "outward",
     "remember",
     "same",
     "search",
@@ -217,23 +219,19 @@ def neighbour_radius(reach: float, size: float, sigma_px: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def by_distance(z: Complexes, z0: complex) -> Ints:
-    """Return the order of points by their distance from `z0`."""
-    return np.argsort((z.real - z0.real) ** 2 + (z.imag - z0.imag) ** 2)
-
-
-@njit(cache=True, nogil=True)
 def outward(z: Complexes, z0: complex, c: int, d: int) -> Ints:
     """Return the order of growth: C and D first, then by distance."""
     order = by_distance(z, z0)
-    place = 0
-    for k in range(order.size):
-        i = order[k]
+    out = np.empty(order.size, np.int64)
+    first, place = 0, 2
+    for i in order:
         if i == c or i == d:
-            order[place + 1 : k + 1] = order[place:k].copy()
-            order[place] = i
+            out[first] = i
+            first += 1
+        else:
+            out[place] = i
             place += 1
-    return order
+    return out
 
 
 @njit(cache=True, nogil=True)
@@ -248,7 +246,10 @@ def remember(
             slot = k
             break
     if slot < 0:
-        slot = int(np.argmin(found.log_odds))
+        slot = 0
+        for k in range(KEEP):
+            if found.log_odds[k] < found.log_odds[slot]:
+                slot = k
     if growth.log_odds <= found.log_odds[slot]:
         return
     found.log_odds[slot] = growth.log_odds
@@ -256,8 +257,10 @@ def remember(
     found.level[slot] = growth.level
     found.sigma_px[slot] = growth.sigma_px
     found.z0[slot] = z0
-    found.coeff[slot] = coeff
-    found.match[slot] = match
+    for k in range(N_TERMS):
+        found.coeff[slot, k] = coeff[k]
+    for i in range(match.size):
+        found.match[slot, i] = match[i]
 
 
 @njit(cache=True, nogil=True)
@@ -298,8 +301,8 @@ def _consider(scene: Scene, quad: NDArray[np.int32], refs: Ints, parity: int) ->
     growth = grow(
         z, outward(z, z0, quad[2], quad[3]), seeds, refs[:2], w, scene.grid, a, b, z0, limits.norm,
         0.05 * abs(a) + 3.0 * limits.sigma_px / size, 0.05 * size + 3.0 * limits.sigma_px,
-        limits.sigma_px, -1, 0.15, -6.0, scene.owner, found.counts[3], scene.match, scene.chance,
-        scene.coeff,
+        limits.sigma_px, -1.0, 0.15, -6.0, scene.owner, found.counts[3], scene.match,
+        scene.chance, scene.coeff,
     )
     if growth.n_matched > 0:
         remember(found, growth, parity, z0, scene.coeff, scene.match, limits.norm)
@@ -333,8 +336,10 @@ def search(scene: Scene, budget: int) -> None:
     doubt.
     """
     w, near, found, limits = scene.w, scene.near_w, scene.found, scene.limits
-    shortest = scene.quads.length.min() * limits.scale_min
-    longest = scene.quads.length.max() * limits.scale_max
+    shortest, longest = np.inf, 0.0
+    for length in scene.quads.length:
+        shortest = min(shortest, length * limits.scale_min)
+        longest = max(longest, length * limits.scale_max)
     n_near = near.shape[1]
     p = np.empty(n_near + 1, np.complex128)
     side = np.empty((n_near + 1, n_near + 1))
@@ -344,9 +349,8 @@ def search(scene: Scene, budget: int) -> None:
     for r in range(w.size):
         if found.counts[0] + AGREEMENT_COST * found.counts[1] >= budget:
             return
-        who[0] = r
-        who[1:] = near[r]
         for i in range(n_near + 1):
+            who[i] = r if i == 0 else near[r, i - 1]
             p[i] = w[who[i]]
             for j in range(i):
                 side[i, j] = side[j, i] = abs(p[i] - p[j])

@@ -12,8 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cynosure.geometry.growth import N_TERMS, Grid, grow
-from cynosure.geometry.hypotheses import Found, Limits, by_distance, remember, same
+from cynosure.geometry.growth import N_TERMS, Grid, by_distance, grow, order_of
+from cynosure.geometry.hypotheses import Found, Limits, remember, same
 
 __all__ = ["search_offsets"]
 
@@ -67,7 +67,9 @@ def _peaks(counts: NDArray[np.int32]) -> tuple[Ints, Ints]:
     """Return the highest sums over 2 x 2 bins that do not touch each other, and where they are."""
     n = counts.shape[0]
     best = np.zeros(PEAKS, np.int64)
-    at = np.full((PEAKS, 2), -9, np.int64)
+    at = np.empty((PEAKS, 2), np.int64)
+    for k in range(PEAKS):
+        at[k, 0] = at[k, 1] = -9
     for iy in range(n - 1):
         for ix in range(n - 1):
             total = counts[iy, ix] + counts[iy, ix + 1]
@@ -93,8 +95,16 @@ def _pairs_in(
             if 0.0 <= x < 2.0 and 0.0 <= y < 2.0 and m < MAX_IN_BIN:
                 first[m], second[m] = i, j
                 m += 1
-    order = np.argsort(np.abs(z[first[:m]] - center))
-    return first[order], second[order]
+    key = np.empty(m)
+    for k in range(m):
+        key[k] = abs(z[first[k]] - center)
+    order = order_of(key)
+    for k in range(m):
+        key[k] = first[order[k]]
+        order[k] = second[order[k]]
+    for k in range(m):
+        first[k] = int(key[k])
+    return first[:m], order
 
 
 @njit(cache=True, nogil=True)
@@ -152,8 +162,8 @@ def search_offsets(
                 found.counts[3] += 1
                 growth = grow(
                     z, by_distance(z, z0), seed, ref, w, grid, a, b, z0, limits.norm, slope_sd,
-                    1.0, limits.sigma_px, -1, 0.15, -6.0, owner, found.counts[3], match, chance,
-                    coeff,
+                    1.0, limits.sigma_px, -1.0, 0.15, -6.0, owner, found.counts[3],
+                    match, chance, coeff,
                 )
                 if growth.n_matched > 0:
                     remember(found, growth, parity, z0, coeff, match, limits.norm)

@@ -96,7 +96,7 @@ class _Scene(NamedTuple):
     near: NDArray[np.int32]
     star: NDArray[np.int32]
     code: Floats
-    signs: NDArray[np.int8]
+    signs: Ints
     tol: float
     scale_min: float  # radians a pixel
     scale_max: float
@@ -232,26 +232,27 @@ def _consider(
     radius = (1.1 * scene.norm + abs(center - z0) + abs(b)) * scale
     n = _gather(rows, x, y, t, min(radius, MAX_RADIUS), scene.number, scene.point)
     w = scene.point[:n] / scale
-    seeds, refs = np.empty(2, np.int64), np.full(2, -1, np.int64)
-    seeds[0], seeds[1] = quad[0], quad[1]
+    seeds, refs = np.empty(2, np.int64), np.empty(2, np.int64)
+    seeds[0], seeds[1], refs[0], refs[1] = quad[0], quad[1], -1, -1
     for k in range(n):
         for s in range(2):
             if scene.number[k] == stars[s]:
                 refs[s] = k
-    if refs.min() < 0:
+    if refs[0] < 0 or refs[1] < 0:
         return -np.inf
-    match, chance = np.empty(z.size, np.int64), np.zeros(z.size)
+    match, chance, owner = np.empty(z.size, np.int64), np.zeros(z.size), np.zeros(n, np.int64)
     coeff = np.empty(N_TERMS, np.complex128)
     growth = grow(
         z, outward(z, z0, quad[2], quad[3]), seeds, refs, w, make_grid(w, 2.0), a, b, z0,
-        scene.norm, 0.05, 0.05 * size, scene.sigma_px, -1, 0.15, -6.0, np.full(n, -1), 0, match,
-        chance, coeff,
+        scene.norm, 0.05, 0.05 * size, scene.sigma_px, -1.0, 0.15, -6.0, owner, n,
+        match, chance, coeff,
     )
     if growth.n_matched > 0:
         slot = _slot(found, growth, aim, 0.2 * scene.norm * scale)
         if slot >= 0:
             found.parity[slot], found.z0[slot], found.scale[slot] = parity, z0, scale
-            found.coeff[slot] = coeff
+            for k in range(N_TERMS):
+                found.coeff[slot, k] = coeff[k]
             found.tangent[slot, 0], found.tangent[slot, 1], found.tangent[slot, 2] = x, y, t
             for i in range(z.size):
                 found.match[slot, i] = scene.number[match[i]] if match[i] >= 0 else -1
@@ -261,7 +262,10 @@ def _consider(
 @njit(cache=True, nogil=True)
 def _slot(found: _Blind, growth: Growth, aim: Floats, radius: float) -> int:
     """Choose where a hypothesis is kept: over what says the same, or over the worst; or not."""
-    slot = int(np.argmin(found.log_odds))
+    slot = 0
+    for k in range(KEEP):
+        if found.log_odds[k] < found.log_odds[slot]:
+            slot = k
     for k in range(KEEP):
         if found.log_odds[k] > -1e300 and _close(found.aim[k], aim, radius):
             slot = k
@@ -269,13 +273,15 @@ def _slot(found: _Blind, growth: Growth, aim: Floats, radius: float) -> int:
         return -1
     found.log_odds[slot], found.level[slot] = growth.log_odds, growth.level
     found.sigma_px[slot] = growth.sigma_px
-    found.aim[slot] = aim
+    for k in range(3):
+        found.aim[slot, k] = aim[k]
     return slot
 
 
 @njit(cache=True, nogil=True)
 def _close(a: Floats, b: Floats, radius: float) -> bool:
-    return bool(np.sum((a - b) ** 2) < radius * radius)
+    dx, dy, dz = a[0] - b[0], a[1] - b[1], a[2] - b[2]
+    return bool(dx * dx + dy * dy + dz * dz < radius * radius)
 
 
 @njit(cache=True, nogil=True)

@@ -220,7 +220,7 @@ def densify(h: Hypothesis, sources: Sources, stars: Stars) -> Hypothesis:
         z, np.argsort(np.abs(z - h.z0), kind="stable"), np.searchsorted(i, h.i),
         np.searchsorted(j, h.j), w, make_grid(w, 2.0), a, h.coeff[0], h.z0, h.norm,
         0.05 * abs(a), 0.02 * h.norm, h.sigma_px / NOISE[h.level],
-        h.level, 0.02, -np.inf, np.full(len(w), -1), 0,
+        float(h.level), 0.02, -np.inf, np.full(len(w), -1), 0,
         match, chance, coeff,
     )
     hit = np.flatnonzero(match >= 0)
@@ -287,7 +287,8 @@ def _complex_fit(u: Complexes, w: Complexes) -> tuple[Complexes, Ints]:
     sd = 1.0
     for _ in range(6):
         root = np.sqrt(weights)
-        coeff = np.linalg.lstsq(design * root[:, None], w * root, rcond=1e-6)[0]
+        solved = np.linalg.lstsq(design * root[:, None], w * root, rcond=1e-6)[0]
+        coeff = np.asarray(solved, np.complex128)
         residual = np.abs(w - design @ coeff)
         sd = max(float(np.median(residual)) / 1.1774, 0.05)
         weights = 1.0 / np.maximum(1.0, residual / (2.0 * sd))
@@ -369,7 +370,7 @@ def _polish(
     near = _reachable(h, sources, stars, n)
     ra_near, dec_near = ra[stars.row[near]], dec[stars.row[near]]
     xi, eta = project(ra_near, dec_near, *tangent)
-    plane: Complexes = (xi + 1j * eta) / scale_deg
+    plane = np.asarray((xi + 1j * eta) / scale_deg, np.complex128)
     spacing = np.sqrt(sources.area / max(len(near), 1))
     rms = h.sigma_px
     for radius in (6.0, 5.0, 4.0):
@@ -381,7 +382,8 @@ def _polish(
         xi, eta = model.pixel_to_plane(z.real, z.imag)
         # Where stars are so far apart that chance hardly pairs them, the reach may be wider.
         reach = min(max(radius * rms, 0.5, min(0.02 * spacing, 6.0)), 0.5 * spacing)
-        i, k, _ = mutual_nearest((xi + 1j * eta) / scale_deg, plane, reach)
+        there = np.asarray((xi + 1j * eta) / scale_deg, np.complex128)
+        i, k, _ = mutual_nearest(there, plane, reach)
         j = near[k]
     agree = _agree_in_brightness(sources.flux[i], stars.mag[j])
     i, j = i[agree], j[agree]

@@ -282,10 +282,11 @@ def direction_of(w: complex, x: float, y: float, z: float) -> Floats:
     h = np.sqrt(x * x + y * y)
     ex, ey = (-y / h, x / h) if h > 1e-9 else (0.0, 1.0)
     gx, gy, gz = -z * ey, z * ex, x * ey - y * ex
-    out = np.array(
-        [x - w.real * ex + w.imag * gx, y - w.real * ey + w.imag * gy, z + w.imag * gz]
-    )
-    return out / np.sqrt(np.sum(out**2))
+    vx, vy, vz = x - w.real * ex + w.imag * gx, y - w.real * ey + w.imag * gy, z + w.imag * gz
+    length = np.sqrt(vx * vx + vy * vy + vz * vz)
+    out = np.empty(3)
+    out[0], out[1], out[2] = vx / length, vy / length, vz / length
+    return out
 
 
 @njit(cache=True, nogil=True)

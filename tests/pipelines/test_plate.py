@@ -211,7 +211,7 @@ def test_a_field_whose_stars_cannot_be_measured_says_so():
     sources = sources_of(40, SourceFlag.SATURATED)
     model = model_of(10.0)
     near = Pointing(40.0, 35.0, 0.1, 0.4)
-    with pytest.raises(NotEnoughStars, match="recognised by 40 stars.*40 saturated"):
+    with pytest.raises(NotEnoughStars, match=r"recognised by 40 stars.*40 saturated"):
         solve_plate([frame_of(model)], [sources], reference_of(model, sources), near, SETTINGS,
                     epoch_yr=2016.0)
 

@@ -100,6 +100,8 @@ def read_wcs(
         return None, _partial(header)
     shape = shape or _image_shape(header)
     cards, notes = _prepared(header, shape)
+    if lost := _nowhere(cards):
+        return None, (*notes, f"the WCS cannot be used: {lost} is missing or no number")
     if any(k.startswith(("CPDIS", "D2IMDIS")) or "-TAB" in str(cards[k]) for k in cards):
         if hdulist is None:
             notes.append("the lookup tables of the WCS lie in other extensions and were not read")
@@ -121,6 +123,12 @@ def _partial(header: Header) -> tuple[str, ...]:
         return ()
     kinds = " and ".join(repr(_text(header, f"CTYPE{i}")) for i in (1, 2))
     return (f"no celestial WCS: CTYPE1 and CTYPE2 are {kinds}",)
+
+
+def _nowhere(cards: Header) -> str:
+    """Return the CRVALs of the sky that say nothing; zero, their default, is no pointing."""
+    axes = [k[5:] for k in cards if k.startswith("CTYPE") and CELESTIAL.match(cards[k] + "-")]
+    return " and ".join(f"CRVAL{n}" for n in axes if not _is_number(cards.get(f"CRVAL{n}")))
 
 
 def _image_shape(header: Header) -> tuple[int, int] | None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cynosure.ground.errors import CynosureError, ExitCode, SettingError
+from cynosure.ground.errors import CynosureError, ExitCode, OutputError, SettingError
+from cynosure.ground.files import reason_of
 
 if TYPE_CHECKING:
     from cynosure.ground.settings import Settings
@@ -194,18 +196,44 @@ def is_first_run() -> bool:
     return not any(any(place.rglob("*.nbi")) for place in places if place.is_dir())
 
 
-def log_to(folder: Path, command: list[str], verbose: int) -> logging.Handler:
-    """Append the log of this run to ``run.log``; only commands set up logging."""
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+class _RunLog(logging.FileHandler):
+    """A log file; a disk that is full is told by the products, not by the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do nothing."""
+
+
+@contextlib.contextmanager
+def log_to(folder: Path, command: list[str], verbose: int) -> Iterator[None]:
+    """Append the log of this run to ``run.log``; only commands set up logging.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be opened.
+    """
+    path = folder / "run.log"
+    try:
+        handlers: list[logging.Handler] = [_RunLog(path, encoding="utf-8")]
+    except OSError as error:
+        raise OutputError(path=str(path), reason=reason_of(error)) from error
+    text = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    handlers[0].setFormatter(logging.Formatter(text))
     logger = logging.getLogger("cynosure")
-    logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
     if verbose:
         console = logging.StreamHandler(sys.stderr)
         console.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
         console.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        logger.addHandler(console)
+        handlers.append(console)
+    for handler in handlers:
+        logger.addHandler(handler)
     logger.info("command: %s", " ".join(command))
-    return handler
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.close()

@@ -174,9 +174,11 @@ class Solution:
     def from_error(cls, image: str, error: CynosureError, **known: Any) -> Solution:
         """Return the record of an image that failed with `error`.
 
-        The error's facts that are fields of a solution fill them; `known` fields come first.
+        The error's facts that are fields of a solution fill them, but for the reason, which is
+        the whole text of the error; `known` fields come first.
         """
-        facts = {k: v for k, v in error.facts.items() if k in _FIELDS and k != "image"}
+        own = ("image", "reason")
+        facts = {k: v for k, v in error.facts.items() if k in _FIELDS and k not in own}
         given: dict[str, Any] = {
             "status": "failed",
             "reason": str(error).removeprefix(f"{image}: "),

@@ -86,12 +86,20 @@ def solve_images(
     region: bool = False, ini: bool = False, report: bool = True,
 ) -> int:
     """Solve, print every record as it comes, and return the exit code of the run."""
-    from cynosure.faces.progress import Progress
     from cynosure.pipelines.manifest import make_folder
-    from cynosure.pipelines.solve import run_solve
 
     out = make_folder(shell.folder("cynosure_out"))
-    log_to(out, ["cynosure", *sys.argv[1:]], shell.verbose)
+    with log_to(out, ["cynosure", *sys.argv[1:]], shell.verbose):
+        return _solve_into(out, shell, images, options, region=region, ini=ini, report=report)
+
+
+def _solve_into(
+    out: Path, shell: Shell, images: tuple[str, ...], options: dict[str, Any], *,
+    region: bool, ini: bool, report: bool,
+) -> int:
+    from cynosure.faces.progress import Progress
+    from cynosure.pipelines.solve import run_solve
+
     if is_first_run():
         shell.tell("first run: the kernels are compiled, which takes about a minute, once")
     settings = shell.settings()

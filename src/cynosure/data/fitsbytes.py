@@ -303,7 +303,7 @@ def _has_end(block: bytes) -> bool:
 
 def _data_size(raw: bytes) -> int:
     """Return the bytes of data: |BITPIX| / 8 GCOUNT (PCOUNT + prod NAXISn) (FITS 4.0, eq. 2)."""
-    n = card_int(raw, "NAXIS")
+    n = min(card_int(raw, "NAXIS"), MAX_AXES)  # a damaged card may ask for thousands of millions
     if n <= 0:
         return 0
     axes = [card_int(raw, f"NAXIS{i}") for i in range(1, n + 1)]

@@ -11,9 +11,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
+import itertools
 import json
 import math
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -85,8 +87,8 @@ class Entry:
         Media type of `payload`.
     payload : bytes
         The headerlet, or the record as JSON.
-    tables : tuple of (int, int)
-        Start and size within `payload` of data that other solutions share.
+    tables : tuple of (int, int, bytes)
+        Start, size and SHA-256 of the units of `payload` that other solutions share.
     """
 
     content_sha256: str
@@ -116,7 +118,7 @@ class Entry:
     notes: tuple[str, ...] = ()
     media: str = FITS
     payload: bytes = b""
-    tables: tuple[tuple[int, int], ...] = ()
+    tables: tuple[tuple[int, int, bytes], ...] = ()
 
     def circle(self) -> tuple[float, float, float] | None:
         """Return centre and radius in degrees of a circle around the footprint; None for none."""
@@ -129,8 +131,9 @@ class Entry:
             return None
         x, y, z = x / length, y / length, z / length
         chord = max(math.dist((x, y, z), v) for v in vectors)
-        ra, dec = math.degrees(math.atan2(y, x)) % 360.0, math.degrees(math.atan2(z, math.hypot(x, y)))
-        return ra, dec, math.degrees(2.0 * math.asin(min(chord / 2.0, 1.0)))
+        ra_deg = math.degrees(math.atan2(y, x)) % 360.0
+        dec_deg = math.degrees(math.atan2(z, math.hypot(x, y)))
+        return ra_deg, dec_deg, math.degrees(2.0 * math.asin(min(chord / 2.0, 1.0)))
 
 
 def _direction(ra_deg: float, dec_deg: float) -> tuple[float, float, float]:
@@ -220,52 +223,56 @@ def _too_large(where: str, size: int) -> ImageError:
 class _Cards:
     """The cards of a header, looked up in their raw form and converted when asked for."""
 
-    __slots__ = ("records", "values")
+    __slots__ = ("pairs", "records", "values")
 
     def __init__(self, raw: bytes):
-        text = raw.decode("latin-1")
-        cards = [text[i : i + CARD] for i in range(0, len(text), CARD)]
-        self.records = {card[:8]: card for card in cards}
-        self.values: dict[str, list[str]] = {}
+        # (keyword, the rest), 8 and 72 bytes; the last block may be cut short.
+        self.pairs = list(_CARDS.iter_unpack(raw[: len(raw) // CARD * CARD]))
+        self.records = dict(self.pairs)
+        self.values: dict[bytes, list[bytes]] = {}
         # The few cards that are not alone under their keyword.
-        if "CONTINUE" in self.records:
-            last = ""
-            for card in cards:
-                if card.startswith("CONTINUE") and last:
-                    self.values.setdefault(last, [self.records[last]]).append(card)
+        if b"CONTINUE" in self.records:
+            last = b""
+            for key, body in self.pairs:
+                if key == b"CONTINUE" and last:
+                    self.values.setdefault(last, [self.records[last]]).append(body)
                 else:
-                    last = card[:8]
-        for keyword in _RECORD_VALUED:
-            if keyword in self.records:
-                self.values[keyword] = [card for card in cards if card.startswith(keyword)]
+                    last = key
+        if not self.records.keys().isdisjoint(_RECORD_VALUED):
+            for key, body in self.pairs:
+                if key in _RECORD_VALUED:
+                    self.values.setdefault(key, []).append(body)
+
+    @property
+    def name(self) -> tuple[str, int]:
+        """EXTNAME in capitals, and EXTVER."""
+        version = self.number("EXTVER")
+        return self.text("EXTNAME").upper(), 1 if version is None else int(version)
 
     def text(self, keyword: str) -> str:
         """Return a value as text, quotes stripped, long strings joined; empty where absent."""
-        key = keyword.ljust(8)
-        if key in self.values:
-            parts = [_value(card) for card in self.values[key]]
+        key = keyword.ljust(8).encode()
+        if self.values and key in self.values:
+            parts = [_value(body) for body in self.values[key]]
             return "".join([*(p.removesuffix("&") for p in parts[:-1]), parts[-1]]).strip()
-        card = self.records.get(key)
-        return "" if card is None else _value(card)
+        body = self.records.get(key)
+        return "" if body is None else _value(body)
 
     def number(self, *keywords: str) -> float | None:
         """Return the first keyword that is a finite number, whatever its type in the file."""
         for keyword in keywords:
-            card = self.records.get(keyword.ljust(8))
-            if card is None:
+            body = self.records.get(keyword.ljust(8).encode())
+            if body is None:
                 continue
-            try:
-                value = float(_value(card).replace("D", "E"))
-            except ValueError:
-                continue
+            value = _number(body)
             if math.isfinite(value):
                 return value
         return None
 
     def record_value(self, keyword: str, field: str) -> float | None:
         """Return a field of a record-valued card, ``DP1 = 'EXTVER: 1.0'``."""
-        for card in self.values.get(keyword.ljust(8), ()):
-            found = _RECORD_VALUE.fullmatch(_value(card))
+        for body in self.values.get(keyword.ljust(8).encode(), ()):
+            found = _RECORD_VALUE.fullmatch(_value(body))
             if found and found[1] == field:
                 try:
                     return float(found[2])
@@ -274,15 +281,31 @@ class _Cards:
         return None
 
 
-_RECORD_VALUED = tuple(k.ljust(8) for k in ("DP1", "DP2", "D2IM1", "D2IM2"))
+_CARDS = struct.Struct("8s72s")
+_RECORD_VALUED = frozenset(k.ljust(8).encode() for k in ("DP1", "DP2", "D2IM1", "D2IM2"))
 
 
-def _value(card: str) -> str:
-    body = card[9:].strip()
-    if body.startswith("'"):
-        found = _STRING.match(body)
-        return (found[1].replace("''", "'") if found else body[1:]).strip()
-    return body.split("/", 1)[0].rstrip()
+def _value(body: bytes) -> str:
+    text = body[1:].decode("latin-1").strip()
+    if not text.startswith("'"):
+        return text.split("/", 1)[0].rstrip()
+    end = text.find("'", 1)
+    if "''" in text[1:]:
+        found = _STRING.match(text)
+        return (found[1].replace("''", "'") if found else text[1:]).strip()
+    return (text[1:end] if end > 0 else text[1:]).strip()
+
+
+def _number(body: bytes) -> float:
+    if body[22:23] in b" /":
+        try:
+            return float(body[1:22])  # where the standard's fixed format has it
+        except ValueError:
+            pass
+    try:
+        return float(_value(body).replace("D", "E"))
+    except ValueError:
+        return math.nan
 
 
 def read_headerlet(data: bytes, name: str = "headerlet") -> Entry:
@@ -296,9 +319,26 @@ def read_headerlet(data: bytes, name: str = "headerlet") -> Entry:
     if len(data) > MAX_HEADERLET_BYTES:
         raise _too_large(name, len(data))
     units = list(read_units(io.BytesIO(data), name, len(data)))
-    primary = _Cards(units[0].raw)
-    names = {u: (u.name, u.version) for u in units}
-    chips = [(u, _Cards(u.raw)) for u in units[1:] if names[u][0] == "SIPWCS"]
+    end = units[-1].data_start + padded(units[-1].data_size)
+    primary, names, said, chips, tables = _Cards(units[0].raw), set(), [], [], []
+    for unit in units:
+        start, stop = unit.data_start - len(unit.raw), unit.data_start + padded(unit.data_size)
+        if unit.data_size >= BLOCK // 2 and stop <= len(data):
+            piece = data[start:stop]
+            digest = hashlib.sha256(piece).digest()
+            tables.append((start, stop - start, digest))
+            known = _KNOWN_TABLES.get(digest)
+            if known is None:
+                known = _remember(digest, _said(unit, _Cards(unit.raw), data))
+            this = known
+        else:
+            cards = _Cards(unit.raw)
+            this = _said(unit, cards, data)
+            if this[0] == "SIPWCS":
+                chips.append((this[1], cards))
+        names.add(this[:2])
+        said.append("{},{},{}".format(*this))
+    chips.sort(key=lambda pair: pair[0])
     rootname = primary.text("DESTIM")
     if not rootname or not chips:
         what = "no SIPWCS extension" if rootname else "no DESTIM"
@@ -306,22 +346,19 @@ def read_headerlet(data: bytes, name: str = "headerlet") -> Entry:
             image=name, reason=f"not a headerlet: {what}",
             hint="A headerlet names its exposure in DESTIM and has a SIPWCS extension a chip.",
         )
-    chips.sort(key=lambda pair: names[pair[0]][1])
     first = chips[0][1]
     wcsname = primary.text("WCSNAME") or first.text("WCSNAME")
-    faults, notes = _faults(set(names.values()), chips, wcsname), []
+    faults, notes = _faults(names, chips, wcsname), []
     hdrname = primary.text("HDRNAME")
     if not hdrname:
         notes.append("no HDRNAME")
     corners, odd = _all_corners(chips)
-    end = units[-1].data_start + padded(units[-1].data_size)
     return Entry(
-        content_sha256=_content(names, data),
+        content_sha256=hashlib.sha256("\n".join(sorted(said)).encode()).hexdigest(),
         rootname=rootname, wcsname=wcsname, hdrname=hdrname,
         **_provenance(primary, first, wcsname), corners=corners,
         faults=tuple(faults), notes=(*notes, *odd), media=FITS, payload=data[:end],
-        tables=tuple((u.data_start, padded(u.data_size)) for u in units
-                     if u.data_size >= BLOCK // 2 and u.data_start + padded(u.data_size) <= end),
+        tables=tuple(tables),
     )
 
 
@@ -375,29 +412,33 @@ def _date(text: str) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _content(names: dict[Unit, tuple[str, int]], data: bytes) -> str:
-    """Return the hash of what a headerlet says: its cards and tables, in an order of its own."""
-    digests = []
-    for unit, (name, version) in names.items():
-        raw = unit.raw
-        records = sorted(
-            record for i in range(0, len(raw), CARD)
-            if (record := raw[i : i + CARD])[:8] not in _VOLATILE
-        )
-        digest = hashlib.sha256(b"".join(records))
-        digest.update(data[unit.data_start : unit.data_start + unit.data_size])
-        digests.append(f"{name},{version},{digest.hexdigest()}")
-    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+def _said(unit: Unit, cards: _Cards, data: bytes) -> tuple[str, int, str]:
+    """Return name, version and hash of what a unit says: its cards in our order, and its data."""
+    said = sorted(pair for pair in cards.pairs if pair[0] not in _VOLATILE)
+    digest = hashlib.sha256(b"".join(itertools.chain.from_iterable(said)))
+    digest.update(data[unit.data_start : unit.data_start + unit.data_size])
+    return *cards.name, digest.hexdigest()
+
+
+# What tables say, by the digest of their bytes: the same few are in thousands of headerlets.
+_KNOWN_TABLES: dict[bytes, tuple[str, int, str]] = {}
+
+
+def _remember(digest: bytes, said: tuple[str, int, str]) -> tuple[str, int, str]:
+    if len(_KNOWN_TABLES) > 10_000:
+        _KNOWN_TABLES.clear()
+    _KNOWN_TABLES[digest] = said
+    return said
 
 
 def _faults(
-    tables: set[tuple[str, int]], chips: list[tuple[Unit, _Cards]], wcsname: str
+    tables: set[tuple[str, int]], chips: list[tuple[int, _Cards]], wcsname: str
 ) -> list[str]:
     """Return why a headerlet must not be applied; empty where it may."""
     faults = []
-    for unit, cards in chips:
-        chip = f"SIPWCS,{unit.version}"
-        has_sip = "A_ORDER " in cards.records or "B_ORDER " in cards.records
+    for number, cards in chips:
+        chip = f"SIPWCS,{number}"
+        has_sip = b"A_ORDER " in cards.records or b"B_ORDER " in cards.records
         says_sip = cards.text("CTYPE1").endswith("-SIP")
         if has_sip != says_sip:
             which = "SIP terms without -SIP" if has_sip else "-SIP without SIP terms"
@@ -418,22 +459,23 @@ def _faults(
     return faults
 
 
-def _all_corners(chips: list[tuple[Unit, _Cards]]) -> tuple[NDArray[np.float64], list[str]]:
+def _all_corners(chips: list[tuple[int, _Cards]]) -> tuple[NDArray[np.float64], list[str]]:
     """Return the corners of the chips that can be placed, and what was odd."""
     corners, notes = [], []
-    for unit, cards in chips:
+    for number, cards in chips:
         found = _corners(cards)
         if found is None:
-            notes.append(f"SIPWCS,{unit.version}: its place on the sky cannot be told")
+            notes.append(f"SIPWCS,{number}: its place on the sky cannot be told")
         else:
             corners.append(found)
     return np.array(corners, dtype=float).reshape(-1, 4, 2), notes
 
 
 def _corners(cards: _Cards) -> list[tuple[float, float]] | None:
-    """Place the corners of a chip by SIP, CD and TAN (Shupe et al. 2005; Paper II).
+    """Place the corners of a chip by CD and TAN (Paper II) and the quadratic terms of SIP.
 
-    A headerlet does not say how large its chip is: twice CRPIX, because the distortion models
+    Cubic terms and tables move a corner by a few pixels, which a footprint need not know. A
+    headerlet does not say how large its chip is: twice CRPIX, because the distortion models
     have their reference in the middle of the chip.
     """
     keys = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CD1_1", "CD1_2", "CD2_1", "CD2_2")
@@ -443,27 +485,16 @@ def _corners(cards: _Cards) -> list[tuple[float, float]] | None:
     ra0, dec0, px, py, *matrix = (0.0 if v is None else v for v in values)
     cd11, cd12, cd21, cd22 = matrix
     half = [abs(p) if 1.0 <= abs(p) < 1e5 else 512.0 for p in (px, py)]
-    terms = [_sip_terms(cards, name) for name in "AB"]
+    squares = [[cards.number(f"{name}_{t}") or 0.0 for t in ("2_0", "1_1", "0_2")]
+               for name in "AB"]
     out = []
     for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
         u, v = sx * half[0], sy * half[1]
-        du, dv = (sum(c * u**p * v**q for p, q, c in axis) for axis in terms)
+        du, dv = (a * u * u + b * u * v + c * v * v for a, b, c in squares)
         xi = cd11 * (u + du) + cd12 * (v + dv)
         eta = cd21 * (u + du) + cd22 * (v + dv)
         out.append(_deprojected(xi, eta, ra0, dec0))
     return out if all(math.isfinite(a) and math.isfinite(b) for a, b in out) else None
-
-
-_SIP = {name: re.compile(rf"{name}_([0-9])_([0-9]) *") for name in "AB"}
-
-
-def _sip_terms(cards: _Cards, name: str) -> list[tuple[int, int, float]]:
-    if not 1 <= (cards.number(f"{name}_ORDER") or 0) <= 9:
-        return []
-    keys = [key for key in cards.records if key.startswith(f"{name}_")]
-    found = [(match, cards.number(match[0].rstrip())) for key in keys
-             if (match := _SIP[name].fullmatch(key))]
-    return [(int(match[1]), int(match[2]), value) for match, value in found if value]
 
 
 def _deprojected(xi: float, eta: float, ra0: float, dec0: float) -> tuple[float, float]:

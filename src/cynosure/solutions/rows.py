@@ -40,22 +40,30 @@ def solution_row(
 def payload_row(entry: Entry, number: int, shared: dict[bytes, bytes]) -> dict[str, Any]:
     """Return the row of ``payloads``; the pieces that others share are added to `shared`."""
     layout, kept, position = [], [], 0
-    for start, size in sorted(entry.tables):
-        piece = entry.payload[start : start + size]
-        digest = hashlib.sha256(piece).digest()
-        shared[digest] = piece
+    for start, size, digest in sorted(entry.tables):
+        shared[digest] = entry.payload[start : start + size]
         layout.append(PIECE.pack(start, size, digest))
         kept.append(entry.payload[position:start])
         position = start + size
     kept.append(entry.payload[position:])
-    return {
-        "solution_id": number, "sha256": hashlib.sha256(entry.payload).hexdigest(),
-        "layout": b"".join(layout), "body": b"".join(kept),
-    }
+    return {"solution_id": number, **_checked(b"".join(layout), b"".join(kept))}
 
 
-def put_together(layout: bytes, body: bytes, bodies: dict[bytes, bytes]) -> bytes | None:
-    """Return the file that :func:`payload_row` took apart; None where a piece is missing."""
+def _checked(layout: bytes, body: bytes) -> dict[str, Any]:
+    # The pieces' digests stand in the layout, so this vouches for the whole file.
+    digest = hashlib.sha256(layout + body).hexdigest()
+    return {"sha256": digest, "layout": layout, "body": body}
+
+
+def put_together(
+    sha256: str, layout: bytes, body: bytes, bodies: dict[bytes, bytes]
+) -> bytes | None:
+    """Return the file that :func:`payload_row` took apart; None where it is damaged.
+
+    The `bodies` of the pieces must have been checked against their digests.
+    """
+    if hashlib.sha256(layout + body).hexdigest() != sha256:
+        return None
     parts, position, written = [], 0, 0
     for start, size, digest in PIECE.iter_unpack(layout):
         piece = bodies.get(digest)

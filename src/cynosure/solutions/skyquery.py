@@ -30,6 +30,7 @@ Circle = tuple[float, float, float]
 # Cells from 3.7 degrees (order 4) to 52 seconds of arc (order 12) across; larger footprints have
 # more cells, smaller ones a cell that is larger than they are.
 MIN_ORDER, MAX_ORDER = 4, 12
+RADIUS_DEG = [sky.healpix_radius_deg(order) for order in range(MAX_ORDER + 1)]
 # A footprint wider than this is covered cell by cell at the lowest order.
 WIDE_DEG = 10.0
 
@@ -76,13 +77,13 @@ def footprint_cells(circles: Sequence[Circle | None]) -> list[tuple[int, int]]:
 def _order_for(radius_deg: float) -> int:
     """Return the highest order whose cells are not much smaller than a circle."""
     order = MIN_ORDER
-    while order < MAX_ORDER and sky.healpix_radius_deg(order + 1) >= radius_deg:
+    while order < MAX_ORDER and RADIUS_DEG[order + 1] >= radius_deg:
         order += 1
     return order
 
 
 def _covered(circles: list[Circle], members: list[int], order: int) -> list[tuple[int, int]]:
-    reach = sky.healpix_radius_deg(order)
+    reach = RADIUS_DEG[order]
     given = np.array(circles)
     widened = given[:, 2] + reach
     disc = _disc(INSCRIBED * reach / float(widened.max()))
@@ -125,7 +126,7 @@ def ids_in_cells(ra_deg: float, dec_deg: float, radius_deg: float) -> Any:
 def _ranges(ra_deg: float, dec_deg: float, radius_deg: float) -> list[tuple[int, int]]:
     """Return the ranges of uniq, both ends included, that a circle asks for."""
     fine = MIN_ORDER
-    while fine < MAX_ORDER and sky.healpix_radius_deg(fine) > radius_deg / 2.0:
+    while fine < MAX_ORDER and RADIUS_DEG[fine] > radius_deg / 2.0:
         fine += 1
     cells = sky.cone_cells(ra_deg, dec_deg, radius_deg, fine)
     ranges = []

@@ -151,8 +151,12 @@ class Store:
         path = self.database.path
         if path is not None and not create and not path.is_file():
             raise StoreUnavailable(store=str(path), reason="there is no such file")
-        self.created = create and migrations.create(self.database)
-        migrations.check_version(self.database)
+        try:
+            self.created = create and migrations.create(self.database)
+            migrations.check_version(self.database)
+        except BaseException:
+            self.database.close()
+            raise
 
     def __enter__(self) -> Store:
         return self
@@ -314,12 +318,13 @@ class Store:
                     statement.where(solutions.c.content_sha256.in_(part))
                 ).all()
                 needed = {digest for row in rows for _, _, digest in PIECE.iter_unpack(row[2])}
-                bodies = {bytes(row[0]): bytes(row[1]) for row in connection.execute(
-                    select(pieces).where(pieces.c.digest.in_(list(needed)))
-                )} if needed else {}
+                found = connection.scalars(
+                    select(pieces.c.body).where(pieces.c.digest.in_(list(needed)))
+                ) if needed else ()
+                bodies = {hashlib.sha256(piece).digest(): bytes(piece) for piece in found}
             for content, digest, layout, body in rows:
-                payload = put_together(bytes(layout), bytes(body), bodies)
-                if payload is None or hashlib.sha256(payload).hexdigest() != digest:
+                payload = put_together(digest, bytes(layout), bytes(body), bodies)
+                if payload is None:
                     raise CatalogDamaged(
                         catalog=self.name, reason=f"the file of {content} is damaged",
                         hint="Add the solution again to another store, or restore an export.",

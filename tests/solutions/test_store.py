@@ -1,0 +1,706 @@
+"""The store, on SQLite and on PostgreSQL alike."""
+
+import dataclasses
+import gzip
+import io
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from headerlets import make_headerlet, variants
+from postgres import server  # noqa: F401 (a fixture)
+from sqlalchemy import inspect, text
+
+from cynosure.ground import sky
+from cynosure.ground.errors import (
+    CatalogDamaged,
+    CynosureError,
+    ExitCode,
+    ImageError,
+    OutputError,
+    OutputExists,
+    SettingError,
+    StoreUnavailable,
+    Temporary,
+)
+from cynosure.solutions import migrations, schema
+from cynosure.solutions.database import Database
+from cynosure.solutions.intake import read_entries, read_headerlet, read_record
+from cynosure.solutions.query import Query
+from cynosure.solutions.solution import Solution
+from cynosure.solutions.store import Added, GuideStars, Store
+from cynosure.solutions.transfer import export_store, import_store
+
+CHILD = Path(__file__).parent / "storewriter.py"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request, tmp_path):
+    """Give the URL of an empty place for a store."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    pg = request.getfixturevalue("server")
+    return pg.new_database()
+
+
+@pytest.fixture
+def store(url):
+    with Store(url, create=True) as opened:
+        yield opened
+
+
+def entry(*args, **kwargs):
+    return read_headerlet(make_headerlet(*args, **kwargs))
+
+
+IDC = "IDC_0461802ej"
+FIT = f"{IDC}-FIT_REL_GAIADR2"
+
+
+def fit(rootname="j95y04hpq", wcsname=FIT, rms=8.0, nmatch=100, **kwargs):
+    primary = {"RMS_RA": rms, "RMS_DEC": rms, "NMATCH": nmatch,
+               "FIT_RMS": rms * 1.4, "CATALOG": wcsname.rpartition("_")[2],
+               **kwargs.pop("primary", {})}
+    return entry(rootname, wcsname, primary=primary, **kwargs)
+
+
+# --- adding and giving back -----------------------------------------------------------------------
+
+
+def test_what_goes_in_comes_out(store):
+    one = fit(primary={"DATE": "2021-01-05T05:23:11"})
+    assert store.add([one]) == Added(1, 0)
+    [kept] = store.find(Query(rootname="j95y04hpq"))
+    assert (kept.wcsname, kept.kind, kept.catalog) == (FIT, "a posteriori", "GAIADR2")
+    assert (kept.idctab, kept.npol, kept.d2im) == ("0461802ej", "02c1450oj", "02c1450nj")
+    assert (kept.rms_ra_mas, kept.nmatch, kept.created) == (8.0, 100, "2021-01-05T05:23:11")
+    assert kept.valid
+    assert np.array_equal(kept.corners, one.corners)
+    assert store.payload(kept.content_sha256) == one.payload
+    assert store.get(kept.content_sha256).id == kept.id
+    assert store.get("0" * 64) is None
+    with pytest.raises(SettingError, match="no such solution"):
+        store.payload("0" * 64)
+
+
+def test_the_same_content_is_kept_once(store):
+    first = make_headerlet(primary={"DATE": "2021-01-05T05:23:11"})
+    again = make_headerlet(primary={"DATE": "2024-12-31T00:00:00"})
+    padded = first + b"\0" * 2880
+    other = make_headerlet(ra=150.0001)
+    assert store.add(map(read_headerlet, [first, again, padded, first])) == Added(1, 3)
+    assert store.add([read_headerlet(first), read_headerlet(other)]) == Added(1, 1)
+    assert store.count() == 2
+    [kept] = [s for s in store.find() if s.created == "2021-01-05T05:23:11"
+              and abs(s.corners[0, 0, 0] - read_headerlet(first).corners[0, 0, 0]) < 1e-9]
+    assert store.payload(kept.content_sha256) == first
+
+
+def test_tables_are_shared_and_files_whole(store):
+    data = make_headerlet()
+    names = [f"j95y{i:05d}" for i in range(40)]
+    made = [read_headerlet(d) for d in variants(data, names)]
+    store.add(made)
+    with store.database.read() as connection:
+        shared = connection.scalar(text("SELECT count(*) FROM pieces"))
+        own = connection.scalar(text("SELECT max(length(body)) FROM payloads"))
+    assert shared == 8
+    assert own < len(data) / 4
+    assert dict(store.payloads([e.content_sha256 for e in made])) == {
+        e.content_sha256: e.payload for e in made
+    }
+
+
+def test_a_damaged_file_in_the_store_is_not_given_out(store):
+    one = entry()
+    store.add([one])
+    with store.database.engine.begin() as connection:
+        body = connection.scalar(text("SELECT body FROM pieces"))
+        broken = bytes(body[:3000]) + b"X" + bytes(body[3001:])
+        connection.execute(text("UPDATE pieces SET body = :b"), {"b": broken})
+    with pytest.raises(CatalogDamaged, match="damaged"):
+        store.payload(one.content_sha256)
+
+
+def test_a_solved_image(store, tmp_path):
+    cards = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 10.0, "CRVAL2": 20.0,
+             "CRPIX1": 500.5, "CRPIX2": 250.5, "CD1_1": -1e-3, "CD1_2": 0.0, "CD2_1": 0.0,
+             "CD2_2": 1e-3}
+    record = Solution(
+        "night/m81.fits.fz", status="solved", quality=1, wcsname="FIT_IMG_GAIADR3",
+        catalog="GAIADR3", n_used=120, rms_ra_mas=20.0, rms_dec_mas=22.0,
+        settings={"fit": {"a": 1}}, created="2026-01-02T03:04:05+00:00", seconds={"total": 1.0},
+        chips=({"name": "m81", "hdu": 0, "shape": [500, 1000], "cards": cards},),
+    )
+    path = tmp_path / "m81.solution.json"
+    path.write_text(record.to_json())
+    assert store.add(read_entries(path)) == Added(1, 0)
+    later = record.replaced(created="2027-01-01T00:00:00", seconds={"total": 2.0})
+    assert store.add([read_record(later.to_json())]) == Added(0, 1)
+    [kept] = store.find(Query(rootname="m81"))
+    assert (kept.quality, kept.nmatch, kept.settings) == (1, 120, {"fit": {"a": 1}})
+    assert kept.created == "2026-01-02T03:04:05"
+    assert Solution.from_json(store.payload(kept.content_sha256).decode()) == record
+    assert sky.separation_deg(kept.ra_deg, kept.dec_deg, 10.0, 20.0) < 1e-3
+    assert kept.radius_deg == pytest.approx(np.hypot(0.5, 0.25), rel=1e-3)
+    with pytest.raises(ImageError, match="no solution"):
+        read_record(record.replaced(status="failed").to_json())
+
+
+# --- finding --------------------------------------------------------------------------------------
+
+
+def test_queries(store):
+    store.add([
+        entry("a1", IDC), fit("a1", rms=5.0, nmatch=300, primary={"DATE": "2020-06-01T00:00:00"}),
+        fit("a1", f"{IDC}-FIT_IMG_GAIAeDR3", rms=12.0, primary={"DATE": "2022-06-01T00:00:00"}),
+        entry("b_2", "OPUS"), entry("bx2", f"{IDC}-GSC240", primary={"CATALOG": "GSC240"}),
+        fit("c*3", rms=400.0),
+    ])
+    def names(**query):
+        return [(s.rootname, s.wcsname.removeprefix(IDC)) for s in store.find(Query(**query))]
+
+    assert len(names(rootname="a1")) == 3
+    assert names(rootname="b_2") == [("b_2", "OPUS")]
+    assert names(rootname="b*") == [("b_2", "OPUS"), ("bx2", "-GSC240")]
+    assert names(rootname="c\\*3") == [("c*3", "-FIT_REL_GAIADR2")]
+    assert names(rootname="a") == []
+    assert names(wcsname="*FIT_IMG*") == [("a1", "-FIT_IMG_GAIAeDR3")]
+    assert names(catalog="gaiaEDR3") == [("a1", "-FIT_IMG_GAIAeDR3")]
+    assert names(kind="a priori") == [("bx2", "-GSC240")]
+    assert names(max_rms_mas=6.0) == [("a1", "-FIT_REL_GAIADR2")]
+    assert names(created_since="2022-01-01") == [("a1", "-FIT_IMG_GAIAeDR3")]
+    assert names(created_until="2020-12-31", rootname="a1") == [("a1", "-FIT_REL_GAIADR2")]
+    assert len(names(added_since="2020-01-01")) == 6
+    assert names(added_until="2020-01-01") == []
+    assert [s.id for s in store.find(limit=2, offset=3)] == [s.id for s in store.find()][3:5]
+    assert [e[:2] for e in store.exposures()] == [("a1", 3), ("b_2", 1), ("bx2", 1), ("c*3", 1)]
+    assert [e[0] for e in store.exposures(after="b_2", limit=1)] == ["bx2"]
+
+
+def test_queries_by_quality(store):
+    rows = [dataclasses.replace(fit(f"q{q}"), quality=q) for q in (1, 2, 3, 4, 5, -1)]
+    store.add(rows)
+    assert [s.quality for s in store.find(Query(max_quality=2))] == [1, 2]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_cones_against_brute_force(store, seed):
+    """Fields of all sizes, at the poles and the meridian too, found by the area they share."""
+    rng = np.random.default_rng(seed)
+    fields = []
+    for k in range(80):
+        v = rng.normal(size=3)
+        ra, dec = (float(a) for a in sky.radec(v))
+        if k % 5 == 0:
+            ra, dec = float(rng.uniform(-0.5, 0.5) % 360), float(rng.uniform(88.5, 90))
+        half = float(10 ** rng.uniform(-2.5, 0.9))
+        x, y = np.array([-1, 1, 1, -1]) * half, np.array([-1, -1, 1, 1]) * half
+        corners = np.stack(sky.deproject(x, y, ra, dec), axis=-1)[None]
+        fields.append(dataclasses.replace(
+            fit(f"f{k}", chips=1, tables=False), corners=corners, content_sha256=f"{k:064d}",
+        ))
+    store.add(fields)
+    grid = np.linspace(-1, 1, 25)
+    for _ in range(12):
+        center = fields[rng.integers(len(fields))].circle()
+        radius = float(10 ** rng.uniform(-3, 1.2))
+        ra0 = (center[0] + rng.normal() * 3 * radius) % 360
+        dec0 = float(np.clip(center[1] + rng.normal() * 2 * radius, -90, 90))
+        found = {s.rootname for s in store.find(Query(cone=(ra0, dec0, radius)))}
+        for f in fields:
+            # Points of the field itself: those within the circle prove that it touches; where
+            # even a circle widened by the grid's step is empty it does not.
+            q = sky.unit_vectors(f.corners[0, :, 0], f.corners[0, :, 1])
+            s, t = (g.ravel()[:, None] for g in np.meshgrid(grid, grid))
+            p = (1 - s) * (1 - t) * q[0] + (1 + s) * (1 - t) * q[1]
+            p = p + (1 + s) * (1 + t) * q[2] + (1 - s) * (1 + t) * q[3]
+            ra, dec = sky.radec(p)
+            nearest = float(sky.separation_deg(ra, dec, ra0, dec0).min())
+            step = 1.5 * 2 * f.circle()[2] / 24
+            if nearest <= radius:
+                assert f.rootname in found
+            elif nearest > radius + step:
+                assert f.rootname not in found
+    with pytest.raises(SettingError, match="not on the sky"):
+        store.find(Query(cone=(0.0, 91.0, 1.0)))
+    assert len(store.find(Query(cone=(0.0, 0.0, 180.0)))) == 80
+
+
+# --- deciding -------------------------------------------------------------------------------------
+
+
+def test_best_choice_and_history(store):
+    old = fit(rms=8.0)
+    store.add([entry("j95y04hpq", IDC), entry("j95y04hpq", f"{IDC}-GSC240"), old])
+    best = store.best("j95y04hpq")
+    assert (best.wcsname, best.rule) == (FIT, "hierarchy")
+    store.record(best)
+    assert store.last_decision("j95y04hpq") == best
+    assert store.proposals() == []
+    time.sleep(0.005)
+    store.add([fit(wcsname=f"{IDC}-FIT_REL_GAIAeDR3", rms=6.0)])
+    [(before, now)] = store.proposals()
+    assert (before.wcsname, now.wcsname) == (FIT, f"{IDC}-FIT_REL_GAIAeDR3")
+    chosen = store.choose("j95y04hpq", f"{IDC}-GSC240", made_by="observer")
+    assert (chosen.rule, chosen.made_by) == ("user", "observer")
+    assert store.best("j95y04hpq").wcsname == f"{IDC}-GSC240"
+    assert store.proposals() == []
+    store.choose("j95y04hpq", "")
+    assert store.best("j95y04hpq").wcsname == f"{IDC}-FIT_REL_GAIAeDR3"
+    whats = [event["what"] for event in store.history("j95y04hpq")]
+    assert whats.count("solution") == 4
+    assert whats[-2:] == ["choice withdrawn", "decision"]
+    with pytest.raises(SettingError, match="no solutions are called NOPE"):
+        store.choose("j95y04hpq", "NOPE")
+    store.add([fit(hdrname="another", primary={"AUTHOR": "x"})])
+    with pytest.raises(SettingError, match="2 solutions are called"):
+        store.choose("j95y04hpq", FIT)
+    assert store.choose("j95y04hpq", "another").hdrname == "another"
+    assert store.best("nobody").reason == "no solution is known"
+
+
+def test_guide_stars(store):
+    row = GuideStars("j95y04hpq", 1e-5, 2e-5, 0.0, 1.0, 150.0, 2.0, 150.00001, 2.00002, "GSC240")
+    store.set_guide_stars(dataclasses.replace(row, catalog="GSC1"))
+    store.set_guide_stars(row)
+    assert store.guide_stars("J95Y04HPQ") == row
+    assert store.guide_stars("other") is None
+    with pytest.raises(SettingError, match="delta_ra_deg"):
+        GuideStars.from_dict({**dataclasses.asdict(row), "delta_ra_deg": float("nan")})
+
+
+def test_remove(store):
+    one = entry()
+    store.add([one])
+    assert store.remove(one.content_sha256)
+    assert not store.remove(one.content_sha256)
+    assert store.count() == 0
+    assert store.find(Query(cone=(150.0, 2.0, 1.0))) == []
+    assert store.add([one]) == Added(1, 0)
+    assert store.payload(one.content_sha256) == one.payload
+
+
+# --- whole stores ---------------------------------------------------------------------------------
+
+
+def filled(store):
+    store.add([entry("a1", IDC), fit("a1"), entry("b2", "OPUS", tables=False)])
+    store.record(store.best("a1"))
+    store.choose("a1", IDC, made_by="me")
+    store.set_guide_stars(GuideStars("a1", 1e-5, 0, 0, 1, 150, 2, 150.00001, 2, "GSC240"))
+
+
+def test_export_and_import(store, tmp_path):
+    filled(store)
+    facts = export_store(store, tmp_path / "out")
+    assert (facts["solutions"], facts["decisions"], facts["guide_stars"]) == (3, 2, 1)
+    with Store(tmp_path / "copy.db", create=True) as copy:
+        assert import_store(copy, tmp_path / "out") == Added(3, 0)
+        assert import_store(copy, tmp_path / "out") == Added(0, 3)
+        for a, b in zip(store.find(), copy.find(), strict=True):
+            mine, theirs = a.to_dict(), b.to_dict()
+            for name in ("id", "added"):
+                del mine[name], theirs[name]
+            assert mine == theirs
+            assert copy.payload(a.content_sha256) == store.payload(a.content_sha256)
+        assert copy.best("a1").wcsname == IDC
+        assert len(copy.history("a1")) == len(store.history("a1"))
+        assert copy.guide_stars("a1") == store.guide_stars("a1")
+    with pytest.raises(OutputExists):
+        export_store(store, tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(OutputExists):
+        export_store(store, tmp_path / "mine", overwrite=True)
+    export_store(store, tmp_path / "out", overwrite=True)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_damaged_export_is_noticed(store, tmp_path):
+    filled(store)
+    out = tmp_path / "out"
+    export_store(store, out)
+    with Store(tmp_path / "copy.db", create=True) as copy:
+        for name, change in (
+            ("decisions.jsonl", lambda b: b[: len(b) // 2]),
+            ("solutions.parquet", lambda b: b[: len(b) // 2]),
+            ("solutions.parquet", lambda b: b.replace(b"SIPWCS", b"SIPWXS")),
+            ("store.json", lambda b: b.replace(b"cynosure.store/1", b"cynosure.store/9")),
+            ("store.json", lambda b: b.replace(b'"solutions": 3', b'"solutions": 4')),
+        ):
+            good = (out / name).read_bytes()
+            (out / name).write_bytes(change(good))
+            if change(good) != good:
+                with pytest.raises(CatalogDamaged):
+                    import_store(copy, out)
+            (out / name).write_bytes(good)
+        import_store(copy, out)
+
+
+def older(url):
+    """Make a store as the first version of the schema had it."""
+    with Store(url, create=True) as opened:
+        opened.add([entry()])
+        with opened.database.engine.begin() as connection:
+            schema.guide_stars.drop(connection)
+            schema.decisions.drop(connection)
+            connection.execute(
+                text("UPDATE store_facts SET value = '1' WHERE name = 'schema_version'")
+            )
+
+
+def shape(database):
+    with database.read() as connection:
+        looked = inspect(connection)
+        return {
+            name: ([(c["name"], str(c["type"]), c["nullable"]) for c in looked.get_columns(name)],
+                   sorted(str(i["name"]) for i in looked.get_indexes(name)))
+            for name in looked.get_table_names()
+        }
+
+
+@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection")
+def test_migration(url, tmp_path):
+    older(url)
+    with pytest.raises(StoreUnavailable, match="schema 1") as caught:
+        Store(url)
+    assert "cynosure store migrate" in caught.value.hint
+    assert caught.value.exit_code == ExitCode.STORE_UNAVAILABLE
+    database = Database(url)
+    assert len(migrations.migrate(database)) == 1
+    assert migrations.migrate(database) == []
+    migrated = shape(database)
+    with database.engine.begin() as connection:
+        schema.metadata.drop_all(connection)
+    assert migrations.create(database)
+    assert migrated == shape(database)
+    database.close()
+
+
+def test_nothing_is_lost_by_a_migration(url):
+    older(url)
+    database = Database(url)
+    migrations.migrate(database)
+    database.close()
+    with Store(url) as opened:
+        assert opened.best("j95y04hpq").wcsname == IDC
+        opened.record(opened.best("j95y04hpq"))
+
+
+def test_every_version_has_its_step():
+    assert sorted(migrations.STEPS) == list(range(2, schema.SCHEMA_VERSION + 1))
+
+
+def test_a_newer_schema_is_refused(url):
+    with Store(url, create=True) as opened, opened.database.engine.begin() as connection:
+        connection.execute(
+            text("UPDATE store_facts SET value = '99' WHERE name = 'schema_version'")
+        )
+    with pytest.raises(StoreUnavailable, match="newer cynosure"):
+        Store(url)
+    database = Database(url)
+    with pytest.raises(StoreUnavailable, match="newer cynosure"):
+        migrations.migrate(database)
+    database.close()
+
+
+# --- many writers, dead writers -------------------------------------------------------------------
+
+
+def writer(url, first, count):
+    """Start a process that adds solutions one by one."""
+    return subprocess.Popen(
+        [sys.executable, CHILD, url, str(first), str(count)], stdout=subprocess.PIPE, text=True,
+    )
+
+
+def test_two_writers_lose_nothing(url):
+    with Store(url, create=True) as opened:
+        # Half of what they add is the same.
+        writers = [writer(url, 0, 1000), writer(url, 500, 1000)]
+        new = [int(w.communicate(timeout=120)[0].split()[-1]) for w in writers]
+        assert [w.returncode for w in writers] == [0, 0]
+        assert opened.count() == 1500
+        kept = opened.find()
+        assert len({s.rootname for s in kept}) == 1500
+        assert 1500 <= sum(new) <= 2000
+        files = dict(opened.payloads([s.content_sha256 for s in kept]))
+        for s in kept[::50]:
+            assert read_headerlet(files[s.content_sha256]).rootname == s.rootname
+        assert len(opened.find(Query(cone=(150.0, 2.0, 0.1)))) == 1500
+
+
+@pytest.mark.parametrize("moment", [0.02, 0.11, 0.2])
+def test_a_killed_writer_leaves_a_valid_store(url, moment):
+    with Store(url, create=True) as opened:
+        child = writer(url, 0, 100_000)
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(moment)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        kept = opened.find()
+        files = dict(opened.payloads([s.content_sha256 for s in kept]))
+        assert set(files) == {s.content_sha256 for s in kept}
+        assert len(opened.find(Query(cone=(150.0, 2.0, 0.1)))) == len(kept)
+        if opened.database.is_sqlite:
+            with sqlite3.connect(opened.name) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            connection.close()
+        assert opened.add([entry("after000", IDC)]) == Added(1, 0)
+
+
+def test_a_lock_that_is_not_given_back(tmp_path):
+    path = tmp_path / "store.db"
+    with Store(path, create=True, wait_s=0.2) as opened:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Temporary, match="locked"):
+            opened.add([entry()])
+        assert opened.count() == 0  # readers do not wait
+        other.execute("ROLLBACK")
+        other.close()
+        assert opened.add([entry()]) == Added(1, 0)
+
+
+def test_threads_share_a_store(store):
+    from concurrent.futures import ThreadPoolExecutor
+
+    made = [read_headerlet(d) for d in variants(
+        make_headerlet(chips=1, tables=False), [f"j95y{i:05d}" for i in range(60)])]
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(a.new for a in pool.map(lambda e: store.add([e]), made)) == 60
+        assert all(pool.map(lambda e: store.best(e.rootname).wcsname == IDC, made))
+
+
+# --- what can be wrong ----------------------------------------------------------------------------
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(StoreUnavailable, match="no such file"):
+        Store(tmp_path / "none.db")
+    (tmp_path / "text.db").write_text("not a database, but long enough to look at\n" * 40)
+    with pytest.raises(StoreUnavailable, match="damaged, or no database"):
+        Store(tmp_path / "text.db")
+    sqlite3.connect(tmp_path / "foreign.db").execute("CREATE TABLE x (y)").connection.close()
+    with pytest.raises(StoreUnavailable, match="there is no store"):
+        Store(tmp_path / "foreign.db")
+    with pytest.raises(StoreUnavailable):
+        Store(tmp_path / "no" / "folder" / "store.db", create=True)
+    for wrong in ("mysql://x/y", "sqlite://", "://", "oracle://u:secret@h/d", "postgresql://[bad"):
+        with pytest.raises(StoreUnavailable) as caught:
+            Store(wrong, create=True)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_is_down(server):  # noqa: F811
+    url = server.new_database()
+    with Store(url, create=True) as opened:
+        opened.add([entry()])
+        server.stop()
+        try:
+            with pytest.raises(StoreUnavailable) as caught:
+                opened.count()
+            with pytest.raises(StoreUnavailable):
+                opened.add([entry("other")])
+            with pytest.raises(StoreUnavailable, match="refused"):
+                Store(url.replace("tester@", "tester:secret@"))
+            assert "secret" not in str(caught.value)
+        finally:
+            server.start()
+        assert opened.count() == 1  # the same store works again
+    with pytest.raises(StoreUnavailable, match="does not exist"):
+        Store(url + "x")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
+def test_a_read_only_file(tmp_path):
+    path = tmp_path / "store.db"
+    with Store(path, create=True):
+        pass
+    path.chmod(0o444)
+    with Store(path) as opened, pytest.raises(OutputError, match="read-only"):
+        opened.add([entry()])
+
+
+def test_a_full_disk(tmp_path):
+    with Store(tmp_path / "store.db", create=True) as opened:
+        opened.add([entry("first0000")])
+        engine = opened.database.engine
+        with engine.connect() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        from sqlalchemy import event
+
+        @event.listens_for(engine, "connect")
+        def small(connection, _):
+            connection.execute(f"PRAGMA max_page_count = {pages + 5}")
+
+        engine.dispose()
+        many = [read_headerlet(d) for d in variants(
+            make_headerlet(chips=1, tables=False), [f"j95y{i:05d}" for i in range(50)])]
+        with pytest.raises(OutputError, match="full"):
+            opened.add(many)
+        assert opened.count() == 1
+        assert opened.payload(entry("first0000").content_sha256)
+
+
+# --- what is read ---------------------------------------------------------------------------------
+
+
+def test_faults_are_found():
+    assert entry().faults == ()
+    assert "SIP terms without -SIP" in entry(CTYPE1="RA---TAN").faults[0]
+    assert "without SIP terms" in entry(wcsname="OPUS", sip=False, CTYPE1="RA---TAN-SIP").faults[0]
+    assert "no SIP terms" in entry(sip=False).faults[0]
+    assert "singular" in entry(CD1_1=0.0, CD1_2=0.0).faults[0]
+    units = make_headerlet()
+    assert read_headerlet(units.replace(b"'WCSDVARR'", b"'WCSDVARX'")).faults[0].endswith("missing")
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ({"RMS_RA": 9.0, "RMS_DEC": 7.0}, (9.0, 7.0)),
+    ({"RMS_RA": 2.5e-6, "RMS_DEC": 2e-6}, (9.0, 7.2)),
+    ({"RMS_RA": "9.0", "RMS_DEC": " "}, (9.0, None)), ({"RMS_RA": -1, "RMS_DEC": 0}, (None, None)),
+    ({"RMS_RA": "INDEF", "RMS_DEC": None}, (None, None)),
+])
+def test_residuals_of_any_kind(given, expected):
+    got = fit(primary=given)
+    assert (got.rms_ra_mas, got.rms_dec_mas) == (
+        pytest.approx(expected[0]) if expected[0] else None,
+        pytest.approx(expected[1]) if expected[1] else None,
+    )
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("691", 691), (691.0, 691), ("", None), (0, None), ("N/A", None), (None, None)])
+def test_counts_of_any_kind(given, expected):
+    assert fit(primary={"NMATCH": given}).nmatch == expected
+
+
+def test_long_and_odd_names():
+    name = "hst_11665_06_wfc3_uvis_f555w_ib4606c5_flc_IDC_2731450pi-FIT_SVM_GAIADR2-hlet.fits"
+    assert fit(hdrname=name).hdrname == name
+    assert entry(hdrname="it's mine").hdrname == "it's mine"
+    odd = entry(wcsname="j95y04hpq_flc.fits")
+    assert (odd.wcsname, odd.kind) == ("j95y04hpq_flc.fits", "other")
+
+
+@pytest.mark.filterwarnings("ignore:The WCS transformation has more axes")
+def test_footprints_against_wcslib():
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+    made = entry(ra=359.9, dec=-75.0, turn_deg=77.0)
+    with fits.open(io.BytesIO(made.payload)) as hdus:
+        for chip in (1, 2):
+            wcs = WCS(hdus["SIPWCS", chip].header, hdus)
+            truth = wcs.all_pix2world([[0, 0], [4096, 0], [4096, 2048], [0, 2048]], 0)
+            sep = sky.separation_deg(*made.corners[chip - 1].T, *truth.T) * 3600
+            assert sep.max() < 1.0  # within twenty pixels, made distortion and all
+
+
+def test_real_headerlets(data_dir, store):
+    folder = data_dir / "p04-hst-headerlets"
+    made = [e for name in sorted(folder.glob("*.fits")) for e in read_entries(name)]
+    assert len(made) == 18
+    assert not [e for e in made if isinstance(e, CynosureError) or e.faults]
+    assert store.add(made) == Added(18, 0)
+    for e in made:
+        assert store.payload(e.content_sha256) == e.payload
+    for rootname, n_used in (("ib4606c5q", 573), ("ib4606cpq", 276)):
+        best = store.best(rootname)
+        assert best.wcsname.endswith("-FIT_REL_GAIAeDR3")
+        assert f"{n_used} stars" in best.reason
+    assert len(store.find(Query(cone=(137.84, -64.91, 0.01)))) == 17
+    assert len(store.find(Query(rootname="ia1d23dmq"))) == 1
+
+
+def test_packed_headerlets(tmp_path):
+    from astropy.io import fits
+
+    data = make_headerlet()
+    packed = np.frombuffer(gzip.compress(data), dtype=np.uint8)
+    plain = np.frombuffer(data, dtype=np.uint8)
+    path = tmp_path / "j95y04hpq_flc.fits"
+    content = fits.PrimaryHDU().header.tostring().encode()
+    for version, (array, flag) in enumerate([(packed, True), (plain, False)], start=1):
+        header = fits.ImageHDU(array).header
+        header["COMPRESS"], header["EXTNAME"], header["EXTVER"] = flag, "HDRLET", version
+        content += header.tostring().replace("'IMAGE   '", "'HDRLET  '").encode()
+        content += array.tobytes() + bytes(-len(array) % 2880)
+    path.write_bytes(content)
+    assert [e.payload for e in read_entries(path)] == [data, data]
+    broken = content.replace(bytes(packed[:200]), bytes(200))
+    path.write_bytes(broken)
+    results = list(read_entries(path))
+    assert isinstance(results[0], ImageError)
+    assert results[1].payload == data
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    from cynosure.solutions import intake
+
+    monkeypatch.setattr(intake, "MAX_HEADERLET_BYTES", 1 << 20)
+    with pytest.raises(ImageError, match="no headerlet"):
+        intake._unpacked(gzip.compress(bytes(3 << 20)), "bomb")
+    with pytest.raises(ImageError, match="no headerlet"):
+        read_headerlet(bytes(2 << 20))
+
+
+def test_what_is_not_a_headerlet(tmp_path):
+    data = make_headerlet()
+    for wrong in (b"", b"hello", data[:1000], data[:5000], data.replace(b"DESTIM", b"DESTIX"),
+                  data.replace(b"SIPWCS", b"SIPWCX")):
+        with pytest.raises(ImageError):
+            read_headerlet(wrong)
+    path = tmp_path / "x.solution.json"
+    for wrong in ("{", "[]", '{"schema": "cynosure.solution/1"}', "null", '{"a": 1}',
+                  '{"schema": "cynosure.solution/1", "image": "a", "n_used": "many"}'):
+        path.write_text(wrong)
+        with pytest.raises(CynosureError):
+            list(read_entries(path))
+    with pytest.raises(ImageError):
+        list(read_entries(tmp_path / "absent.fits"))
+
+
+def test_mutated_headerlets_never_surprise():
+    """Cut, swap and overwrite at random; only our own errors, and never a half-read one."""
+    rng = np.random.default_rng(5)
+    small = np.frombuffer(make_headerlet(chips=1, tables=False), dtype=np.uint8)
+    large = np.frombuffer(make_headerlet(), dtype=np.uint8)
+    outcomes = {True: 0, False: 0}
+    for k in range(4000):
+        data = (large if k % 8 == 0 else small).copy()
+        for _ in range(rng.integers(1, 6)):
+            at = int(rng.integers(0, 11000)) % len(data)
+            data[at : at + rng.integers(1, 12)] = rng.integers(0, 256)
+        if k % 3 == 0:
+            data = data[: rng.integers(0, len(data))]
+        if k % 7 == 0:
+            data = np.roll(data, 80)
+        try:
+            made = read_headerlet(data.tobytes())
+            made.circle()
+            outcomes[True] += 1
+        except CynosureError:
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 300
+
+
+def test_the_store_survives_odd_but_legal_headerlets(store):
+    """NaN, infinities, huge numbers and names in any letters."""
+    rows = [
+        fit(CRVAL1=1e300), fit(wcsname=FIT, primary={"AUTHOR": "x" * 60}),
+        entry(CRVAL2=-90.0, ra=0.0), fit(primary={"NMATCH": 10**30}), entry(CRPIX1=-1e9),
+    ]
+    assert store.add(rows).new == 5
+    assert len(store.find()) == 5
+    assert store.best("j95y04hpq").wcsname == FIT
+    json.dumps([s.to_dict() for s in store.find()], allow_nan=False)

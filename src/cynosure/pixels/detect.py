@@ -30,7 +30,8 @@ from cynosure.ground.numeric import clip
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
 from cynosure.pixels import kernels, peakkernels
-from cynosure.pixels.background import NO_MASK, Background
+from cynosure.pixels.background import Background, plain_pixels
+from cynosure.pixels.defects import flags_of, in_rows, merge_saturated, spike_contrast
 
 __all__ = ["detect_sources", "find_saturation", "measure_fwhm"]
 
@@ -39,6 +40,11 @@ FWHM_TO_SIGMA = 1.0 / math.sqrt(8.0 * math.log(2.0))
 STRIP_ROWS = 512
 SAMPLE_ROWS = 96
 
+DEFAULT_FWHM_PX = 2.5
+
+# Moments of a star under a narrower window would depend on where in its pixel the star is.
+LEAST_WINDOW_PX = 2.0
+
 # A star's matched-filter image is sqrt(2) broader than the star; at 1.6 FWHM from its centre it
 # has fallen to 3 %, so that a ring there sees the neighbourhood and not the star.
 RING_FWHM = 1.6
@@ -46,11 +52,6 @@ RING_FWHM = 1.6
 # A wing's texture (spikes, ghosts, imperfect flat) is real structure of a per cent or so of its
 # brightness; a bump must exceed it to be a source.
 WING_CONTRAST = 0.02
-
-# A piece of a trail is at least this elongated, and others lie within so many FWHM of it.
-LONG = 0.4
-ROW_FWHM = 8.0
-RICH = 50_000
 
 
 def detect_sources(
@@ -89,17 +90,22 @@ def detect_sources(
         Schema ``SOURCES``, brightest first. Fluxes are in electrons.
     """
     fwhm = measure_fwhm(frame, background) if fwhm_px is None else float(fwhm_px)
-    peaks = _peaks(frame, background, fwhm, threshold_sigma, threads).table
+    found = _peaks(frame, background, fwhm, threshold_sigma, threads)
+    peaks, streak = merge_saturated(found.table, found.runs, fwhm)
     order = np.lexsort((peaks[:, 0], peaks[:, 1], -peaks[:, 2]))[:max_sources]
     radius = 1.15 * fwhm if aper_radius_px is None else float(aper_radius_px)
     sources = _measure(frame, background, peaks[order], fwhm, radius, threads)
-    sources["flags"] |= _shape_flags(sources, fwhm)
+    sources["flags"] |= flags_of(sources, fwhm)
+    sources["flags"][streak[order]] |= SourceFlag.TRAIL
     return sources
 
 
 def gaussian_kernel(fwhm_px: float) -> NDArray[np.float32]:
-    """Return a one-dimensional Gaussian, integrated over pixels, of unit norm (sum of squares)."""
-    sigma = fwhm_px * FWHM_TO_SIGMA
+    """Return a one-dimensional Gaussian star on pixels, of unit norm (sum of squares).
+
+    Its width is that on the pixels; the light that falls on them is narrower by a pixel's own.
+    """
+    sigma = math.sqrt(max((fwhm_px * FWHM_TO_SIGMA) ** 2 - 1.0 / 12.0, 0.03))
     half = max(1, math.ceil(3.0 * sigma)) | 1  # odd: the loops take its values in pairs
     edges = (np.arange(-half, half + 2) - 0.5) / (sigma * math.sqrt(2.0))
     kernel = np.diff([math.erf(e) for e in edges])
@@ -125,7 +131,7 @@ def _peaks(
     angle = 2.0 * np.pi * np.arange(24) / 24
     ring_x = np.rint(radius * np.cos(angle)).astype(np.int64)
     ring_y = np.rint(radius * np.sin(angle)).astype(np.int64)
-    mask = NO_MASK if frame.mask is None else frame.mask
+    data, mask = plain_pixels(frame)
 
     def work(strip: tuple[int, int]) -> _Peaks:
         first, last = strip
@@ -133,7 +139,7 @@ def _peaks(
         while True:
             out, runs = np.empty((room, 6)), np.empty((room_runs, 3), dtype=np.int64)
             found, found_runs = peakkernels.detect_rows(
-                frame.data, mask, background.level, background.sigma, first, last, kernel,
+                data, mask, background.level, background.sigma, first, last, kernel,
                 threshold, ring_x, ring_y, frame.gain_e_adu, WING_CONTRAST,
                 frame.saturation_adu, out, runs,
             )
@@ -159,13 +165,13 @@ def _measure(
     start = np.ascontiguousarray(peaks[:, :2])
     out = np.empty((n, 10))
     flags = np.zeros(n, dtype=np.int32)
-    mask = NO_MASK if frame.mask is None else frame.mask
+    data, mask = plain_pixels(frame)
     gain = frame.gain_e_adu
-    window = max(fwhm, 1.2) * FWHM_TO_SIGMA
+    window = max(fwhm, LEAST_WINDOW_PX) * FWHM_TO_SIGMA
 
     def work(piece: slice) -> None:
         kernels.measure_sources(
-            frame.data, mask, level[piece], sigma[piece], gain, frame.saturation_adu, window,
+            data, mask, level[piece], sigma[piece], gain, frame.saturation_adu, window,
             radius, start[piece], out[piece], flags[piece],
         )
 
@@ -205,73 +211,45 @@ def _shapes(
     sources["theta_deg"] = np.degrees(0.5 * np.arctan2(mxy, half))
 
 
-def _shape_flags(sources: NDArray[np.void], fwhm: float) -> NDArray[np.int32]:
-    """Flag what is shaped unlike the stars: spikes, trails, extended objects."""
-    flags = np.where(_in_a_row(sources, fwhm), np.int32(SourceFlag.TRAIL), np.int32(0))
-    flags[sources["sharpness"] > 0] |= SourceFlag.COSMIC
-    bright = (sources["snr"] > 15) & (sources["flags"] & SourceFlag.SATURATED == 0)
-    with np.errstate(invalid="ignore"):
-        axis = 1.0 - sources["ellipticity"]
-    typical_axis = np.nanmedian(axis[bright]) if np.isfinite(axis[bright]).any() else 1.0
-    with np.errstate(invalid="ignore"):
-        flags[bright & (axis < 0.45 * typical_axis)] |= SourceFlag.TRAIL
-        flags[bright & (sources["fwhm_px"] > 1.6 * fwhm)] |= SourceFlag.EXTENDED
-    return flags
-
-
-def _in_a_row(sources: NDArray[np.void], fwhm: float) -> NDArray[np.bool_]:
-    """Say which sources are pieces of a trail: elongated, with three such more along their axis.
-
-    A trail breaks into peaks, which may outnumber the stars of a poor field; so they are told by
-    each other, not by the typical star. In a rich field they are few, and nothing is done.
-    """
-    from scipy.spatial import cKDTree
-
-    with np.errstate(invalid="ignore"):
-        rows = np.flatnonzero(sources["ellipticity"] > LONG)
-    row_of = np.zeros(len(sources), dtype=bool)
-    if not 4 <= len(rows) <= RICH:
-        return row_of
-    place = np.column_stack([sources["x"][rows], sources["y"][rows]])
-    i, j = cKDTree(place).query_pairs(ROW_FWHM * fwhm, output_type="ndarray").T
-    dx, dy = (place[j] - place[i]).T
-    theta = np.radians(sources["theta_deg"][rows])
-    same = np.ones(len(i), dtype=bool)
-    for k in (i, j):
-        same &= np.abs(dx * np.sin(theta[k]) - dy * np.cos(theta[k])) < fwhm
-    count = np.bincount(np.concatenate([i[same], j[same]]), minlength=len(rows))
-    row_of[rows[count >= 3]] = True
-    return row_of
-
-
 # ------------------------------------------------------------------------- width, saturation
 def measure_fwhm(frame: Frame, background: Background) -> float:
     """Measure the typical full width at half maximum of the stars, in pixels.
 
     Bright, unsaturated peaks of a sample of strips are measured under a window that is adapted
-    to them in three rounds; the median of the stars within the main peak of the distribution is
-    returned. An image without stars gives 2.5.
+    to them in a few rounds; the median of the widths within the main peak of their distribution is
+    returned. What has its light in one pixel, or is long, has no say. An image without stars
+    gives 2.5.
     """
-    ny, _nx = frame.shape
+    ny = frame.shape[0]
     step = max(1, ny // (SAMPLE_ROWS * 12))
     strips = [(y, min(y + SAMPLE_ROWS, ny)) for y in range(0, ny, SAMPLE_ROWS * step)]
-    fwhm = 2.5
-    for _ in range(4):
-        table = _peaks(frame, background, fwhm, 15.0, strips=strips).table
-        # Single hot pixels and cosmic rays have all their light in one pixel.
-        table = table[table[:, 5] < 0.95 * table[:, 2]] if len(table) > 8 else table
-        order = np.argsort(-table[:, 2], kind="stable")[:2000]
-        sources = _measure(frame, background, table[order], fwhm, 1.15 * fwhm, 1)
-        usable = (sources["flags"] & SourceFlag.unusable() == 0) & ~_in_a_row(sources, fwhm)
-        widths = sources["fwhm_px"][usable & np.isfinite(sources["fwhm_px"])]
-        widths = widths[widths > 0.4]
-        if len(widths) < 5:
-            return fwhm
-        new = float(np.clip(_main_peak(widths), 0.7, 50.0))
+    fwhm = DEFAULT_FWHM_PX
+    for threshold in (15.0, 15.0, 15.0, 15.0, 15.0, 8.0, 8.0):
+        widths = _widths(frame, background, fwhm, threshold, strips)
+        if len(widths) == 0:
+            continue
+        new = float(np.clip(_main_peak(widths), 0.9, 50.0))
         if abs(new - fwhm) < 0.05 * fwhm:
             return new
-        fwhm = new
+        # From a window that is too small a broad star is seen by its core only.
+        fwhm = min(new * 1.5, 50.0) if new > 1.5 * fwhm else new
     return fwhm
+
+
+def _widths(
+    frame: Frame, background: Background, fwhm: float, threshold: float,
+    strips: list[tuple[int, int]],
+) -> NDArray[np.float64]:
+    """Return the widths of the bright round sources of some strips."""
+    table = _peaks(frame, background, fwhm, threshold, strips=strips).table
+    single = 0.85 * spike_contrast(gaussian_kernel(fwhm))
+    table = table[table[:, 5] < single * table[:, 2]]
+    order = np.argsort(-table[:, 2], kind="stable")[:2000]
+    sources = _measure(frame, background, table[order], fwhm, 1.15 * fwhm, 1)
+    usable = sources["flags"] & SourceFlag.unusable() == 0
+    with np.errstate(invalid="ignore"):
+        usable &= (sources["fwhm_px"] > 0.95) & ~in_rows(sources, fwhm)
+    return sources["fwhm_px"][usable]
 
 
 def _main_peak(values: NDArray[np.float64]) -> float:

@@ -59,8 +59,9 @@ def sample_cells(
         y0, y1 = j * ny // rows, (j + 1) * ny // rows
         x0, x1 = i * nx // columns, (i + 1) * nx // columns
         n, m = 0, 0
-        # A stagger of the start of each row keeps the sample from following columns.
-        for k, y in enumerate(range(y0, y1, step)):
+        # Staggered, so that the sample follows neither bad columns nor bad rows.
+        for k in range((y1 - y0 + step - 1) // step):
+            y = min(y0 + k * step + (5 * k) % step, y1 - 1)
             for x in range(x0 + k % step, x1, step):
                 m += 1
                 v = data[y, x]
@@ -112,8 +113,8 @@ def _clipped_mode(values: F32, s1: F64, s2: F64) -> tuple[float, float]:
     # The lower half of the values knows nothing of the stars: its width starts the clipping.
     median = _grouped_median(values, 0, n)
     width = (median - np.float64(values[int(0.1587 * n)])) * 1.2
-    if width <= 0.0:  # most pixels at the bottom of a digital scale
-        width = (np.float64(values[int(0.8413 * n)]) - median) * 1.2
+    if _share(values, 0, n) > 0.45:  # all but one number: whatever there is beside it
+        width = 0.5 * (np.float64(values[int(0.98 * n)]) - np.float64(values[int(0.02 * n)]))
     mean, std = median, width
     for k in range(30):
         limit = 3.0 * (width if k == 0 else std)
@@ -129,10 +130,19 @@ def _clipped_mode(values: F32, s1: F64, s2: F64) -> tuple[float, float]:
         median = _grouped_median(values, lo, hi)
     # A Gaussian cut at three standard deviations has lost 1.35 % of its standard deviation.
     std *= 1.0136
+    if std > 0.0 and _share(values, lo, hi) > 0.45:
+        return mean, std  # among so few numbers no median means much
     mode = 2.5 * median - 1.5 * mean
     if abs(mean - median) > 0.3 * std:
         mode = median
     return mode, std
+
+
+@njit(cache=True, nogil=True)
+def _share(values: F32, lo: int, hi: int) -> float:
+    """The part of sorted values lo … hi that equals their median."""
+    v = values[lo + (hi - lo) // 2]
+    return (_first(values, lo, hi, v, True) - _first(values, lo, hi, v, False)) / (hi - lo)
 
 
 @njit(cache=True, nogil=True)
@@ -357,6 +367,23 @@ def disk_pixel_area(dx: float, dy: float, r: float) -> float:
 
 
 @njit(cache=True, nogil=True)
+def _unwindowed(mxx: float, myy: float, mxy: float, w2: float) -> tuple[float, float, float]:
+    """Take the share of a Gaussian window of variance w2 out of second moments.
+
+    Along each axis a Gaussian star of variance s under the window has s w / (s + w). What is as
+    broad as the window (a trail) has no bound, and is given seven times the window's width.
+    """
+    mean, half = 0.5 * (mxx + myy), 0.5 * (mxx - myy)
+    root = math.hypot(half, mxy)
+    major, minor = mean + root, mean - root
+    major = 49.0 * w2 if major > 0.98 * w2 else major * w2 / (w2 - major)
+    minor = 49.0 * w2 if minor > 0.98 * w2 else max(minor, 0.0) * w2 / (w2 - max(minor, 0.0))
+    cosine, sine = (half / root, mxy / root) if root > 0.0 else (1.0, 0.0)
+    mean, half = 0.5 * (major + minor), 0.5 * (major - minor)
+    return mean + half * cosine, mean - half * cosine, half * sine
+
+
+@njit(cache=True, nogil=True)
 def measure_sources(
     data: F32, mask: NDArray[np.bool_], background: F64, sigma: F64, gain: float,
     saturation: float, window: float, aperture: float, start: F64, out: F64,
@@ -408,8 +435,8 @@ def measure_sources(
                 break
             step_x, step_y = 2.0 * sx / total, 2.0 * sy / total
             length = math.hypot(step_x, step_y)
-            if length < 1e-4 or k == 16:
-                break
+            if length < 1e-4 or length * total < 0.02 * math.sqrt(ex + ey) or k == 16:
+                break  # at rest, by far less than its error
             if length > 0.5:
                 step_x, step_y = step_x * 0.5 / length, step_y * 0.5 / length
             x, y = x + step_x, y + step_y
@@ -440,17 +467,9 @@ def measure_sources(
         if total > 0.0:
             out[n, 2] = 2.0 * math.sqrt(ex) / total
             out[n, 3] = 2.0 * math.sqrt(ey) / total
-            # A Gaussian star of variance s under a window of variance w has s w / (s + w).
-            w2 = window * window
-            mxx, myy, mxy = sxx / total, syy / total, sxy / total
-            # (M^-1 - I / w2)^-1, the same for the whole matrix
-            det = mxx * myy - mxy * mxy
-            if det > 0.0:
-                ixx, iyy, ixy = myy / det - 1.0 / w2, mxx / det - 1.0 / w2, -mxy / det
-                d2 = ixx * iyy - ixy * ixy
-                if d2 > 0.0 and ixx > 0.0:
-                    mxx, myy, mxy = iyy / d2, ixx / d2, -ixy / d2
-            out[n, 6], out[n, 7], out[n, 8] = mxx, myy, mxy
+            out[n, 6], out[n, 7], out[n, 8] = _unwindowed(
+                sxx / total, syy / total, sxy / total, window * window
+            )
         else:
             out[n, 2] = out[n, 3] = out[n, 6] = out[n, 7] = out[n, 8] = np.nan
         out[n, 4], out[n, 5], out[n, 9] = flux, math.sqrt(variance_sum), peak

@@ -21,8 +21,9 @@ from cynosure.data.frame import Frame
 from cynosure.data.tables import SourceFlag
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
-from cynosure.pixels import fitkernels, kernels
-from cynosure.pixels.background import NO_MASK, Background
+from cynosure.pixels import fitkernels, kernels, peakkernels
+from cynosure.pixels.background import PLAIN, Background, estimate_background, plain_pixels
+from cynosure.pixels.defects import flag_trails
 from cynosure.pixels.detect import detect_sources
 from cynosure.pixels.psf import Psf
 
@@ -42,6 +43,12 @@ SECOND_ORDER = 8.0
 
 # A PSF model is some per cent off in the core of a bright star; what it leaves there is no source.
 RESIDUAL_FRACTION = 0.03
+
+# chi^2 per degree of freedom, on sky noise, of what is no single star.
+MISFIT_CHI2 = 3.0
+
+# An unusable pixel this near to the centre of a star spoils it.
+CORE_FWHM = 0.6
 
 
 def fit_psf(
@@ -90,11 +97,16 @@ def fit_psf(
         residual = None if last else np.zeros_like(frame.data)
         fitted = _fit_all(frame, background, psf, current, sweeps, group_fwhm, threads, residual)
         if last or residual is None:
-            return fitted
-        more = _further_sources(frame, background, psf, residual, threshold_sigma, threads)
-        if len(more) == 0:
-            return fitted
+            break
+        old, background = background, _refined(frame, background, residual, threads)
+        more = _further_sources(
+            frame, old, background, psf, fitted, residual, threshold_sigma, threads
+        )
         current = np.concatenate([fitted, more])
+        current["background_e"] = background.level_at(current["x"], current["y"])
+        current["background_e"] *= frame.gain_e_adu
+    if passes > 1:  # the further ones may go on with a trail
+        fitted["flags"][flag_trails(fitted, psf.fwhm_px)] |= SourceFlag.TRAIL
     return fitted
 
 
@@ -137,7 +149,19 @@ def _fit_all(
     # The first and last tiles also hold sources just outside the frame.
     share(work, [(x, y) for y in range(0, ny, TILE_PX) for x in range(0, nx, TILE_PX)], threads)
     out["flags"][blended] |= SourceFlag.BLENDED
+    _flag_misfits(out, psf)
     return out
+
+
+def _flag_misfits(sources: NDArray[np.void], psf: Psf) -> None:
+    """Flag what the PSF does not describe: as sharper, or as broader, than a star."""
+    with np.errstate(invalid="ignore"):
+        limit = MISFIT_CHI2 * (1.0 + (RESIDUAL_FRACTION * sources["snr"]) ** 2)
+        misfit = (sources["chi2_dof"] > limit) & (sources["flags"] & SourceFlag.SATURATED == 0)
+        sharp = (sources["fwhm_px"] < 0.9 * psf.fwhm_px) | (sources["ellipticity"] > 0.5)
+        broad = sources["fwhm_px"] > 1.25 * psf.fwhm_px
+    sources["flags"][misfit & sharp] |= SourceFlag.COSMIC
+    sources["flags"][misfit & broad & ~sharp] |= SourceFlag.EXTENDED
 
 
 def _radii(sources: NDArray[np.void], psf: Psf) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -166,29 +190,30 @@ def _lonely(sources: NDArray[np.void], reach: NDArray[np.int64]) -> NDArray[np.b
 def _groups(
     sources: NDArray[np.void], link_px: float
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Number the groups of sources linked by less than `link_px`, and say which are blended."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    """Number the groups of sources linked by less than `link_px`, and say which are blended.
+
+    The links of a group of more than MAX_GROUP are shortened until it falls apart. Groups are
+    in the order of their first members.
+    """
     from scipy.spatial import cKDTree
 
     n = len(sources)
-    tree = cKDTree(np.column_stack([sources["x"], sources["y"]]))
-    while True:
-        pairs = tree.query_pairs(link_px, output_type="ndarray")
-        graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-        _, label = connected_components(graph, directed=False)
-        blended = np.zeros(n, dtype=bool)
-        blended[pairs.ravel()] = True
-        size = np.bincount(label)
-        if size.max() <= MAX_GROUP or link_px < 0.3:
+    place = np.column_stack([sources["x"], sources["y"]])
+    pairs = cKDTree(place).query_pairs(link_px, output_type="ndarray").astype(np.int64)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    apart = np.hypot(*(place[pairs[:, 0]] - place[pairs[:, 1]]).T)
+    blended = np.zeros(n, dtype=bool)
+    blended[pairs.ravel()] = True
+    link = np.full(n, link_px)
+    label = np.empty(n, dtype=np.int64)
+    for _ in range(40):
+        near = apart <= np.minimum(link[pairs[:, 0]], link[pairs[:, 1]])
+        peakkernels.join_pairs(pairs[near], label)
+        big = np.bincount(label, minlength=n)[label] > MAX_GROUP
+        if not big.any():
             break
-        link_px *= 0.8
-    _, order, group = np.unique(label, return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(order))  # groups in the order of their first member
-    group = rank[group]
-    big = np.bincount(group)[group] > MAX_GROUP
-    group = np.where(big, group.max() + 1 + np.arange(n), group)
-    return np.unique(group, return_inverse=True)[1].astype(np.int64), blended
+        link[big] *= 0.8
+    return np.unique(label, return_inverse=True)[1].astype(np.int64), blended
 
 
 def _fit_tile(
@@ -227,7 +252,7 @@ def _fit_tile(
     status = np.zeros(n, dtype=np.int32)
     fitkernels.draw_stars(residual, nodes, psf.spacing_px, x, y, flux, draw)
     fitkernels.fit_groups(
-        image, residual, variance, frame.gain_e_adu, nodes, psf.spacing_px, bounds, x, y, flux,
+        image, residual, variance, psf.gain_e_adu, nodes, psf.spacing_px, bounds, x, y, flux,
         fit, draw, sweeps, tolerance[index], covariance, chi2, status,
     )
     keep = mine[index]
@@ -235,7 +260,7 @@ def _fit_tile(
     _store(out, rows, frame.gain_e_adu, x[keep] + x0, y[keep] + y0, flux[keep], covariance[keep],
            chi2[keep], status[keep])
     if bad.any():
-        _flag_bad_pixels(out, rows, bad, box, fit_radius[rows])
+        _flag_bad_pixels(out, rows, bad, box, psf.fwhm_px)
     return residual
 
 
@@ -261,11 +286,13 @@ def _tile_pixels(
     shape = (y1 - y0, x1 - x0)
     image, variance = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     bad = np.zeros(shape, dtype=bool)
+    data, mask = plain_pixels(frame)
+    given = NO_VARIANCE
+    if frame.variance is not None:
+        given = np.require(frame.variance, np.float32, PLAIN)
     kernels.fill_boxes(
-        frame.data, NO_MASK if frame.mask is None else frame.mask,
-        NO_VARIANCE if frame.variance is None else frame.variance, background.level,
-        background.sigma, frame.saturation_adu, x0, y0, np.rint(x).astype(np.int64),
-        np.rint(y).astype(np.int64), half, image, variance, bad,
+        data, mask, given, background.level, background.sigma, frame.saturation_adu, x0, y0,
+        np.rint(x).astype(np.int64), np.rint(y).astype(np.int64), half, image, variance, bad,
     )
     return image, variance, bad
 
@@ -296,37 +323,78 @@ def _store(
 
 def _flag_bad_pixels(
     out: NDArray[np.void], rows: NDArray[np.int64], bad: NDArray[np.bool_],
-    box: tuple[int, int, int, int], radius: NDArray[np.int64],
+    box: tuple[int, int, int, int], fwhm: float,
 ) -> None:
-    """Flag sources with an unusable pixel within a FWHM or so of their centre."""
+    """Flag fitted sources with an unusable pixel in their core, and no others.
+
+    The fit leaves such pixels out, so that one in a star's wing costs it next to nothing.
+    """
     from scipy.ndimage import distance_transform_edt
 
     distance = distance_transform_edt(~bad)
     with np.errstate(invalid="ignore"):
         ix = np.rint(out["x"][rows] - box[0]).astype(int).clip(0, bad.shape[1] - 1)
         iy = np.rint(out["y"][rows] - box[1]).astype(int).clip(0, bad.shape[0] - 1)
-    near = distance[iy, ix] <= 0.6 * radius
+    near = distance[iy, ix] <= max(1.0, CORE_FWHM * fwhm)
+    fitted = np.isfinite(out["chi2_dof"][rows])
+    out["flags"][rows[fitted & ~near]] &= ~SourceFlag.BAD_PIXEL
     out["flags"][rows[near]] |= SourceFlag.BAD_PIXEL
 
 
+def _refined(
+    frame: Frame, background: Background, residual: NDArray[np.float32], threads: int
+) -> Background:
+    """Measure level and noise of the sky again, on what the fits leave of the pixels.
+
+    In a crowded field the wings of the stars raise both.
+    """
+    rest = estimate_background(
+        frame.replaced(data=residual), cell_px=_cell_px(background), threads=threads
+    )
+    if rest.level.shape != background.level.shape:
+        return background
+    return Background(background.level + rest.level, rest.sigma, background.shape)
+
+
+def _cell_px(background: Background) -> int:
+    return max(8, round(background.shape[0] / background.level.shape[0]))
+
+
 def _further_sources(
-    frame: Frame, background: Background, psf: Psf, residual: NDArray[np.float32],
-    threshold_sigma: float, threads: int,
+    frame: Frame, old: Background, background: Background, psf: Psf, current: NDArray[np.void],
+    residual: NDArray[np.float32], threshold_sigma: float, threads: int,
 ) -> NDArray[np.void]:
-    """Detect sources in the residual, each pixel weighed by the noise of what was subtracted."""
-    sigma = Background(background.sigma, background.sigma, background.shape)
+    """Detect sources in the residual, each pixel weighed by the noise of what was subtracted.
+
+    The residual is that of the `old` background; it is changed in place.
+    """
+    noise_mesh = Background(background.sigma, background.sigma, background.shape)
     for row in range(0, frame.shape[0], 512):
         block = slice(row, min(row + 512, frame.shape[0]))
-        sky = background.rows(block.start, block.stop)
-        noise = sigma.rows(block.start, block.stop)
+        sky = old.rows(block.start, block.stop)
+        noise = noise_mesh.rows(block.start, block.stop)
         light = np.maximum(frame.data[block] - sky - residual[block], 0.0)
-        total = noise**2 + light / frame.gain_e_adu + (RESIDUAL_FRACTION * light) ** 2
+        total = noise**2 + light / psf.gain_e_adu + (RESIDUAL_FRACTION * light) ** 2
+        residual[block] += sky - background.rows(block.start, block.stop)
         residual[block] *= noise / np.sqrt(total)
     flat = Background(np.zeros_like(background.level), background.sigma, background.shape)
-    rest = frame.replaced(data=residual)
+    rest = frame.replaced(data=residual, saturation_adu=np.inf)
     more = detect_sources(
         rest, flat, threshold_sigma=threshold_sigma, fwhm_px=psf.fwhm_px, threads=threads
     )
     more = more[more["flags"] & (SourceFlag.COSMIC | SourceFlag.EDGE) == 0]
-    more["background_e"] = background.level_at(more["x"], more["y"]) * frame.gain_e_adu
-    return more
+    return more[~_beside_saturated(current, more, psf.radius_px)]
+
+
+def _beside_saturated(
+    sources: NDArray[np.void], more: NDArray[np.void], reach_px: float
+) -> NDArray[np.bool_]:
+    """Say which further sources are what a saturated star's failed fit has left."""
+    from scipy.spatial import cKDTree
+
+    bad = sources[sources["flags"] & SourceFlag.SATURATED != 0]
+    if len(bad) == 0 or len(more) == 0:
+        return np.zeros(len(more), dtype=bool)
+    tree = cKDTree(np.column_stack([bad["x"], bad["y"]]))
+    distance, _ = tree.query(np.column_stack([more["x"], more["y"]]))
+    return distance < 2.0 * reach_px

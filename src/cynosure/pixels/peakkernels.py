@@ -1,7 +1,8 @@
 """The compiled loops of detection: matched filter, significant local maxima, saturated pixels.
 
 ``detect_rows`` does all of it for some rows of a frame; ``join_runs`` says which saturated pixels
-belong together. See :mod:`cynosure.pixels.kernels` for the twins of kernels.
+belong together, ``nearest_runs`` which peaks belong to them. See :mod:`cynosure.pixels.kernels`
+for the twins of kernels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from cynosure.pixels.kernels import F32, F64, FAST, I64, mesh_line, mesh_point, segment, segment_end
 
-__all__ = ["detect_rows", "join_runs"]
+__all__ = ["detect_rows", "join_pairs", "join_runs", "nearest_runs"]
 
 # A pixel this near to the threshold may have its summit, between the pixels, above it.
 SCAN_FRACTION = 0.75
@@ -262,6 +263,33 @@ def detect_rows(
 
 
 @njit(cache=True, nogil=True)
+def _join(label: I64, a: int, b: int) -> None:
+    """Put two things into one group, whose label is its first member."""
+    while label[a] != a:
+        a = label[a]
+    while label[b] != b:
+        b = label[b]
+    label[max(a, b)] = min(a, b)
+
+
+@njit(cache=True, nogil=True)
+def _settle(label: I64) -> None:
+    """Let every label be that of its group; a label points to an earlier one."""
+    for n in range(label.size):
+        label[n] = label[label[n]]
+
+
+@njit(cache=True, nogil=True)
+def join_pairs(pairs: I64, label: I64) -> None:
+    """Number the groups of things that pairs (m, 2) link, by their first member."""
+    for n in range(label.size):
+        label[n] = n
+    for k in range(pairs.shape[0]):
+        _join(label, pairs[k, 0], pairs[k, 1])
+    _settle(label)
+
+
+@njit(cache=True, nogil=True)
 def join_runs(runs: I64, label: I64) -> None:
     """Number the groups of runs that touch, corners included, by their first run.
 
@@ -275,15 +303,32 @@ def join_runs(runs: I64, label: I64) -> None:
             start = here if runs[here, 0] == y - 1 else n
             here = n
         for k in range(start, here):
-            if runs[k, 0] == y - 1 and runs[k, 1] <= runs[n, 2] and runs[k, 2] >= runs[n, 1]:
-                a, b = n, k
-                while label[a] != a:
-                    a = label[a]
-                while label[b] != b:
-                    b = label[b]
-                label[max(a, b)] = min(a, b)
-    for n in range(runs.shape[0]):
-        a = n
-        while label[a] != a:
-            a = label[a]
-        label[n] = a
+            if runs[k, 1] <= runs[n, 2] and runs[k, 2] >= runs[n, 1]:
+                _join(label, n, k)
+    _settle(label)
+
+
+@njit(cache=True, nogil=True)
+def nearest_runs(
+    runs: I64, label: I64, x: F64, y: F64, reach: float, blob: I64
+) -> None:
+    """Fill `blob` with the label of the nearest run within `reach` of each place, or -1."""
+    for n in range(x.size):
+        blob[n] = -1
+        nearest = reach * reach
+        # The first run that is not too far down, by bisection.
+        lo, hi = 0, runs.shape[0]
+        while lo < hi:
+            middle = (lo + hi) // 2
+            if runs[middle, 0] < y[n] - reach:
+                lo = middle + 1
+            else:
+                hi = middle
+        for k in range(lo, runs.shape[0]):
+            if runs[k, 0] > y[n] + reach:
+                break
+            dx = max(runs[k, 1] - x[n], x[n] - (runs[k, 2] - 1), 0.0)
+            d2 = dx * dx + (runs[k, 0] - y[n]) ** 2
+            if d2 <= nearest:
+                nearest = d2
+                blob[n] = label[k]

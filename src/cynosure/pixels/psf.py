@@ -32,7 +32,7 @@ from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
 from cynosure.pixels import psfkernels
 from cynosure.pixels.background import Background
-from cynosure.pixels.psfstars import MODEL_FRACTION, Stamps, choose_stars
+from cynosure.pixels.psfstars import MODEL_FRACTION, Stamps, choose_stars, noise_gain
 
 __all__ = ["Psf", "build_psf"]
 
@@ -46,8 +46,14 @@ CELLS = 5
 
 MAX_DEGREE = 4
 
+# What the PSF differs by from the smooth profile varies over this length (standard deviation of
+# the kernel). Without it an undersampled PSF is not determined: a shift of the stars that is any
+# function of their phase in the pixel, and the PSF so warped, describe the pixels just as well
+# (Anderson & King 2000 break this with dithers), but such a PSF has ripples of the pixel's period.
+SMOOTH_FWHM = 0.35
+
 # The rounds go on from where the last one ended, so each need not go far.
-CG_STEPS, CG_TOLERANCE = 60, 1e-2
+CG_STEPS, CG_TOLERANCE = 60, 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +76,9 @@ class Psf:
         Where the model ends.
     n_stars : int
         Stars it was built from.
+    gain_e_adu : float
+        Electrons per ADU by the noise of the stars' light: the frame's, unless the stars
+        contradict it (a rate, a stack, a header without a gain).
     """
 
     coefficients: Floats
@@ -80,6 +89,7 @@ class Psf:
     ellipticity: float
     radius_px: int
     n_stars: int
+    gain_e_adu: float
 
     def terms(self, x: ArrayLike, y: ArrayLike) -> Floats:
         """Return the polynomial terms at pixel positions, (n, k)."""
@@ -167,6 +177,7 @@ def build_psf(
     coefficients = base[None]
     for _ in range(rounds):
         data.refine(coefficients, spacing, fit.terms(0))
+        data.gain = noise_gain(data, data.light(coefficients, spacing, fit.terms(0)))
         coefficients = fit.solve(fit.gather(coefficients, 0), coefficients, 0)
         data.reject_outliers(coefficients, spacing, fit.terms(0))
     best = _choose_degree(fit, coefficients) if degree is None else degree
@@ -180,7 +191,8 @@ def build_psf(
     )
     width, ellipticity, _ = _core_shape(centre, spacing)
     return Psf(
-        coefficients, spacing, best, frame.shape, width, ellipticity, data.radius, len(index)
+        coefficients, spacing, best, frame.shape, width, ellipticity, data.radius, len(index),
+        data.gain,
     )
 
 
@@ -202,6 +214,9 @@ class _Fit:
         # thousandth of the peak where there is next to nothing. Its variation over the frame
         # may be half of that.
         self.prior = 0.1 * np.abs(base) + 1e-3 * base.max()
+        at = np.arange(-4, 5) * spacing / data.fwhm
+        smooth = np.exp(-0.5 * (at / SMOOTH_FWHM) ** 2)
+        self.smooth = smooth / np.sqrt(np.sum(smooth**2))
         n = len(data.x)
         self.held = np.arange(n) % 5 == 4
         side = int(np.clip(np.sqrt(n / 8.0), 1, CELLS))
@@ -243,20 +258,18 @@ class _Fit:
         total, k = _Sums.joined(sums), n_terms(degree)
         scale = np.repeat(self.prior[None], k, axis=0)
         scale[1:] *= 0.5
-        start = np.zeros_like(scale)
-        start[: len(guess)] = guess[:k]
-        mean = np.zeros_like(scale)
-        mean[0] = self.base
+        offset = np.zeros_like(scale)
+        offset[: len(guess)] = guess[:k]
+        offset[0] -= self.base
         stencil, terms = total.stencil, np.ascontiguousarray(total.terms[:, :k])
         if degree == 0:
             stencil, terms = stencil.sum(axis=0, keepdims=True), terms[:1]
-        right = total.right[:k] * scale - (start - mean) / scale
-        z = np.empty_like(right)
+        right = np.ascontiguousarray(total.right[:k])
         psfkernels.solve_normal(
-            stencil, terms, scale.reshape(k, -1), right.reshape(k, -1), CG_STEPS, CG_TOLERANCE,
-            z.reshape(k, -1),
+            stencil, terms, scale, self.smooth, right, offset, CG_STEPS, CG_TOLERANCE
         )
-        return _normalised(start + scale * z, self.spacing)
+        offset[0] += self.base
+        return _normalised(offset, self.spacing)
 
     def held_out_chi2(self, coefficients: Floats) -> float:
         """Return the chi^2 of the stars left out, per pixel, with their flux and place fitted."""
@@ -362,14 +375,15 @@ def _shifted(coefficients: Floats, dx: float, dy: float) -> Floats:
 
 def _core_shape(nodes: Floats, spacing: float) -> tuple[float, float, float]:
     """Return FWHM, ellipticity and angle from the area and the moments above half maximum."""
-    # Sample the spline finely: nodes alone are coarse.
-    r = 4 * nodes.shape[0]
-    fine, nothing = np.empty((r, r)), np.empty((0, 0))
-    psfkernels.stamp(
-        nodes, 4.0, (r - 1) / 2.0, (r - 1) / 2.0, 0, 0, fine, nothing, nothing, False
-    )
-    step = spacing / 4.0
-    half = fine > 0.5 * fine.max()
+    # Sample the spline finely, where it is high: nodes alone are coarse.
+    m, fine = nodes.shape[0], 16
+    above = nodes > 0.3 * nodes.max()
+    high = np.flatnonzero(above.any(axis=0) | above.any(axis=1))
+    reach = fine * int(max(0.5 * (m - 1) - high.min(), high.max() - 0.5 * (m - 1)) + 2)
+    image, nothing = np.empty((2 * reach + 1, 2 * reach + 1)), np.empty((0, 0))
+    psfkernels.stamp(nodes, float(fine), 0.0, 0.0, -reach, -reach, image, nothing, nothing, False)
+    step = spacing / fine
+    half = image > 0.5 * image.max()
     y, x = np.nonzero(half)
     fwhm = 2.0 * np.sqrt(half.sum() * step**2 / np.pi)
     if len(x) < 3:
@@ -394,7 +408,7 @@ def _moffat_nodes(data: Stamps, spacing: float, m: int) -> Floats:
     noise = np.broadcast_to((np.sqrt(data.variance) / data.flux)[:, None, None], scaled.shape)
     near = (np.hypot(offset_x, offset_y) < 3.0 * data.fwhm) & data.good
     chosen = np.flatnonzero(near.ravel())
-    chosen = chosen[:: max(1, len(chosen) // 6000)]
+    chosen = chosen[:: max(1, len(chosen) // 2500)]
     dx, dy = offset_x.ravel()[chosen], offset_y.ravel()[chosen]
     v, s = scaled.ravel()[chosen], noise.ravel()[chosen] + 0.01 * scaled.max() * 0.1
 
@@ -407,13 +421,29 @@ def _moffat_nodes(data: Stamps, spacing: float, m: int) -> Floats:
     upper = [np.inf, w * 30, w * 10, w * 30, 0.6]
     fit = least_squares(residual, start, bounds=(lower, upper), loss="soft_l1", max_nfev=40)
     at = _grid(m, spacing)
-    nodes = _moffat(at[None, :], at[:, None], fit.x[1:])
-    nodes = nodes / (nodes.sum() * spacing**2)
-    return nodes
+    wanted = _moffat(at[None, :], at[:, None], fit.x[1:])
+    # The spline of the coefficients is to be the profile, so they are a little sharper than it.
+    nodes = wanted.copy()
+    for _ in range(6):
+        nodes += wanted - _blurred(nodes)
+    return nodes / (nodes.sum() * spacing**2)
+
+
+def _blurred(nodes: Floats) -> Floats:
+    """Return the values of a cubic spline at its nodes."""
+    out = np.pad(nodes, 1, mode="edge")
+    out = (out[2:] + 4.0 * out[1:-1] + out[:-2]) / 6.0
+    return (out[:, 2:] + 4.0 * out[:, 1:-1] + out[:, :-2]) / 6.0
 
 
 def _moffat(dx: Floats, dy: Floats, p: Floats) -> Floats:
-    """Return (1 + (2^q - 1) r^2)^(-1/q): half at r = 1; q -> 0 is a Gaussian."""
+    """Return (1 + (2^q - 1) r^2)^(-1/q), averaged over a pixel; q = 0 would be a Gaussian."""
     xx, xy, yy, q = p
-    r2 = np.maximum(xx * dx * dx + 2.0 * xy * dx * dy + yy * dy * dy, 0.0)
-    return np.exp(-np.log1p((2.0**q - 1.0) * r2) / q)
+    out = np.zeros(np.broadcast(dx, dy).shape)
+    h = 0.5 / 3.0**0.5  # the nodes of Gauss and Legendre
+    for ax in (-h, h):
+        for ay in (-h, h):
+            u, v = dx + ax, dy + ay
+            r2 = np.maximum(xx * u * u + 2.0 * xy * u * v + yy * v * v, 0.0)
+            out += 0.25 * np.exp(-np.log1p((2.0**q - 1.0) * r2) / q)
+    return out

@@ -16,6 +16,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from cynosure.pixels.kernels import F32, F64, FAST, I64
+
 __all__ = [
     "forward",
     "gather_normal",
@@ -27,13 +29,6 @@ __all__ = [
     "stamp",
     "step_stars",
 ]
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
-
-# See cynosure.pixels.kernels.
-FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -391,71 +386,123 @@ def _dot(a: F64, b: F64) -> float:
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _apply_normal(
-    stencils: F32, terms: F64, scale: F64, z: F64, here: F32, there: F32, out: F64
-) -> None:
-    """Fill `out` with (S (sum over places of T^T N T) S + 1) z; all but `stencils` (k, m^2)."""
-    for t in range(z.shape[0]):
-        for i in range(z.shape[1]):
-            out[t, i] = z[t, i]
-    flat_here, flat_there = here.reshape(-1), there.reshape(-1)
+def _smooth(kernel: F64, source: F64, rows: F64, out: F64) -> None:
+    """Convolve a square array with a symmetric kernel along both axes; beyond it is nothing."""
+    m, half = source.shape[0], kernel.size // 2
+    for j in range(m):
+        for i in range(m):
+            rows[j, i] = 0.0
+            out[j, i] = 0.0
+    for k in range(-half, half + 1):
+        w = kernel[half + k]
+        i0, i1 = max(0, -k), min(m, m - k)
+        for j in range(m):
+            target, line = rows[j, i0:i1], source[j, i0 + k : i1 + k]
+            for i in range(i1 - i0):
+                target[i] += w * line[i]
+    for k in range(-half, half + 1):
+        w = kernel[half + k]
+        for j in range(max(0, -k), min(m, m - k)):
+            target, line = out[j], rows[j + k]
+            for i in range(m):
+                target[i] += w * line[i]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _apply_data(stencils: F32, terms: F64, z: F64, here: F32, there: F32, out: F64) -> None:
+    """Fill `out` with (sum over places of T^T N T) z, both (k, m, m)."""
+    k, m = z.shape[0], z.shape[1]
+    for t in range(k):
+        for j in range(m):
+            for i in range(m):
+                out[t, j, i] = 0.0
     for c in range(stencils.shape[0]):
-        for i in range(z.shape[1]):
-            flat_here[i] = flat_there[i] = np.float32(0.0)
-        for t in range(z.shape[0]):
-            for i in range(z.shape[1]):
-                flat_here[i] += np.float32(terms[c, t] * scale[t, i] * z[t, i])
+        for j in range(m):
+            for i in range(m):
+                here[j, i] = there[j, i] = np.float32(0.0)
+        for t in range(k):
+            w = terms[c, t]
+            for j in range(m):
+                for i in range(m):
+                    here[j, i] += np.float32(w * z[t, j, i])
         _apply_stencil(stencils[c], here, there)
-        for t in range(z.shape[0]):
+        for t in range(k):
+            w = terms[c, t]
+            for j in range(m):
+                for i in range(m):
+                    out[t, j, i] += w * there[j, i]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _spread(scale: F64, smooth: F64, z: F64, rows: F64, out: F64) -> None:
+    """Fill `out` with S G z: from independent unit variables to what the prior allows."""
+    for t in range(z.shape[0]):
+        _smooth(smooth, z[t], rows, out[t])
+        for j in range(z.shape[1]):
             for i in range(z.shape[1]):
-                out[t, i] += terms[c, t] * scale[t, i] * flat_there[i]
+                out[t, j, i] *= scale[t, j, i]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _gather(scale: F64, smooth: F64, source: F64, work: F64, rows: F64, out: F64) -> None:
+    """Fill `out` with G S source, the transpose of :func:`_spread`."""
+    for t in range(source.shape[0]):
+        for j in range(source.shape[1]):
+            for i in range(source.shape[1]):
+                work[j, i] = scale[t, j, i] * source[t, j, i]
+        _smooth(smooth, work, rows, out[t])
 
 
 @njit(cache=True, nogil=True)
 def solve_normal(
-    stencils: F32, terms: F64, scale: F64, right: F64, steps: int, tolerance: float, z: F64
+    stencils: F32, terms: F64, scale: F64, smooth: F64, right: F64, offset: F64, steps: int,
+    tolerance: float,
 ) -> int:
-    """Solve (S (sum over c of T_c^T N_c T_c) S + 1) z = right by conjugate gradients.
+    """Find the best offset of the spline coefficients from their prior mean.
 
-    `stencils` (c, 25, m, m) are those of :func:`gather_normal` at the places where the terms are
-    `terms` (c, k); `scale`, `right` and `z` are (k, m^2), and `scale` is S. It ends after some
-    steps or where the residual has fallen to a fraction; the number of steps is returned.
+    With A = sum over c of T_c^T N_c T_c, where N are the `stencils` (c, 25, m, m) of
+    :func:`gather_normal` and T their `terms` (c, k), and with the prior ``offset = S G z``, z of
+    unit variance, S the `scale` (k, m, m) and G the convolution with `smooth`, it solves
+
+        (G S A S G + 1) z = G S (right + A offset)
+
+    by conjugate gradients, for the `offset` (k, m, m) at which the gradient `right` was taken, and
+    replaces that by the new one. It ends after some steps or where the residual has fallen to a
+    fraction; the number of steps is returned.
     """
-    k, size = right.shape
-    m = stencils.shape[2]
+    k, m = right.shape[0], right.shape[1]
+    shape = (k, m, m)
     here, there = np.empty((m, m), dtype=np.float32), np.empty((m, m), dtype=np.float32)
-    # The operator's own diagonal is the preconditioner: nodes in the core are much better
-    # determined by the stars than those far out.
-    inverse = np.ones((k, size))
-    for c in range(terms.shape[0]):
-        layer = stencils[c, 0].reshape(-1)
-        for t in range(k):
-            for i in range(size):
-                inverse[t, i] += (terms[c, t] * scale[t, i]) ** 2 * layer[i]
-    r, p, q = np.empty((k, size)), np.empty((k, size)), np.empty((k, size))
-    flat_z, flat_r, flat_p, flat_q = z.reshape(-1), r.reshape(-1), p.reshape(-1), q.reshape(-1)
-    flat_right, flat_inverse = right.reshape(-1), inverse.reshape(-1)
-    for i in range(k * size):
-        flat_z[i] = 0.0
-        flat_r[i] = flat_right[i]
-        flat_inverse[i] = 1.0 / flat_inverse[i]
-        flat_q[i] = flat_p[i] = flat_inverse[i] * flat_r[i]
-    rr = _dot(flat_r, flat_q)
+    work, rows = np.empty((m, m)), np.empty((m, m))
+    z, r, p = np.zeros(shape), np.empty(shape), np.empty(shape)
+    q, v = np.empty(shape), np.empty(shape)
+    _apply_data(stencils, terms, offset, here, there, v)
+    _add(1.0, right.reshape(-1), v.reshape(-1))
+    _gather(scale, smooth, v, work, rows, r)
+    flat_z, flat_r, flat_p = z.reshape(-1), r.reshape(-1), p.reshape(-1)
+    for i in range(flat_r.size):
+        flat_p[i] = flat_r[i]
+    rr = _dot(flat_r, flat_r)
     stop = tolerance * tolerance * rr
+    done = steps
     for step in range(steps):
         if not rr > stop:
-            return step
-        _apply_normal(stencils, terms, scale, p, here, there, q)
-        alpha = rr / _dot(flat_p, flat_q)
+            done = step
+            break
+        _spread(scale, smooth, p, rows, v)
+        _apply_data(stencils, terms, v, here, there, q)
+        _gather(scale, smooth, q, work, rows, v)
+        flat_v = v.reshape(-1)
+        _add(1.0, flat_p, flat_v)
+        alpha = rr / _dot(flat_p, flat_v)
         _add(alpha, flat_p, flat_z)
-        _add(-alpha, flat_q, flat_r)
-        for i in range(k * size):
-            flat_q[i] = flat_inverse[i] * flat_r[i]
-        fresh = _dot(flat_r, flat_q)
-        for i in range(k * size):
-            flat_p[i] = flat_q[i] + fresh / rr * flat_p[i]
+        _add(-alpha, flat_v, flat_r)
+        fresh = _dot(flat_r, flat_r)
+        for i in range(flat_p.size):
+            flat_p[i] = flat_r[i] + fresh / rr * flat_p[i]
         rr = fresh
-    return steps
+    _spread(scale, smooth, z, rows, offset)
+    return done
 
 
 @njit(cache=True, nogil=True)

@@ -9,17 +9,20 @@ from numpy.typing import NDArray
 
 from cynosure.data.frame import Frame
 from cynosure.data.tables import SourceFlag
-from cynosure.ground.numeric import clip
+from cynosure.ground.numeric import MAD_TO_STD, clip, lstsq
 from cynosure.pixels import psfkernels
 from cynosure.pixels.background import Background
 
-__all__ = ["MODEL_FRACTION", "Stamps", "choose_stars"]
+__all__ = ["MODEL_FRACTION", "Stamps", "choose_stars", "noise_gain"]
 
 Floats = NDArray[np.float64]
 
 # A star's brightest pixels are not known better than this fraction: the PSF varies within the
 # polynomial's reach, the flat is not perfect. It bounds the weight of the brightest stars.
 MODEL_FRACTION = 0.004
+
+# Classes of brightness for the noise of the light.
+GAIN_BINS = 30
 
 
 # --------------------------------------------------------------------------- choosing the stars
@@ -35,11 +38,17 @@ def choose_stars(
     fwhm_px : float
         Their median width.
     """
-    usable = (sources["flags"] & (SourceFlag.unusable() | SourceFlag.NEAR_BRIGHT)) == 0
-    usable &= np.isfinite(sources["fwhm_px"]) & (sources["fwhm_px"] > 0.4)
-    good = np.flatnonzero(usable & (sources["snr"] > min_snr))
-    if len(good) < 10:
-        good = np.flatnonzero(usable & (sources["snr"] > min(min_snr, 8.0)))
+    known = np.isfinite(sources["fwhm_px"]) & (sources["fwhm_px"] > 0.4)
+    spoiled = SourceFlag.unusable() | SourceFlag.NEAR_BRIGHT
+    good = np.zeros(0, dtype=np.int64)
+    # A star with a bad pixel, or a fainter one, where there are few others.
+    for flags, least, too_few in (
+        (spoiled, min_snr, 1), (spoiled & ~SourceFlag.BAD_PIXEL, min_snr, 60),
+        (spoiled & ~SourceFlag.BAD_PIXEL, min(min_snr, 8.0), 10),
+    ):
+        if len(good) < too_few:
+            fit = known & (sources["flags"] & flags == 0) & (sources["snr"] > least)
+            good = np.flatnonzero(fit)
     if len(good) == 0:
         return good, float("nan")
     size = np.log(sources["fwhm_px"][good])
@@ -196,6 +205,41 @@ class Stamps:
         bad = ~clip(np.log(np.maximum(chi2, 1e-3)), 6.0) & (chi2 > 1.0)
         if bad.mean() < 0.5:
             self.good[bad] = False
+
+
+def noise_gain(data: Stamps, light: Floats) -> float:
+    """Measure how many electrons an ADU is by the noise of the stars' own light (photon transfer).
+
+    The squared residuals of pixels of like brightness L give a variance, and the variances are
+    ``1 + L / (g sigma) + (c L)^2`` in units of the sky's; the last term is what the PSF does not
+    describe. Residuals are corrected for the part of them that the fit of each star's flux and
+    place has taken up. Returns the gain the stamps have already where the stars do not
+    contradict it.
+    """
+    noise2 = data.variance[:, None, None] + np.maximum(light, 0.0) / data.gain
+    taken = np.zeros_like(light)
+    for part in (light, np.gradient(light, axis=1), np.gradient(light, axis=2)):
+        information = data.good * part**2 / noise2
+        taken += information / np.maximum(information.sum(axis=(1, 2), keepdims=True), 1e-30)
+    sigma = np.sqrt(data.variance)[:, None, None]
+    bright = data.good & (light > 0.3 * sigma) & (taken < 0.7)
+    if bright.sum() < 40 * GAIN_BINS:
+        return data.gain
+    level = (light / sigma)[bright]
+    deviation = np.abs(data.values - light)[bright] / np.broadcast_to(sigma, light.shape)[bright]
+    deviation /= np.sqrt(1.0 - taken[bright])
+    order = np.argsort(level, kind="stable")
+    bins = np.array_split(order, GAIN_BINS)
+    x = np.array([np.median(level[b]) for b in bins])
+    y = np.array([np.median(deviation[b]) for b in bins]) ** 2 * MAD_TO_STD**2
+    weight = np.array([len(b) for b in bins]) / (2.7 * y**2)
+    fit = lstsq(np.stack([np.ones_like(x), x, x * x], axis=1), y, weight, what="noise of the light")
+    inverse, error = fit.x[1], float(np.sqrt(fit.covariance[1, 1]))
+    sky = float(np.sqrt(np.median(data.variance)))
+    stated = 1.0 / (data.gain * sky)
+    if abs(inverse - stated) < 5.0 * error or 0.7 * stated < inverse < 1.4 * stated:
+        return data.gain
+    return 1.0 / (max(inverse, 0.1 * error) * sky)
 
 
 def _hide_neighbours(

@@ -15,27 +15,32 @@ import itertools
 import json
 import math
 import re
-import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.data.fitsbytes import BLOCK, CARD, Unit, padded, read_units
+from cynosure.data.fitsbytes import BLOCK, Unit, padded, read_units
 from cynosure.ground import sky
 from cynosure.ground.errors import CynosureError, ImageError
+from cynosure.solutions.cards import Cards, printable
 from cynosure.solutions.names import parse_wcsname
 from cynosure.solutions.solution import Solution
 
-__all__ = ["MAX_HEADERLET_BYTES", "Entry", "read_entries", "read_headerlet", "read_record"]
+__all__ = [
+    "FITS", "MAX_HEADERLET_BYTES", "Entry", "entries_of_bytes", "image_stem", "read_entries",
+    "read_headerlet", "read_record",
+]
 
 FITS, JSON = "application/fits", "application/json"
 # The largest headerlet of an archive has 0.2 MB; a mosaic of sixty chips would have ten.
 MAX_HEADERLET_BYTES = 64 << 20
+MAX_NAME = 200
+MAX_COUNT = 2**31 - 1
 
 # Cards that say nothing about the solution, so that a copy of it counts as the same.
 _VOLATILE = {
@@ -45,8 +50,6 @@ _VOLATILE = {
     )
 }
 _NO_FILE = {"", "N/A", "NONE", "INDEF", "NOMODEL", "UNKNOWN"}
-_STRING = re.compile(r"'((?:[^']|'')*)'")
-_RECORD_VALUE = re.compile(r"\s*([A-Za-z0-9_.]+)\s*:\s*(\S+)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,20 +162,36 @@ def read_entries(path: str | Path) -> Iterator[Entry | CynosureError]:
     from cynosure.data.fitsfile import open_fits
 
     stream, size = open_fits(path)
-    found = 0
     with stream:
-        for unit in read_units(stream, str(path), size):
-            cards = _Cards(unit.raw)
-            if unit.index == 0 and cards.text("DESTIM"):
-                stream.seek(0)
-                yield read_headerlet(stream.read(MAX_HEADERLET_BYTES + 1), str(path))
-                return
-            if cards.text("XTENSION") == "HDRLET":
-                found += 1
-                yield _embedded(stream, unit, cards, str(path))
+        yield from _entries(stream, str(path), size)
+
+
+def entries_of_bytes(data: bytes, name: str = "upload") -> Iterator[Entry | CynosureError]:
+    """Read every solution of the bytes of such a file."""
+    if data.lstrip()[:1] == b"{":
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ImageError(image=name, reason=f"not UTF-8 ({error.reason})") from error
+        yield read_record(text, name)
+    else:
+        yield from _entries(io.BytesIO(data), name, len(data))
+
+
+def _entries(stream: BinaryIO, name: str, size: int | None) -> Iterator[Entry | CynosureError]:
+    found = 0
+    for unit in read_units(stream, name, size):
+        cards = Cards(unit.raw)
+        if unit.index == 0 and cards.text("DESTIM"):
+            stream.seek(0)
+            yield read_headerlet(stream.read(MAX_HEADERLET_BYTES + 1), name)
+            return
+        if cards.text("XTENSION") == "HDRLET":
+            found += 1
+            yield _embedded(stream, unit, cards, name)
     if not found:
         raise ImageError(
-            image=str(path), reason="holds no headerlet",
+            image=name, reason="holds no headerlet",
             hint="Headerlets, exposures with HDRLET extensions and *.solution.json are read.",
         )
 
@@ -185,7 +204,7 @@ def _text(path: Path) -> str:
         raise ImageError(image=str(path), reason=f"cannot be read ({error})") from error
 
 
-def _embedded(stream: Any, unit: Unit, cards: _Cards, name: str) -> Entry | CynosureError:
+def _embedded(stream: BinaryIO, unit: Unit, cards: Cards, name: str) -> Entry | CynosureError:
     """Read the headerlet in an extension; an error that it meets is returned."""
     where = f"{name}[{cards.text('EXTNAME') or 'HDRLET'},{unit.version}]"
     try:
@@ -220,94 +239,6 @@ def _too_large(where: str, size: int) -> ImageError:
     )
 
 
-class _Cards:
-    """The cards of a header, looked up in their raw form and converted when asked for."""
-
-    __slots__ = ("pairs", "records", "values")
-
-    def __init__(self, raw: bytes):
-        # (keyword, the rest), 8 and 72 bytes; the last block may be cut short.
-        self.pairs = list(_CARDS.iter_unpack(raw[: len(raw) // CARD * CARD]))
-        self.records = dict(self.pairs)
-        self.values: dict[bytes, list[bytes]] = {}
-        # The few cards that are not alone under their keyword.
-        if b"CONTINUE" in self.records:
-            last = b""
-            for key, body in self.pairs:
-                if key == b"CONTINUE" and last:
-                    self.values.setdefault(last, [self.records[last]]).append(body)
-                else:
-                    last = key
-        if not self.records.keys().isdisjoint(_RECORD_VALUED):
-            for key, body in self.pairs:
-                if key in _RECORD_VALUED:
-                    self.values.setdefault(key, []).append(body)
-
-    @property
-    def name(self) -> tuple[str, int]:
-        """EXTNAME in capitals, and EXTVER."""
-        version = self.number("EXTVER")
-        return self.text("EXTNAME").upper(), 1 if version is None else int(version)
-
-    def text(self, keyword: str) -> str:
-        """Return a value as text, quotes stripped, long strings joined; empty where absent."""
-        key = keyword.ljust(8).encode()
-        if self.values and key in self.values:
-            parts = [_value(body) for body in self.values[key]]
-            return "".join([*(p.removesuffix("&") for p in parts[:-1]), parts[-1]]).strip()
-        body = self.records.get(key)
-        return "" if body is None else _value(body)
-
-    def number(self, *keywords: str) -> float | None:
-        """Return the first keyword that is a finite number, whatever its type in the file."""
-        for keyword in keywords:
-            body = self.records.get(keyword.ljust(8).encode())
-            if body is None:
-                continue
-            value = _number(body)
-            if math.isfinite(value):
-                return value
-        return None
-
-    def record_value(self, keyword: str, field: str) -> float | None:
-        """Return a field of a record-valued card, ``DP1 = 'EXTVER: 1.0'``."""
-        for body in self.values.get(keyword.ljust(8).encode(), ()):
-            found = _RECORD_VALUE.fullmatch(_value(body))
-            if found and found[1] == field:
-                try:
-                    return float(found[2])
-                except ValueError:
-                    return None
-        return None
-
-
-_CARDS = struct.Struct("8s72s")
-_RECORD_VALUED = frozenset(k.ljust(8).encode() for k in ("DP1", "DP2", "D2IM1", "D2IM2"))
-
-
-def _value(body: bytes) -> str:
-    text = body[1:].decode("latin-1").strip()
-    if not text.startswith("'"):
-        return text.split("/", 1)[0].rstrip()
-    end = text.find("'", 1)
-    if "''" in text[1:]:
-        found = _STRING.match(text)
-        return (found[1].replace("''", "'") if found else text[1:]).strip()
-    return (text[1:end] if end > 0 else text[1:]).strip()
-
-
-def _number(body: bytes) -> float:
-    if body[22:23] in b" /":
-        try:
-            return float(body[1:22])  # where the standard's fixed format has it
-        except ValueError:
-            pass
-    try:
-        return float(_value(body).replace("D", "E"))
-    except ValueError:
-        return math.nan
-
-
 def read_headerlet(data: bytes, name: str = "headerlet") -> Entry:
     """Read a headerlet from its bytes.
 
@@ -320,7 +251,7 @@ def read_headerlet(data: bytes, name: str = "headerlet") -> Entry:
         raise _too_large(name, len(data))
     units = list(read_units(io.BytesIO(data), name, len(data)))
     end = units[-1].data_start + padded(units[-1].data_size)
-    primary, names, said, chips, tables = _Cards(units[0].raw), set(), [], [], []
+    primary, names, said, chips, tables = Cards(units[0].raw), set(), [], [], []
     for unit in units:
         start, stop = unit.data_start - len(unit.raw), unit.data_start + padded(unit.data_size)
         if unit.data_size >= BLOCK // 2 and stop <= len(data):
@@ -329,10 +260,10 @@ def read_headerlet(data: bytes, name: str = "headerlet") -> Entry:
             tables.append((start, stop - start, digest))
             known = _KNOWN_TABLES.get(digest)
             if known is None:
-                known = _remember(digest, _said(unit, _Cards(unit.raw), data))
+                known = _remember(digest, _said(unit, Cards(unit.raw), data))
             this = known
         else:
-            cards = _Cards(unit.raw)
+            cards = Cards(unit.raw)
             this = _said(unit, cards, data)
             if this[0] == "SIPWCS":
                 chips.append((this[1], cards))
@@ -347,6 +278,7 @@ def read_headerlet(data: bytes, name: str = "headerlet") -> Entry:
             hint="A headerlet names its exposure in DESTIM and has a SIPWCS extension a chip.",
         )
     first = chips[0][1]
+    _check_name(rootname, name)
     wcsname = primary.text("WCSNAME") or first.text("WCSNAME")
     faults, notes = _faults(names, chips, wcsname), []
     hdrname = primary.text("HDRNAME")
@@ -362,7 +294,15 @@ def read_headerlet(data: bytes, name: str = "headerlet") -> Entry:
     )
 
 
-def _provenance(primary: _Cards, first: _Cards, wcsname: str) -> dict[str, Any]:
+def _check_name(rootname: str, name: str) -> None:
+    if not 0 < len(rootname) <= MAX_NAME:
+        raise ImageError(
+            image=name, reason=f"the exposure's name has {len(rootname)} characters, "
+            f"1 to {MAX_NAME} allowed", hint="Rename the image, or mend DESTIM.",
+        )
+
+
+def _provenance(primary: Cards, first: Cards, wcsname: str) -> dict[str, Any]:
     """Return the columns that say where a solution came from and how good it is."""
     parsed = parse_wcsname(wcsname)
     idctab = _root(primary.text("IDCTAB"))
@@ -373,11 +313,11 @@ def _provenance(primary: _Cards, first: _Cards, wcsname: str) -> dict[str, Any]:
     return {
         "kind": parsed.kind, "distname": primary.text("DISTNAME"), "idctab": idctab,
         "npol": _root(primary.text("NPOLFILE")), "d2im": _root(primary.text("D2IMFILE")),
-        "catalog": primary.text("CATALOG") or parsed.catalog, "method": parsed.method,
+        "catalog": (primary.text("CATALOG") or parsed.catalog)[:MAX_NAME], "method": parsed.method,
         "rms_ra_mas": _rms_mas(primary.number("RMS_RA") or first.number("RMS_RA")),
         "rms_dec_mas": _rms_mas(primary.number("RMS_DEC") or first.number("RMS_DEC")),
         "fit_rms_mas": fit_rms if fit_rms is not None and fit_rms > 0 else None,
-        "nmatch": int(nmatch) if nmatch and 0 < nmatch < 1e9 else None,
+        "nmatch": int(nmatch) if nmatch and 0 < nmatch < MAX_COUNT else None,
         "created": _date(primary.text("DATE")), "author": primary.text("AUTHOR"),
         "descrip": primary.text("DESCRIP"),
         "software": " ".join(filter(None, [
@@ -412,7 +352,7 @@ def _date(text: str) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _said(unit: Unit, cards: _Cards, data: bytes) -> tuple[str, int, str]:
+def _said(unit: Unit, cards: Cards, data: bytes) -> tuple[str, int, str]:
     """Return name, version and hash of what a unit says: its cards in our order, and its data."""
     said = sorted(pair for pair in cards.pairs if pair[0] not in _VOLATILE)
     digest = hashlib.sha256(b"".join(itertools.chain.from_iterable(said)))
@@ -432,7 +372,7 @@ def _remember(digest: bytes, said: tuple[str, int, str]) -> tuple[str, int, str]
 
 
 def _faults(
-    tables: set[tuple[str, int]], chips: list[tuple[int, _Cards]], wcsname: str
+    tables: set[tuple[str, int]], chips: list[tuple[int, Cards]], wcsname: str
 ) -> list[str]:
     """Return why a headerlet must not be applied; empty where it may."""
     faults = []
@@ -459,7 +399,7 @@ def _faults(
     return faults
 
 
-def _all_corners(chips: list[tuple[int, _Cards]]) -> tuple[NDArray[np.float64], list[str]]:
+def _all_corners(chips: list[tuple[int, Cards]]) -> tuple[NDArray[np.float64], list[str]]:
     """Return the corners of the chips that can be placed, and what was odd."""
     corners, notes = [], []
     for number, cards in chips:
@@ -471,7 +411,7 @@ def _all_corners(chips: list[tuple[int, _Cards]]) -> tuple[NDArray[np.float64], 
     return np.array(corners, dtype=float).reshape(-1, 4, 2), notes
 
 
-def _corners(cards: _Cards) -> list[tuple[float, float]] | None:
+def _corners(cards: Cards) -> list[tuple[float, float]] | None:
     """Place the corners of a chip by CD and TAN (Paper II) and the quadratic terms of SIP.
 
     Cubic terms and tables move a corner by a few pixels, which a footprint need not know. A
@@ -525,24 +465,35 @@ def read_record(text: str, name: str = "solution") -> Entry:
             image=name, reason=f"no solution in it ({solution.status}: {solution.reason})",
             hint="Solve the image again; what failed has no WCS to keep.",
         )
-    content = solution.to_dict()
-    says = {k: v for k, v in content.items() if k not in _NOT_CONTENT}
-    parsed = parse_wcsname(solution.wcsname)
+    rootname = printable(image_stem(solution.image))
+    _check_name(rootname, name)
+    try:
+        return _entry_of(solution, rootname)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ImageError(image=name, reason=f"damaged record ({error})") from error
+
+
+def _entry_of(solution: Solution, rootname: str) -> Entry:
+    payload = solution.to_json(None).encode()
+    says = {k: v for k, v in solution.to_dict().items() if k not in _NOT_CONTENT}
+    wcsname = printable(solution.wcsname)
+    parsed = parse_wcsname(wcsname)
     corners, notes = _corners_of_chips(solution)
     rms = [_finite(v) for v in (solution.rms_ra_mas, solution.rms_dec_mas)]
     return Entry(
         content_sha256=hashlib.sha256(
             json.dumps(says, sort_keys=True, ensure_ascii=False).encode()
         ).hexdigest(),
-        rootname=image_stem(solution.image), wcsname=solution.wcsname,
-        hdrname=f"{image_stem(solution.image)}_{solution.wcsname}", kind=parsed.kind,
+        rootname=rootname, wcsname=wcsname, hdrname=f"{rootname}_{wcsname}", kind=parsed.kind,
         idctab=parsed.start.removeprefix("IDC_") if parsed.start.startswith("IDC_") else "",
-        catalog=solution.catalog or parsed.catalog, method=parsed.method,
-        quality=solution.quality, status=solution.status, rms_ra_mas=rms[0], rms_dec_mas=rms[1],
+        catalog=printable(solution.catalog or parsed.catalog)[:MAX_NAME], method=parsed.method,
+        quality=solution.quality if solution.quality in (-1, 1, 2, 3, 4, 5) else None,
+        status=solution.status, rms_ra_mas=rms[0], rms_dec_mas=rms[1],
         fit_rms_mas=math.hypot(*rms) if None not in rms else None,  # type: ignore[arg-type]
-        nmatch=solution.n_used, corners=corners, created=_date(solution.created),
-        descrip=solution.reason, software=solution.software, settings=solution.settings,
-        notes=notes, media=JSON, payload=solution.to_json(None).encode(),
+        nmatch=solution.n_used if 0 < solution.n_used < MAX_COUNT else None, corners=corners,
+        created=_date(solution.created), descrip=printable(solution.reason),
+        software=printable(solution.software), settings=solution.settings, notes=notes,
+        media=JSON, payload=payload,
     )
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import case, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cynosure.ground.errors import CatalogDamaged, SettingError, StoreUnavailable
@@ -38,7 +38,7 @@ from cynosure.solutions.schema import (
 )
 from cynosure.solutions.selection import Decision, Policy, select_best
 
-__all__ = ["Added", "GuideStars", "Store"]
+__all__ = ["Added", "GuideStars", "Known", "Store"]
 
 T = TypeVar("T")
 
@@ -118,6 +118,32 @@ class GuideStars:
                 hint=f"The fields are {', '.join(cls.__slots__)}.",
             )
         return cls(**texts, **{n: float(v) for n, v in numbers.items()})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An exposure that has solutions.
+
+    Attributes
+    ----------
+    rootname : str
+        The exposure.
+    n_solutions : int
+        How many it has.
+    ra_deg, dec_deg : float or None
+        About where it is.
+    fitted : bool
+        Whether one of them is a posteriori.
+    last_added : str
+        When the last one came in (UTC).
+    """
+
+    rootname: str
+    n_solutions: int
+    ra_deg: float | None
+    dec_deg: float | None
+    fitted: bool
+    last_added: str
 
 
 class Store:
@@ -273,17 +299,18 @@ class Store:
             ]
         return sorted(found, key=lambda s: (s.rootname, s.created, s.id))
 
-    def exposures(
-        self, *, after: str = "", limit: int = 1000
-    ) -> list[tuple[str, int, float | None, float | None]]:
-        """Return exposures by name: rootname, number of solutions, right ascension, declination."""
+    def exposures(self, *, after: str = "", limit: int | None = None) -> list[Known]:
+        """Return the exposures by name, those after a name first to last."""
         c = solutions.c
+        fitted = func.max(case((c.kind == "a posteriori", 1), else_=0))
         statement = (
-            select(c.rootname, func.count(), func.min(c.ra_deg), func.min(c.dec_deg))
+            select(c.rootname, func.count(), func.min(c.ra_deg), func.min(c.dec_deg), fitted,
+                   func.max(c.added))
             .where(c.rootname > after).group_by(c.rootname).order_by(c.rootname).limit(limit)
         )
         with self.database.read() as connection:
-            return [tuple(row) for row in connection.execute(statement)]
+            return [Known(row[0], row[1], row[2], row[3], bool(row[4]), row[5])
+                    for row in connection.execute(statement)]
 
     def get(self, content_sha256: str) -> Stored | None:
         """Return the solution of a content, None where there is none."""

@@ -174,9 +174,9 @@ def _model(row: Any, norder: int, terms: dict[str, float]) -> IdcModel:
     scale = round(float(row["SCALE"]), 8)
     if cx[1, 1] == 1.0 != scale:  # coefficients in pixels
         cx, cy = cx * scale, cy * scale
-    place = [float(row[k]) if k in names else 0.0 for k in ("V2REF", "V3REF", "THETA")]
-    return IdcModel(cx, cy, order, float(row["XREF"]), float(row["YREF"]), *place[:2], scale,
-                    place[2], terms)
+    v2, v3, theta = (float(row[k]) if k in names else 0.0 for k in ("V2REF", "V3REF", "THETA"))
+    xref, yref = float(row["XREF"]), float(row["YREF"])
+    return IdcModel(cx, cy, order, xref, yref, v2, v3, scale, theta, terms)
 
 
 def _time_terms(header: Any, chip: int) -> dict[str, float]:

@@ -445,6 +445,10 @@ def test_the_zoo_of_real_headers(data_dir):
 def _as_astropy_reads(path, hdulist, results):
     found = [(h, w, n) for h, w, n in results if w is not None]
     notes = " ".join(" ".join(n) for _, _, n in results)
+    if not found and "CRVAL" in notes:
+        # It says what pixels there are but not where they are; astropy takes zero for that.
+        assert not all(k in h for h, _, _ in results for k in ("CRVAL1", "CRVAL2"))
+        return 0
     if path.name in UNREADABLE:
         assert UNREADABLE[path.name] in notes, path.name
         assert not found

@@ -37,7 +37,8 @@ def science_cards(header, version, shift=0.0, name="IDC_0461802ej"):
 
 
 def lookup_table(name, version, rng, amplitude):
-    unit = fits.ImageHDU(rng.normal(0, amplitude, (5, 7)).astype(np.float32), name=name, ver=version)
+    values = rng.normal(0, amplitude, (5, 7)).astype(np.float32)
+    unit = fits.ImageHDU(values, name=name, ver=version)
     for i in (1, 2):
         unit.header[f"CRPIX{i}"], unit.header[f"CRVAL{i}"] = 1.0, 1.0
         unit.header[f"CDELT{i}"] = 12.0

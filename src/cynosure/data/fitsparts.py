@@ -237,7 +237,7 @@ class Part:
 def _comment_of(body: bytes) -> str:
     """Return the comment of a card of one record; CONTINUEs have none worth keeping."""
     text = printable(body[:CARD])
-    found = re.match(r"[^=]{8}=\s*(?:'(?:[^']|'')*'|[^'/]*)/(.*)", text)
+    found = re.match(r"[^=]{8}=\s*(?:'(?:[^']|'')*'|[^'/]*)\s*/(.*)", text)
     return found[1].strip() if found else ""
 
 

@@ -9,6 +9,7 @@ between two solutions leaves the file as large as it was.
 from __future__ import annotations
 
 import string
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,12 +30,16 @@ from cynosure.solutions.headerlet import (
     TABLES,
     Headerlet,
     HeaderletDamaged,
+    Target,
     is_solution_keyword,
     same_solution,
 )
 from cynosure.solutions.holdings import RESERVED, Entry, Holdings, about_keyword, is_linear
 from cynosure.solutions.names import hdrname, parse_wcsname, wcstype
 from cynosure.solutions.wcscorr import WcsCorr, find_wcscorr, new_wcscorr
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
 
 __all__ = [
     "NameTaken",
@@ -195,7 +200,7 @@ def apply_primary(
         Nothing is changed then.
     """
     check_exposure(held, headerlet)
-    _check_fit(held, headerlet, force)
+    evaluated = _check_fit(held, headerlet, force)
     other_model = held.distortion != headerlet.distortion and bool(
         held.distortion or headerlet.distortion
     )
@@ -216,14 +221,14 @@ def apply_primary(
         had_angle = chip.part.has("ORIENTAT")
         chip.part.replace(_applied(chip.part.records, headerlet, theirs.cards, had_angle))
         if chip.part.has("S_REGION") and chip.shape is not None:
-            wcs = headerlet.wcs(chip.target, shape=chip.shape)
-            chip.part.set("S_REGION", s_region(wcs, chip.shape), "")
+            chip.part.set("S_REGION", s_region(evaluated[chip.target], chip.shape), "")
     _state_model(held, headerlet, other_model)
     _record(held, headerlet)
     held.notes.append(f"{headerlet.wcsname} is active")
 
 
-def _check_fit(held: Holdings, headerlet: Headerlet, force: bool) -> None:
+def _check_fit(held: Holdings, headerlet: Headerlet, force: bool) -> dict[Target, WCS]:
+    """Refuse what does not fit; return the WCS of each chip."""
     ours, theirs = held.distortion, headerlet.distortion
     if ours != theirs and not force:
         raise WrongDistortion(
@@ -239,8 +244,8 @@ def _check_fit(held: Holdings, headerlet: Headerlet, force: bool) -> None:
     faults = headerlet.faults()
     if faults and not force:
         raise HeaderletDamaged(headerlet=headerlet.hdrname, reason="; ".join(faults))
-    for chip in held.chips:  # a WCS that cannot be evaluated never becomes active
-        headerlet.wcs(chip.target, shape=chip.shape)
+    # A WCS that cannot be evaluated never becomes active.
+    return {c.target: headerlet.wcs(c.target, shape=c.shape) for c in held.chips}
 
 
 def _keep_alternates(held: Holdings, headerlet: Headerlet, other_model: bool) -> None:

@@ -536,6 +536,7 @@ def test_a_million_sources(tmp_path):
         "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 2500.5, "CRPIX2": 2500.5,
         "CRVAL1": 266.4, "CRVAL2": -29.0, "CD1_1": -scale, "CD2_2": scale, "CD1_2": 0.0,
         "CD2_1": 0.0, "CUNIT1": "deg", "CUNIT2": "deg", "DATE-OBS": "2016-01-01T12:00:00",
+        "MJD-OBS": 57388.5,
     })  # fmt: skip
     from astropy.wcs import WCS
 

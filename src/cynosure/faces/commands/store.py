@@ -287,6 +287,46 @@ def migrate(shell: Shell, url: str) -> int:
     return int(ExitCode.OK if done else ExitCode.NOTHING_TO_DO)
 
 
+@store.command(cls=Command, example="cynosure store serve --store solutions.db")
+@where
+@option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
+        help="Address to listen on; the default can be reached from this machine only.")
+@option("--port", type=click.IntRange(1, 65535), default=8765, show_default=True, metavar="N",
+        help="Port to listen on.")
+@option("--token", envvar="CYNOSURE_TOKEN", show_envvar=True, metavar="TEXT",
+        help="Who writes must show it; without one the service only reads.")
+@option("--max-body", "max_body_mb", type=click.IntRange(1, 10_000), default=64,
+        show_default=True, metavar="MB", help="Refuse larger uploads.")
+@option("--rate", "requests_per_minute", type=click.IntRange(0), default=1200, show_default=True,
+        metavar="N", help="Requests a minute and address; 0 for no limit.")
+@shared
+def serve(
+    shell: Shell, url: str, host: str, port: int, token: str | None, max_body_mb: int,
+    requests_per_minute: int,
+) -> int:
+    """Serve a store: pages, a JSON interface, and the one that Hubble's own client speaks."""
+    from cynosure.solutions.store import Store
+
+    try:
+        from cynosure.faces.server import app
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            "the service needs {module}", module=error.name, hint="pip install 'cynosure[server]'"
+        ) from error
+    with Store(url) as opened:
+        address = f"http://{host}:{port}"
+        may = "reading and writing" if token else "only reading"
+        shell.tell(f"{opened.name}: {address}  ({may})")
+        shell.tell(f"for Hubble's client: ASTROMETRY_SERVICE_URL={address}/astrometryDB/ "
+                   f"GSSS_WEBSERVICES_URL={address}/webservices")
+        if not shell.dry_run:
+            app.serve(
+                opened, host=host, port=port, token=token or "",
+                max_body_bytes=max_body_mb << 20, requests_per_minute=requests_per_minute,
+            )
+    return int(ExitCode.OK)
+
+
 @store.command(cls=Command, example="cynosure store guide-stars --store solutions.db offsets.json")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @where

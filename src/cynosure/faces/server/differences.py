@@ -1,0 +1,168 @@
+"""How far apart an exposure's solutions put the same pixels."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.ground import sky
+from cynosure.ground.errors import CynosureError
+from cynosure.solutions.intake import FITS
+from cynosure.solutions.schema import Stored
+from cynosure.solutions.store import Store
+
+__all__ = ["Difference", "differences"]
+
+Floats = NDArray[np.float64]
+Chip = tuple[int, tuple[int, int]]  # number, rows and columns
+
+NX, NY = 9, 7  # points over a chip
+MAX_CHIPS = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Difference:
+    """How far one solution puts the pixels from where the reference does.
+
+    Attributes
+    ----------
+    content_sha256 : str
+        The solution.
+    field_mas : (n_chips, NY, NX, 2) ndarray
+        Shift on the sky of a grid of pixels, east (with cos dec) and north; NaN where unknown.
+    """
+
+    content_sha256: str
+    field_mas: Floats
+
+    @property
+    def shift_mas(self) -> tuple[float, float]:
+        """The mean shift, east and north."""
+        good = self.field_mas.reshape(-1, 2)
+        good = good[np.isfinite(good).all(axis=1)]
+        return (float(good[:, 0].mean()), float(good[:, 1].mean())) if len(good) else NO_SHIFT
+
+    @property
+    def rest_mas(self) -> float:
+        """What differs beyond the shift: root mean square, both axes together."""
+        rest = self.field_mas.reshape(-1, 2) - self.shift_mas
+        squares = (rest**2).sum(axis=1)
+        squares = squares[np.isfinite(squares)]
+        return float(np.sqrt(squares.mean())) if len(squares) else float("nan")
+
+    @property
+    def distance_mas(self) -> float:
+        """Length of the mean shift."""
+        return float(np.hypot(*self.shift_mas))
+
+    @property
+    def apart_mas(self) -> float:
+        """How far the chips have moved against each other: the largest distance of their shifts."""
+        means = [chip[np.isfinite(chip).all(axis=-1)].mean(axis=0) for chip in self.field_mas
+                 if np.isfinite(chip).all(axis=-1).any()]
+        return max((float(np.hypot(*(a - b))) for a in means for b in means), default=float("nan"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers, JSON-safe."""
+        east, north = (None if np.isnan(v) else v for v in self.shift_mas)
+        rest, apart = (None if np.isnan(v) else v for v in (self.rest_mas, self.apart_mas))
+        return {
+            "content_sha256": self.content_sha256, "east_mas": east, "north_mas": north,
+            "rest_mas": rest, "chips_apart_mas": apart,
+        }
+
+
+NO_SHIFT = (float("nan"), float("nan"))
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A solution's file; the content stands for all of it."""
+
+    content: str
+    media: str = field(compare=False)
+    payload: bytes = field(compare=False, repr=False)
+
+
+def differences(store: Store, solutions: Sequence[Stored], reference: str) -> list[Difference]:
+    """Compare solutions with one of them, on the same pixels of the same chips.
+
+    The chips' sizes are those of the reference: headerlets do not state them, and two solutions
+    that reckon them from their reference points may not agree.
+    """
+    contents = [s.content_sha256 for s in solutions]
+    media = {s.content_sha256: s.media for s in solutions}
+    if reference not in media:
+        return []
+    kept = {c: _File(c, media[c], payload) for c, payload in store.payloads(contents)}
+    chips = _chips(kept[reference])
+    truth = _sky(kept[reference], chips)
+    out = []
+    for content in contents:
+        ra, dec = np.moveaxis(_sky(kept[content], chips), -1, 0)
+        ra0, dec0 = truth[..., 0], truth[..., 1]
+        turn = (ra - ra0 + 180.0) % 360.0 - 180.0
+        east = turn * np.cos(np.radians(dec0))
+        out.append(Difference(content, np.stack([east, dec - dec0], axis=-1) * sky.MAS_PER_DEG))
+    return out
+
+
+def _chips(file: _File) -> tuple[Chip, ...]:
+    chips: list[Chip] = []
+    for number, header, shape in _headers(file)[0]:
+        if shape is None:
+            x, y = (abs(float(header.get(f"CRPIX{i}", 512.0))) or 512.0 for i in (1, 2))
+            shape = (min(int(2 * y), 100_000), min(int(2 * x), 100_000))
+        chips.append((number, shape))
+    return tuple(chips[:MAX_CHIPS])
+
+
+def _headers(file: _File) -> tuple[list[tuple[int, Any, Any]], Any]:
+    """Return the chips' headers, with number and shape where it is known, and the open file."""
+    from astropy.io import fits
+
+    if file.media != FITS:
+        content = json.loads(file.payload)
+        return [
+            (number, fits.Header([(k, v) for k, v in chip["cards"].items() if v is not None]),
+             tuple(int(n) for n in chip["shape"]))
+            for number, chip in enumerate(content["chips"], start=1)
+        ], None
+    hdus = fits.open(io.BytesIO(file.payload), lazy_load_hdus=False)
+    return [(h.ver, h.header, None) for h in hdus if h.name == "SIPWCS"], hdus
+
+
+@functools.lru_cache(maxsize=256)
+def _sky(file: _File, chips: tuple[Chip, ...]) -> Floats:
+    """Return right ascension and declination of a grid of pixels of every chip."""
+    from astropy.io.fits import VerifyError
+
+    from cynosure.data.wcsread import read_wcs, sky_of_pixels
+
+    out = np.full((len(chips), NY, NX, 2), np.nan)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the files were checked when they came in
+            found, hdus = _headers(file)
+            headers = {number: header for number, header, _ in found}
+            for k, (number, shape) in enumerate(chips):
+                if number not in headers:
+                    continue
+                wcs, _ = read_wcs(headers[number], hdulist=hdus, shape=shape)
+                if wcs is None:
+                    continue
+                x, y = np.meshgrid(
+                    np.linspace(0, shape[1] - 1, NX), np.linspace(0, shape[0] - 1, NY)
+                )
+                out[k] = np.stack(sky_of_pixels(wcs, x, y), axis=-1)
+    except (CynosureError, VerifyError, OSError, ValueError, KeyError, TypeError):
+        return out  # what cannot be evaluated has no place to compare
+    return out

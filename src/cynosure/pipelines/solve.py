@@ -298,6 +298,7 @@ def _solve_exposure(
     lap = time.perf_counter()
     epoch = next((f.epoch_yr for f in exposure.frames if f.epoch_yr is not None), None)
     if epoch is None:
+        notes = [n for n in notes if "epoch is unknown" not in n]  # the same in fewer words
         notes.append(
             "the image has no date: the reference stars are where their catalogue has them, with "
             "errors that cover 10 years of motion; --epoch YEAR mends that"

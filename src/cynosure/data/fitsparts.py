@@ -7,9 +7,11 @@ only. The result takes the place of the file when it is whole and on the disk.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -324,9 +326,11 @@ class FitsParts:
         ):
             if own:
                 temporary.chmod(target.stat().st_mode & 0o7777)
-            for part in self.parts:
-                self._write(part, sink)
-            self._copy(*self.tail, sink)
+            with _Flusher(sink) as flusher:
+                for part in self.parts:
+                    self._write(part, sink)
+                    flusher.note(part.size)
+                self._copy(*self.tail, sink)
             if own:
                 self._unchanged(target)
         return target
@@ -390,6 +394,35 @@ class FitsParts:
 
 
 NO_SPACE = (28, 122, 27)  # ENOSPC, EDQUOT, EFBIG
+FLUSH_BYTES = 24 << 20
+
+
+class _Flusher:
+    """Sends what is written to the disk while the rest is copied, so that the end waits less."""
+
+    def __init__(self, sink: BinaryIO):
+        self._sink, self._since = sink, 0
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> _Flusher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def note(self, size: int) -> None:
+        """Count what was written; start a flush where enough has come together."""
+        self._since += size
+        busy = self._thread is not None and self._thread.is_alive()
+        if self._since > FLUSH_BYTES and not busy:
+            self._since = 0
+            self._thread = threading.Thread(target=self._flush)
+            self._thread.start()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(OSError):  # the flush at the end says what is wrong
+            os.fsync(self._sink.fileno())
 
 
 def _with_text(body: bytes, text: str) -> bytes:

@@ -302,6 +302,8 @@ def _build(cards: Header, hdulist: HDUList | None) -> tuple[WCS | None, list[str
             TypeError,
             MemoryError,
             AssertionError,
+            AttributeError,
+            OverflowError,
             RuntimeError,
             OSError,
         ) as error:

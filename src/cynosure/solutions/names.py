@@ -201,7 +201,7 @@ def wcsname(before: str, method: str, catalog: str) -> str:
 # --- names of headerlets --------------------------------------------------------------------
 
 _HDRNAME = re.compile(
-    r"(?:(?P<stem>.*?)_)??(?P<wcsname>OPUS(?:-.*?)?|IDC_.*?|FIT_.*?)(?P<ending>[-_]hlet(?:\.fits)?|\.fits)?",
+    r"(?:(?P<stem>.*?)_)??(?P<wcsname>OPUS(?:-.*?)??|IDC_.*?|FIT_.*?)(?P<ending>[-_]hlet(?:\.fits)?|\.fits)?",
     re.DOTALL,
 )
 

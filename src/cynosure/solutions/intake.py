@@ -458,6 +458,8 @@ def read_record(text: str, name: str = "solution") -> Entry:
     """
     try:
         solution = Solution.from_json(text, name)
+    except RecursionError as error:
+        raise ImageError(image=name, reason="damaged record (nested too deep)") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ImageError(image=name, reason=f"damaged record ({error})") from error
     if not solution.chips or solution.status not in ("solved", "compromised"):

@@ -345,7 +345,7 @@ def guide_stars(shell: Shell, files: tuple[str, ...], url: str) -> int:
             content = json.loads(Path(name).read_text(encoding="utf-8"))
             rows = content if isinstance(content, list) else [content]
             offsets += [GuideStars.from_dict(row) for row in rows]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SettingError("{file}: {error}", file=name, error=error) from error
     with Store(url) as opened:
         for row in () if shell.dry_run else offsets:

@@ -184,7 +184,7 @@ async def set_guide_stars(
     """Keep the offsets of the guide stars."""
     try:
         content = json.loads(await request.body())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HTTPException(422, f"not JSON ({error})") from error
     offsets = GuideStars.from_dict(
         {**content, "rootname": rootname} if isinstance(content, dict) else content

@@ -1,0 +1,506 @@
+"""The service: its three faces, and what it refuses."""
+
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="fastapi")
+httpx = pytest.importorskip("httpx", reason="httpx")
+sys.path.insert(0, str(Path(__file__).parent.parent / "solutions"))
+
+from headerlets import make_headerlet  # noqa: E402
+
+from cynosure.faces.server.app import create_app, new_token  # noqa: E402
+from cynosure.faces.server.differences import differences  # noqa: E402
+from cynosure.solutions.intake import read_headerlet, read_record  # noqa: E402
+from cynosure.solutions.query import Query  # noqa: E402
+from cynosure.solutions.solution import Solution  # noqa: E402
+from cynosure.solutions.store import GuideStars, Store  # noqa: E402
+
+TOKEN = "a token of the tests"
+AUTH = {"Authorization": f"Bearer {TOKEN}"}
+IDC = "IDC_0461802ej"
+FIT = f"{IDC}-FIT_REL_GAIADR2"
+NASTY = "x<script>alert(1)</script>'\"&"
+
+
+def fit(rootname="j95y04hpq", wcsname=FIT, ra=150.0001, **primary):
+    cards = {"RMS_RA": 5.0, "RMS_DEC": 6.0, "NMATCH": 80, "CATALOG": "GAIADR2", **primary}
+    return read_headerlet(make_headerlet(rootname, wcsname, ra, primary=cards))
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "store.db", create=True) as opened:
+        opened.add([
+            read_headerlet(make_headerlet(wcsname="OPUS", tables=False)),
+            read_headerlet(make_headerlet()), fit(),
+            read_headerlet(make_headerlet(wcsname=f"{IDC}-GSC240")),
+            read_headerlet(make_headerlet(wcsname=f"{IDC}-HSC30", CTYPE1="RA---TAN")),
+        ])
+        yield opened
+
+
+class Running:
+    """The service in a thread, on a free port."""
+
+    def __init__(self, store, **options):
+        import uvicorn
+
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        config = uvicorn.Config(
+            create_app(store, **{"token": TOKEN, **options}), host="127.0.0.1", port=self.port,
+            log_level="error", loop="asyncio", ws="none",
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url, trust_env=False, timeout=30)
+
+    def __enter__(self):
+        self.thread.start()
+        deadline = time.monotonic() + 20
+        while not self.server.started and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join()
+
+
+@pytest.fixture
+def running(store):
+    with Running(store) as server:
+        yield server
+
+
+@pytest.fixture
+def client(running):
+    return running.client
+
+
+@contextmanager
+def client_of(store, **options):
+    with Running(store, **options) as server:
+        yield server.client
+
+
+# --- for programs ---------------------------------------------------------------------------------
+
+
+def test_reading(client, store):
+    assert client.get("/api/v1/status").json()["solutions"] == 5
+    found = client.get("/api/v1/solutions", params={"kind": "a posteriori"}).json()
+    assert [s["wcsname"] for s in found] == [FIT]
+    content = found[0]["content_sha256"]
+    assert client.get(f"/api/v1/solutions/{content}").json() == found[0]
+    file = client.get(f"/api/v1/solutions/{content}/file")
+    assert (file.headers["content-type"], file.content) == ("application/fits", fit().payload)
+    assert file.headers["content-disposition"].endswith(f'{FIT}-hlet.fits"')
+    near = {"ra_deg": 150, "dec_deg": 2, "radius_deg": 0.1}
+    assert len(client.get("/api/v1/solutions", params=near).json()) == 5
+    assert client.get("/api/v1/solutions", params={**near, "dec_deg": 5}).json() == []
+    assert len(client.get("/api/v1/exposures/j95y04hpq").json()) == 5
+    [known] = client.get("/api/v1/exposures").json()
+    assert (known["rootname"], known["n_solutions"], known["fitted"]) == ("j95y04hpq", 5, True)
+    best = client.get("/api/v1/exposures/j95y04hpq/best").json()
+    assert best["wcsname"] == FIT
+    assert [c["verdict"] for c in best["considered"]].count("excluded") == 1
+    assert len(client.get("/api/v1/exposures/j95y04hpq/history").json()) == 5
+    apart = client.get("/api/v1/exposures/j95y04hpq/differences").json()
+    assert {round(d["east_mas"] or 0) for d in apart if d["content_sha256"] == content} == {0}
+    assert client.get("/api/v1/exposures", params={"after": "j95y04hpq"}).json() == []
+
+
+def test_the_description_names_every_path(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/api/v1/solutions", "/astrometryDB/observation/read/{rootname}"} <= set(paths)
+    for methods in paths.values():
+        assert all(spec["description"] for spec in methods.values())
+
+
+def test_writing(client, store):
+    new = make_headerlet("other0000").replace(b"somebody", b"someone ")
+    answer = client.post("/api/v1/solutions", content=new, headers=AUTH)
+    assert (answer.status_code, answer.json()["new"]) == (201, 1)
+    assert client.post("/api/v1/solutions", content=new, headers=AUTH).json()["known"] == 1
+    cards = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 10.0, "CRVAL2": 20.0,
+             "CRPIX1": 500.5, "CRPIX2": 250.5, "CD1_1": -1e-3, "CD2_2": 1e-3}
+    record = Solution("m81.fits", status="solved", quality=1, wcsname="FIT_IMG_GAIADR3",
+                      chips=({"name": "m81", "shape": [500, 1000], "cards": cards},))
+    answer = client.post("/api/v1/solutions", content=record.to_json(), headers=AUTH)
+    assert answer.json()["new"] == 1
+    assert client.get("/api/v1/exposures/m81/best").json()["wcsname"] == "FIT_IMG_GAIADR3"
+    chosen = client.put("/api/v1/exposures/j95y04hpq/choice", headers=AUTH,
+                        json={"solution": IDC, "by": "me"})
+    assert (chosen.json()["rule"], chosen.json()["made_by"]) == ("user", "me")
+    assert store.best("j95y04hpq").wcsname == IDC
+    withdrawn = client.delete("/api/v1/exposures/j95y04hpq/choice", headers=AUTH)
+    assert withdrawn.json()["wcsname"] == FIT
+    assert client.post("/api/v1/exposures/j95y04hpq/decision", headers=AUTH).status_code == 201
+    assert client.get("/api/v1/proposals").json() == []
+    time.sleep(0.002)
+    store.add([fit(wcsname=f"{IDC}-FIT_REL_GAIAEDR3", CATALOG="GAIAEDR3")])
+    [proposal] = client.get("/api/v1/proposals").json()
+    assert proposal["now"]["wcsname"] == f"{IDC}-FIT_REL_GAIAEDR3"
+    row = {"delta_ra_deg": 1e-5, "delta_dec_deg": 0, "delta_roll_deg": 0, "delta_scale": 1,
+           "input_ra_deg": 1, "input_dec_deg": 1, "output_ra_deg": 1, "output_dec_deg": 1,
+           "catalog": "GSC240"}
+    answer = client.put("/api/v1/exposures/a/guide-stars", json=row, headers=AUTH)
+    assert answer.json()["rootname"] == "a"
+    assert client.get("/api/v1/exposures/a/guide-stars").json()["catalog"] == "GSC240"
+
+
+WRITES = [
+    ("POST", "/api/v1/solutions"), ("PUT", "/api/v1/exposures/j95y04hpq/choice"),
+    ("DELETE", "/api/v1/exposures/j95y04hpq/choice"),
+    ("POST", "/api/v1/exposures/j95y04hpq/decision"),
+    ("PUT", "/api/v1/exposures/j95y04hpq/guide-stars"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), WRITES)
+@pytest.mark.parametrize(
+    "header", [None, "Bearer", "Bearer wrong", "Basic " + TOKEN, "Bearer \xe9"])
+def test_writing_needs_the_token(client, store, method, path, header):
+    headers = {"Authorization": header.encode("latin-1")} if header else {}
+    before = store.history("j95y04hpq")
+    answer = client.request(method, path, headers=headers, json={"solution": IDC})
+    assert answer.status_code == 401
+    assert "Bearer" in answer.headers["www-authenticate"]
+    assert store.history("j95y04hpq") == before
+
+
+def test_every_path_that_writes_is_in_the_test(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    writing = {(m.upper(), p.replace("{rootname}", "j95y04hpq"))
+               for p, methods in paths.items() for m in methods if m != "get"}
+    assert writing == set(WRITES)
+
+
+def test_without_a_token_nobody_writes(store):
+    with client_of(store, token="") as client:
+        for method, path in WRITES:
+            for headers in ({}, {"Authorization": "Bearer x"}):
+                assert client.request(method, path, headers=headers).status_code == 403
+    assert len(new_token()) >= 32
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("body", "words"), [
+    (b"", "empty file"), (b"{", "not JSON"), (b"{}", "not a record"), (b"{\xff}", "not UTF-8"),
+    (b"[1]", "not a FITS file"), (b"<xml/>", "not a FITS file"),
+    (make_headerlet()[:3000], "truncated"),
+    (make_headerlet().replace(b"SIPWCS", b"SIPWXS"), "no SIPWCS"),
+    (b'{"schema": "cynosure.solution/1", "image": "a", "chips": [1], "status": "solved"}',
+     "damaged"),
+    (b'{"a":' * 100_000, "nested too deep"),
+])
+def test_bad_uploads(client, store, body, words):
+    answer = client.post("/api/v1/solutions", content=body, headers=AUTH)
+    assert answer.status_code == 422
+    assert words in answer.json()["error"]
+    assert store.count() == 5
+
+
+@pytest.mark.parametrize(("method", "path", "body"), [
+    ("PUT", "/api/v1/exposures/j95y04hpq/choice", b"{"),
+    ("PUT", "/api/v1/exposures/j95y04hpq/choice", b'{"solution": 3}'),
+    ("PUT", "/api/v1/exposures/j95y04hpq/choice", b'{"solution": "nope"}'),
+    ("PUT", "/api/v1/exposures/j95y04hpq/guide-stars", b"{"),
+    ("PUT", "/api/v1/exposures/j95y04hpq/guide-stars", b"[]"),
+    ("PUT", "/api/v1/exposures/j95y04hpq/guide-stars", b'{"catalog": 1}'),
+    ("GET", "/api/v1/solutions?limit=0", b""), ("GET", "/api/v1/solutions?limit=1e9", b""),
+    ("GET", "/api/v1/solutions?ra_deg=1", b""),
+    ("GET", "/api/v1/solutions?ra_deg=1&dec_deg=99&radius_deg=1", b""),
+    ("GET", "/api/v1/solutions?ra_deg=nan&dec_deg=9&radius_deg=1", b""),
+    ("GET", "/api/v1/solutions?offset=-1", b""), ("GET", "/api/v1/exposures/a/best?policy=x", b""),
+])
+def test_bad_requests(client, method, path, body):
+    answer = client.request(method, path, content=body, headers=AUTH)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"]
+
+
+@pytest.mark.parametrize("path", [
+    "/api/v1/solutions/..%2f..%2fetc%2fpasswd/file", "/static/..%2f..%2f..%2fetc%2fpasswd",
+    "/static/%2e%2e/%2e%2e/pyproject.toml", "/static/style.css%00", "/exposures/..%2f..%2fetc",
+    "/astrometryDB/observation/read/..%2f..%2fetc%2fpasswd?wcsname=../../etc/passwd",
+    "/api/v1/exposures/%00/best", "/api/v1/solutions/" + "0" * 64, "/api/v1/exposures/nobody",
+])
+def test_no_path_reaches_a_file(client, path):
+    answer = client.get(path)
+    assert answer.status_code in (404, 200)
+    assert "root:" not in answer.text
+    assert "[project]" not in answer.text
+    if answer.status_code == 200:
+        assert answer.json()["content_sha256"] == ""  # a decision that there is nothing
+
+
+def test_large_bodies(store):
+    with client_of(store, max_body_bytes=100_000) as client:
+        answer = client.post("/api/v1/solutions", content=bytes(100_001), headers=AUTH)
+        assert answer.status_code == 413
+
+        def endless():
+            for _ in range(50):
+                yield bytes(10_000)
+
+        answer = client.post("/api/v1/solutions", content=endless(), headers=AUTH)
+        assert answer.status_code == 413
+        assert client.get("/api/v1/status").status_code == 200
+
+
+def test_rates(store):
+    with client_of(store, requests_per_minute=30) as client:
+        codes = [client.get("/api/v1/status").status_code for _ in range(40)]
+        assert codes[:30] == [200] * 30
+        assert 429 in codes[30:]
+        assert int(client.get("/").headers["retry-after"]) >= 1
+
+
+def test_the_database_goes_away(tmp_path):
+    with Store(tmp_path / "store.db", create=True) as opened, client_of(opened) as client:
+        opened.close()
+        (tmp_path / "store.db").write_bytes(b"no longer a database, sorry" * 1000)
+        for path in ("/astrometryDB/availability", "/api/v1/status"):
+            answer = client.get(path)
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"]
+            assert "damaged" in answer.json()["error"]
+        page = client.get("/", headers={"Accept": "text/html"})
+        assert page.status_code == 503
+        assert "damaged" in page.text
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def test_pages(client, store):
+    store.record(store.best("j95y04hpq"))
+    time.sleep(0.002)
+    store.add([fit(wcsname=f"{IDC}-FIT_REL_GAIAEDR3", CATALOG="GAIAEDR3")])
+    page = client.get("/exposures/j95y04hpq").text
+    assert "A switch is proposed" in page
+    assert page.count('class="field"') == 5
+    assert "SIP terms without -SIP" in page
+    assert f"{IDC}-FIT_REL_GAIAEDR3" in client.get("/proposals").text
+    index = client.get("/").text
+    assert 'href="/exposures/j95y04hpq"' in index
+    assert "1 exposures, 6 solutions" in index
+    assert client.get("/", params={"q": "j95y04hpq"}, follow_redirects=False).status_code == 303
+    assert "1 of 1" in client.get("/", params={"q": "150.0 2.0 0.2"}).text
+    assert "Nothing is known here" in client.get("/", params={"q": "150.0 20.0 0.2"}).text
+    assert client.get("/", params={"q": "150 95 1"}).status_code == 422
+    assert client.get("/exposures/nobody").status_code == 404
+    assert "GET /api/v1/solutions" in client.get("/api").text
+    for path in ("/", "/exposures/j95y04hpq", "/proposals", "/api", "/exposures/nobody"):
+        answer = client.get(path, headers={"Accept": "text/html"})
+        outside = re.findall(r"""(?:href|src)=["'](?:https?:)?//[^"']*""", answer.text)
+        assert not outside, "everything comes from here"
+        assert "<script" not in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_an_empty_store_has_pages(tmp_path):
+    with Store(tmp_path / "empty.db", create=True) as opened, client_of(opened) as client:
+        assert "The store is empty" in client.get("/").text
+        assert "still stands" in client.get("/proposals").text
+
+
+def test_nothing_is_believed_to_be_html(tmp_path):
+    with Store(tmp_path / "store.db", create=True) as opened, client_of(opened) as client:
+        record = Solution(NASTY, status="solved", wcsname=NASTY, catalog=NASTY, reason=NASTY,
+                          chips=({"name": NASTY, "shape": [9, 9], "cards": {"CRVAL1": 1}},))
+        rootname = read_record(record.to_json()).rootname
+        opened.add([read_record(record.to_json())])
+        one = opened.find()[0]
+        for path in ("/", f"/exposures/{one.rootname}", "/proposals", f"/?q={NASTY}", f"/{NASTY}"):
+            answer = client.get(path, headers={"Accept": "text/html"})
+            assert "<script" not in answer.text
+        assert rootname == "script>'\"&"  # what stands after the last slash
+        file = client.get(f"/api/v1/solutions/{one.content_sha256}/file")
+        name = re.search(r'filename="([^"]*)"', file.headers["content-disposition"])[1]
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
+        listing = client.get(f"/astrometryDB/observation/read/{one.rootname}")
+        ElementTree.fromstring(listing.content)
+
+
+def test_differences_of_a_known_shift(store):
+    solutions = store.find(Query(rootname="j95y04hpq"))
+    by_name = {s.wcsname: s for s in solutions}
+    made = {d.content_sha256: d for d in differences(store, solutions, by_name[IDC].content_sha256)}
+    fitted = made[by_name[FIT].content_sha256]
+    # The fit was made 0.0001 deg further east, at declination 2.
+    assert fitted.shift_mas[0] == pytest.approx(360.0 * np.cos(np.radians(2)), rel=1e-3)
+    assert abs(fitted.shift_mas[1]) < 0.5
+    assert fitted.rest_mas < 1.0
+    assert fitted.apart_mas < 0.5
+    assert made[by_name[IDC].content_sha256].distance_mas == 0.0
+
+
+# --- a huge upload, a browser, Hubble's client ----------------------------------------------------
+
+
+def test_a_gigabyte_is_refused_before_it_is_sent(running):
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        connection.sendall(
+            f"POST /api/v1/solutions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+            "Content-Length: 1073741824\r\n\r\n".encode() + bytes(2880)
+        )
+        start = time.monotonic()
+        answer = connection.recv(4096)
+        assert time.monotonic() - start < 5
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.needs("chromium")
+def test_a_browser_draws_the_pages(store, running, tmp_path):
+    from PIL import Image
+
+    store.add([fit(f"j95y{k:05d}", ra=15.0 * k) for k in range(20)])
+    for name, height, least in (("", 1100, 0.004), ("exposures/j95y04hpq", 1800, 0.01)):
+        target = tmp_path / "page.png"
+        target.unlink(missing_ok=True)
+        done = subprocess.run([
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}",
+            f"--screenshot={target}", f"--window-size=1300,{height}", f"{running.url}/{name}",
+        ], capture_output=True, timeout=90, check=False)
+        assert target.exists(), done.stderr.decode()[-500:]
+        image = np.asarray(Image.open(target).convert("RGB")).astype(int)
+        dark = image.min(axis=2) < 160
+        for part in np.array_split(dark[: int(height * 0.9)], 3):
+            assert part.mean() > least
+        green = np.abs(image - np.array([0x00, 0x69, 0x4E])).max(axis=2) < 60
+        assert green.sum() > 100, "the chosen solution, the fitted exposures"
+
+
+HUBBLE = """
+import os, sys
+from astropy.io import fits
+from stwcs.updatewcs import astrometry_utils
+from stwcs.wcsutil import headerlet
+path, url, gsss = sys.argv[1:]
+os.environ["ASTROMETRY_SERVICE_URL"] = url
+os.environ["GSSS_WEBSERVICES_URL"] = gsss
+db = astrometry_utils.AstrometryDB(raise_errors=True, testing=True)
+assert db.available
+headerlets, best = db.getObservation("j95y04hpq")
+print("LISTED", sorted(h[0].header["WCSNAME"] for h in headerlets.values()), best)
+offset = astrometry_utils.find_gsc_offset(path)
+print("OFFSET", offset["message"], offset["catalog"], offset["delta_ra"], offset["delta_x"] != 0.0)
+db.updateObs(path)
+with fits.open(path) as hdus:
+    print("ACTIVE", hdus["SCI", 1].header["WCSNAME"], hdus["SCI", 2].header["WCSNAME"])
+    print("ATTACHED", sorted(headerlet.get_headerlet_kw_names(hdus, kw="WCSNAME")))
+assert astrometry_utils.AstrometryDB(raise_errors=True, testing=True).getObservation("nobody00q") \\
+    is not None
+"""
+
+
+def exposure_of(data, path):
+    """Write an exposure with the WCS of a headerlet active, as the pipeline leaves it."""
+    from astropy.io import fits
+
+    with fits.open(io.BytesIO(data)) as hlet:
+        primary = fits.PrimaryHDU()
+        for key in ("IDCTAB", "NPOLFILE", "D2IMFILE", "DISTNAME", "SIPNAME", "UPWCSVER",
+                    "PYWCSVER"):
+            primary.header[key] = hlet[0].header[key]
+        primary.header.update({
+            "ROOTNAME": "j95y04hpq", "FILENAME": path.name, "TELESCOP": "HST", "INSTRUME": "ACS",
+            "DETECTOR": "WFC", "DATE-OBS": "2006-01-01", "FILTER1": "F606W", "FILTER2": "CLEAR2L",
+        })
+        hdus = [primary]
+        for chip in (1, 2):
+            sci = fits.ImageHDU(np.zeros((2048, 4096), np.float32), name="SCI", ver=chip)
+            for card in hlet["SIPWCS", chip].header.cards:
+                if card.keyword not in ("XTENSION", "BITPIX", "NAXIS", "PCOUNT", "GCOUNT",
+                                        "EXTNAME", "EXTVER", "TG_ENAME", "TG_EVER", ""):
+                    sci.header.append(card, end=True)
+            sci.header.update({"CCDCHIP": 3 - chip, "ORIENTAT": 30.0, "LTV1": 0.0, "LTV2": 0.0})
+            hdus.append(sci)
+        hdus += [h.copy() for h in hlet if h.name in ("WCSDVARR", "D2IMARR")]
+        fits.HDUList(hdus).writeto(path)
+
+
+def test_hubbles_own_client(store, running, tmp_path):
+    pytest.importorskip("stwcs", reason="stwcs")
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+    store.set_guide_stars(GuideStars(
+        "j95y04hpq", 1e-4, 5e-5, 0.0, 1.0, 150.05, 2.05, 150.0501, 2.05005, "GSC240"))
+    path = tmp_path / "j95y04hpq_flc.fits"
+    exposure_of(make_headerlet(), path)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", HUBBLE, path, f"{running.url}/astrometryDB/",
+         f"{running.url}/webservices"],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
+        env={**os.environ, "no_proxy": "127.0.0.1", "jref": f"{tmp_path}/"},
+    )
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines()
+                if line.split(" ", 1)[0] in ("LISTED", "OFFSET", "ACTIVE", "ATTACHED"))
+    # The one whose SIP terms lack their -SIP is not offered.
+    assert said["LISTED"] == f"{sorted(['OPUS', IDC, f'{IDC}-GSC240', FIT])} {FIT}"
+    assert said["OFFSET"] == "Success GSC240 0.0001 True"
+    assert said["ACTIVE"] == f"{FIT} {FIT}"
+    assert FIT in said["ATTACHED"]
+    # The active WCS is that of the headerlet.
+    x, y = np.meshgrid(np.linspace(0, 4095, 7), np.linspace(0, 2047, 5))
+    import warnings
+
+    with warnings.catch_warnings(), fits.open(path) as hdus:
+        warnings.simplefilter("ignore")
+        with fits.open(io.BytesIO(fit().payload)) as hlet:
+            for chip in (1, 2):
+                mine, theirs = (
+                    np.array(wcs.all_pix2world(x.ravel(), y.ravel(), 0)) for wcs in (
+                        WCS(hdus["SCI", chip].header, hdus),
+                        WCS(hlet["SIPWCS", chip].header, hlet))
+                )
+                assert np.abs(mine - theirs).max() * 3.6e6 < 0.01
+
+
+def test_the_contract_as_xml(client, store):
+    assert ElementTree.fromstring(client.get("/astrometryDB/availability").content) is not None
+    listing = client.get("/astrometryDB/observation/read/J95Y04HPQ")
+    assert listing.headers["content-type"].startswith("text/xml")
+    root = ElementTree.fromstring(listing.content)
+    names = {s.findtext("wcsName"): s.findtext("solutionID") for s in root.iter("solution")}
+    assert set(names) == {"OPUS", IDC, f"{IDC}-GSC240", FIT}
+    assert root.findtext("bestSolutionID") == names[FIT]
+    for name in names:
+        got = client.get("/astrometryDB/observation/read/j95y04hpq", params={"wcsname": name})
+        assert read_headerlet(got.content).wcsname == name
+    for path in ("nobody", "j95y04hpq?wcsname=nope"):
+        missing = client.get(f"/astrometryDB/observation/read/{path}")
+        assert missing.status_code == 404
+        assert ElementTree.fromstring(missing.content).findtext("status") == "ERROR"
+    none = client.get("/webservices/GSCConvert/GSCconvert.aspx", params={"IPPPSSOOT": "NOBODY"})
+    assert ElementTree.fromstring(none.content).findtext("msg").split()[0] == "Failure:"
+
+
+def test_the_record_of_a_decision_is_json(client):
+    json.loads(client.get("/api/v1/exposures/j95y04hpq/best").text)

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -143,7 +144,8 @@ def fuzz(folder, cases, seed):
     archive.attach(flc, moved(own, 1e-4, GSC))
     headerlet, image = own.to_bytes(), flc.read_bytes()
     path = folder / "m_flc.fits"
-    counts = {"headerlets read": 0, "headerlets refused": 0, "files done": 0, "files refused": 0}
+    counts = {"headerlets read": 0, "headerlets refused": 0, "files done": 0, "files refused": 0,
+              "DEFECTS": 0}
     slowest, began = 0.0, time.perf_counter()
     operations = (
         lambda p: archive.activate(p, GSC), lambda p: archive.restore(p, "O"),
@@ -162,6 +164,9 @@ def fuzz(folder, cases, seed):
                 counts["headerlets read"] += 1
             except CynosureError:
                 counts["headerlets refused"] += 1
+            except Exception:  # noqa: BLE001 - what is looked for
+                counts["DEFECTS"] += 1
+                traceback.print_exc(limit=-3, file=sys.stdout)
         else:
             data = mutated(image, rng)
             path.write_bytes(data)
@@ -173,6 +178,9 @@ def fuzz(folder, cases, seed):
                 counts["files refused"] += 1
                 assert hashlib.sha256(path.read_bytes()).digest() == before, number
                 assert not list(folder.glob(".*tmp")), number
+            except Exception:  # noqa: BLE001 - what is looked for
+                counts["DEFECTS"] += 1
+                traceback.print_exc(limit=-3, file=sys.stdout)
         seconds = time.perf_counter() - start
         slowest = max(slowest, seconds)
         if seconds > LIMIT_S:

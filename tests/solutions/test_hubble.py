@@ -7,7 +7,8 @@ from exposures import make_tpv
 
 from cynosure.solutions import archive
 from cynosure.solutions.compare import separations
-from cynosure.solutions.hubble import NoModel, aperture_roll_deg, default_solution, read_idctab
+from cynosure.solutions.hubble import NoModel, aperture_roll_deg, default_solution
+from cynosure.solutions.idctab import read_idctab
 
 REFS = "p05-hst-reffiles"
 SHAPES = {("SCI", 1): (2048, 4096), ("SCI", 2): (2048, 4096)}

@@ -145,7 +145,8 @@ class LookupTable:
         shape = unit.shape
         bitpix = Part(_records(self.header)).get("BITPIX")
         dtype = DTYPES.get(bitpix) if isinstance(bitpix, int) else None
-        if len(shape) != 2 or dtype is None or not all(0 < n <= MAX_TABLE_SIDE for n in shape):
+        good = len(shape) == 2 and dtype is not None and all(0 < n <= MAX_TABLE_SIDE for n in shape)
+        if not good or len(self.data) != np.prod(shape) * np.dtype(dtype).itemsize:
             raise HeaderletDamaged(
                 headerlet=f"{self.name},{self.version}", reason="not a lookup table"
             )

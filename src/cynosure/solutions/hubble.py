@@ -9,15 +9,13 @@ The pipeline's default solution, ``IDC_<root>``, is made of the telescope's own 
 polynomial from pixels to arcseconds in the frame of the telescope and the place (V2, V3) of the
 chip in it. All chips are laid out on the tangent plane of a reference chip.
 
-Time-dependent terms of ACS/WFC: Anderson, ACS ISR 2007-08, and the terms that the table's own
-header gives. The roll of an aperture is Cox's (spherical triangle of pole, V1 and aperture).
+The roll of an aperture is Cox's (spherical triangle of pole, V1 and aperture).
 """
 
 from __future__ import annotations
 
-import datetime
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +23,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.data.fitsparts import Part, Value, card, open_parts
-from cynosure.ground.errors import CynosureError, ExitCode, ImageError
+from cynosure.ground.errors import ImageError
 from cynosure.ground.sky import deproject
 from cynosure.solutions.headerlet import ChipWcs, Headerlet, LookupTable, new_head
 from cynosure.solutions.holdings import RESERVED, Chip, Holdings, open_holdings
-from cynosure.solutions.names import distname, hdrname, model_root, wcstype
+from cynosure.solutions.idctab import (
+    IdcModel,
+    NoModel,
+    moved_chip,
+    read_idctab,
+    rotation,
+    skewed,
+    year_of,
+)
+from cynosure.solutions.names import Distortion, distname, hdrname, model_root, wcstype
 
 if TYPE_CHECKING:
     from cynosure.data.alternates import Records
 
-__all__ = ["IdcModel", "NoModel", "aperture_roll_deg", "default_solution", "read_idctab"]
+__all__ = ["NoModel", "aperture_roll_deg", "default_solution"]
 
 Floats = NDArray[np.float64]
 
@@ -44,209 +51,6 @@ OTHER_PARITY = (-1.0, 1.0)
 # The chip that the others are laid out around.
 REFERENCE_CHIP = {("ACS", "WFC"): 2, ("WFC3", "UVIS"): 2}
 INSTRUMENTS = ("ACS", "WFC3", "STIS", "NICMOS")
-# ACS/WFC: angle of the frame in which its skew was measured, centres of the chips in it, scale.
-SKEW_FRAME_DEG = 2.234529
-SKEW_CENTERS = {1: (2048.0, 3072.0), 2: (2048.0, 1024.0)}
-SKEW_HALF_SIDE, SKEW_SCALE = 2048.0, 0.05
-# Skew and its rate before the tables had terms of their own: (constant, per year), reference date.
-OLD_SKEW = ((0.095, 0.036), (-0.029, -0.012), 2004.5)
-
-
-class NoModel(CynosureError):
-    """The reference files do not give a model for this exposure."""
-
-    text = "{image}: {reason}"
-    hint = "Say where the reference files are: --refs DIR, or the variables jref, iref …"
-    exit_code = ExitCode.NO_CATALOG
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class IdcModel:
-    """The distortion of a chip, from an IDCTAB.
-
-    Attributes
-    ----------
-    cx, cy : (n + 1, n + 1) ndarray
-        Coefficient [i, j] of ``x^j y^(i-j)`` in arcseconds, about (xref, yref).
-    order : int
-    xref, yref : float
-        Reference pixel, 1-based.
-    v2, v3 : float
-        Its place in the telescope's frame, arcseconds.
-    scale : float
-        Arcseconds per pixel.
-    theta_deg : float
-        Angle of the detector in that frame.
-    terms : dict
-        Cards of the time dependence for this chip; empty where the table has none.
-    """
-
-    cx: Floats
-    cy: Floats
-    order: int
-    xref: float
-    yref: float
-    v2: float
-    v3: float
-    scale: float
-    theta_deg: float
-    terms: dict[str, float]
-
-    def shifted(self, cx: Floats, cy: Floats) -> IdcModel:
-        """Return the model with other coefficients."""
-        return replace(self, cx=cx, cy=cy)
-
-
-# --- reading the reference files ------------------------------------------------------------
-
-
-def read_idctab(
-    path: str | Path, chip: int, filter1: str = "CLEAR", filter2: str = "CLEAR"
-) -> IdcModel:
-    """Read the distortion of a chip from an IDCTAB.
-
-    Parameters
-    ----------
-    path : path
-    chip : int
-        CCDCHIP or DETECTOR.
-    filter1, filter2 : str
-        As the exposure names them; for STIS the optical element and the filter.
-
-    Raises
-    ------
-    NoModel
-        If no row is for that chip and those filters.
-    ImageError
-        If it cannot be read.
-    """
-    from astropy.io import fits
-
-    from cynosure.data.fitsfile import understood
-
-    with open_parts(path):  # says in our words what is wrong with a file that is no FITS
-        pass
-    with understood(Path(path).name, 1), fits.open(path, memmap=False) as units:
-        header, rows = units[0].header, np.array(units[1].data)
-        order = int(header["NORDER"])
-        wanted = (_clear(filter1), _clear(filter2))
-        row = next((r for r in rows if _matches(r, chip, wanted)), None)
-        if row is not None:
-            return _model(row, order, _time_terms(header, chip))
-    raise NoModel(
-        image=Path(path).name, chip=chip, filters=wanted, hint="Check CCDCHIP and the filters.",
-        reason=f"no row for chip {chip} and the filters {' '.join(wanted)}",
-    )
-
-
-def _clear(name: Any) -> str:
-    text = str(name).strip().upper()
-    return "CLEAR" if not text or text.startswith("CLEAR") else text
-
-
-def _matches(row: Any, chip: int, filters: tuple[str, str]) -> bool:
-    names = row.dtype.names
-
-    def text(column: str) -> str:
-        value = row[column]
-        return (value.decode() if isinstance(value, bytes) else str(value)).strip()
-
-    if "DIRECTION" in names and text("DIRECTION").upper() != "FORWARD":
-        return False
-    if "DETCHIP" in names and text("DETCHIP").lstrip("-").isdigit():
-        if int(text("DETCHIP")) not in (chip, -999):
-            return False
-    if "FILTER1" in names:
-        return (_clear(text("FILTER1")), _clear(text("FILTER2"))) == filters
-    if "OPT_ELEM" in names:
-        return _clear(text("OPT_ELEM")) == filters[0] and _clear(text("FILTER")) == filters[1]
-    return "FILTER" not in names or _clear(text("FILTER")) in filters
-
-
-def _model(row: Any, norder: int, terms: dict[str, float]) -> IdcModel:
-    order = max(norder, 3)
-    cx, cy = np.zeros((2, order + 1, order + 1))
-    names = row.dtype.names
-    a, b = ("CX", "CY") if "CX10" in names else ("A", "B")
-    for i in range(1, norder + 1):
-        for j in range(i + 1):
-            cx[i, j], cy[i, j] = row[f"{a}{i}{j}"], row[f"{b}{i}{j}"]
-    scale = round(float(row["SCALE"]), 8)
-    if cx[1, 1] == 1.0 != scale:  # coefficients in pixels
-        cx, cy = cx * scale, cy * scale
-    v2, v3, theta = (float(row[k]) if k in names else 0.0 for k in ("V2REF", "V3REF", "THETA"))
-    xref, yref = float(row["XREF"]), float(row["YREF"])
-    return IdcModel(cx, cy, order, xref, yref, v2, v3, scale, theta, terms)
-
-
-def _time_terms(header: Any, chip: int) -> dict[str, float]:
-    """Return the terms of time dependence of ACS/WFC, those of a chip without its number."""
-    out: dict[str, float] = {}
-    for key in header:
-        value = header[key]
-        if not str(key).startswith("TDD") or not isinstance(value, (int, float)):
-            continue
-        if key in ("TDDORDER", "TDD_DATE") or key[:5] in ("TDD_A", "TDD_B"):
-            out[key] = float(value)
-        elif key.endswith(str(chip)):
-            out[key[:-1]] = float(value)
-    return out
-
-
-# --- time dependence ------------------------------------------------------------------------
-
-
-def _year_of(date: str) -> float:
-    """Return a date as the calibration of these terms counts years."""
-    day = datetime.date.fromisoformat(date[:10])
-    return day.year + day.timetuple().tm_yday / 365.25
-
-
-def _rotation(angle_deg: float) -> Floats:
-    c, s = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
-    return np.array([[c, s], [-s, c]])
-
-
-def _skewed(model: IdcModel, year: float) -> tuple[IdcModel, tuple[float, float]]:
-    """Return the model of ACS/WFC at a date, and (alpha, beta) where chips move with it."""
-    terms = model.terms
-    since = year - terms.get("TDD_DATE", year)
-    cx, cy = model.cx.copy(), model.cy.copy()
-    if "TDD_CTB" in terms:  # linear terms that drift (2015)
-        cx[1, 1] += terms.get("TDD_CXB", 0.0) * since
-        cy[1, 1] += terms["TDD_CTB"] * since
-        cy[1, 0] += terms.get("TDD_CYB", 0.0) * since
-        return model.shifted(cx, cy), (0.0, 0.0)
-    if "TDD_CYB" in terms:  # linear terms that are replaced, where a constant is given (2014)
-        start = terms.get("TDD_CYA") or cy[1, 1]
-        cy[1, 1] = start + terms["TDD_CYB"] * since
-        if terms.get("TDD_CXA"):
-            cx[1, 1] = terms["TDD_CXA"] + terms.get("TDD_CXB", 0.0) * since
-        return model.shifted(cx, cy), (0.0, 0.0)
-    if "TDDORDER" in terms:
-        powers = range(int(terms["TDDORDER"]) + 1)
-        alpha = sum(terms.get(f"TDD_A{k}", 0.0) * since**k for k in powers)
-        beta = sum(terms.get(f"TDD_B{k}", 0.0) * since**k for k in powers)
-    else:
-        since = year - OLD_SKEW[2]
-        alpha, beta = (c[0] + c[1] * since for c in OLD_SKEW[:2])
-    skew = np.array([[beta, alpha], [alpha, -beta]])
-    matrix = _rotation(SKEW_FRAME_DEG) @ (np.eye(2) + skew / SKEW_HALF_SIDE)
-    both = matrix @ _rotation(-SKEW_FRAME_DEG) @ np.array([cx.ravel(), cy.ravel()])
-    moved = model.shifted(both[0].reshape(cx.shape), both[1].reshape(cy.shape))
-    # A table with terms of its own has the places of its chips for them.
-    return moved, ((0.0, 0.0) if "TDDORDER" in terms else (float(alpha), float(beta)))
-
-
-def _moved_chip(chip: int, skew: tuple[float, float]) -> tuple[float, float]:
-    """Return how far the skew moves a chip of ACS/WFC in V2 and -V3, arcseconds."""
-    alpha, beta = skew
-    if chip not in SKEW_CENTERS or not (alpha or beta):
-        return 0.0, 0.0
-    center = np.array(SKEW_CENTERS[chip]) - SKEW_HALF_SIDE
-    matrix = np.array([[beta, alpha], [alpha, -beta]])
-    shift = _rotation(SKEW_FRAME_DEG) / SKEW_HALF_SIDE @ matrix @ center * SKEW_SCALE
-    return float(shift[0]), float(shift[1])
 
 
 # --- geometry -------------------------------------------------------------------------------
@@ -323,7 +127,7 @@ def _chip_wcs(
     ra, dec = (float(v[0]) for v in plane.sky(center))
     turned = model.theta_deg - reference.theta_deg if model.theta_deg else 0.0
     steps = np.array([[model.cx[1, 1], model.cy[1, 1]], [model.cx[1, 0], model.cy[1, 0]]])
-    ends = center + steps / plane.scale @ _rotation(turned)
+    ends = center + steps / plane.scale @ rotation(turned)
     ra_ends, dec_ends = plane.sky(ends)
     east = ((ra_ends - ra + 180.0) % 360.0 - 180.0) * np.cos(np.radians(dec))
     return np.array([ra, dec]), np.array([east, dec_ends - dec])
@@ -464,12 +268,12 @@ def _chip_model(given: _Given, chip: Chip) -> tuple[IdcModel, tuple[float, float
         return model, (0.0, 0.0)
     date = given.held.primary.text("DATE-OBS") or chip.part.text("DATE-OBS")
     try:
-        year = _year_of(date)
+        year = year_of(date)
     except ValueError:
         raise NoModel(
             image=given.held.name, reason=f"DATE-OBS {date!r} is no date; the model changes with it"
         ) from None
-    return _skewed(model, year)
+    return skewed(model, year)
 
 
 def _pointing(held: Holdings, chip: Chip) -> Floats:
@@ -491,7 +295,7 @@ def _chip_cards(
     pointing = _pointing(held, held.chips[first])
     opus_scale = 3600.0 * float(np.hypot(pointing[4], pointing[6]))
     moved = [
-        _moved_chip(_chip_number(given, held.chips[k]), skews[k]) for k in (number, first)
+        moved_chip(_chip_number(given, held.chips[k]), skews[k]) for k in (number, first)
     ]
     plane = _reference_plane(
         reference, pointing, given.pa_v3, parity, moved[1], opus_scale / reference.cx[1, 1]
@@ -638,8 +442,6 @@ def _npol(
 
 
 def _default_head(given: _Given, chip: ChipWcs) -> Records:
-    from cynosure.solutions.names import Distortion
-
     held, name = given.held, str(chip.get("WCSNAME"))
     stated = {
         k: (held.primary.text(k) if p is not None and model_root(str(p)) ==

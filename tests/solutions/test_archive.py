@@ -518,3 +518,40 @@ def test_stwcs_reads_ours_and_we_read_its(real, tmp_path, monkeypatch):
                             clobber=True)
     found = read_headerlet(tmp_path / "theirs_hlet.fits")
     assert found.hdrname == archive.names(real)[2] and not found.faults()
+
+
+def test_the_telescopes_own_wcs_gets_the_letter_o(flc):
+    with fits.open(flc, mode="update") as units:
+        for version in (1, 2):
+            header = units["SCI", version].header
+            for keyword in [k for k in header if k.endswith("O") and k != "TELESCOPO"]:
+                del header[keyword]
+            header["WCSNAME"] = "OPUS"
+    own = archive.create(flc)
+    archive.activate(flc, moved(own, 1e-4, GSC))
+    header = fits.getheader(flc, ("SCI", 2))
+    assert header["WCSNAMEO"] == "OPUS" and header["CTYPE1O"] == "RA---TAN"
+    assert header["CRVAL1O"] == own.chips[1].number("CRVAL1")
+    archive.activate(flc, moved(own, 2e-4, FIT))
+    assert fits.getheader(flc, ("SCI", 2))["CRVAL1O"] == header["CRVAL1O"]
+    assert fits.getdata(flc, "WCSCORR")["WCS_key"][0] == "O"
+
+
+def test_combined_products_get_no_history(flc):
+    fits.setval(flc, "NDRIZIM", value=8)
+    archive.activate(flc, moved(archive.create(flc), 1e-4, GSC))
+    assert ("WCSCORR", 1) not in layout(flc)
+
+
+def test_compressed_images_go_the_same_way(tmp_path):
+    plain = make_tpv(tmp_path / "m81.fits")
+    path = tmp_path / "m81.fits.fz"
+    with fits.open(plain) as units:
+        tiles = fits.CompImageHDU(units[0].data, units[0].header)
+        fits.HDUList([fits.PrimaryHDU(), tiles]).writeto(path)
+    before = sky(path, 1)
+    archive.activate(path, moved(archive.create(path), 1e-3, "FIT_IMG_X", HDRNAME="fit"))
+    assert not np.array_equal(sky(path, 1), before)
+    archive.activate(path, "ORIGINAL")
+    assert np.array_equal(sky(path, 1), before)
+    assert np.array_equal(fits.getdata(path, 1), fits.getdata(plain))

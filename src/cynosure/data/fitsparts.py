@@ -258,7 +258,7 @@ def parts_of_bytes(data: bytes, name: str, *, max_parts: int = 10_000) -> list[P
     """
     import io
 
-    parts = []
+    parts: list[Part] = []
     for unit in read_units(io.BytesIO(data), name, len(data)):
         if len(parts) >= max_parts:
             raise ImageError(image=name, reason=f"more than {max_parts} units")

@@ -153,6 +153,15 @@ class LookupTable:
         return np.frombuffer(self.data, dtype).reshape(shape).astype(np.float32)
 
 
+    @property
+    def axes(self) -> dict[str, float]:
+        """CRPIX, CRVAL and CDELT of the table."""
+        part = Part(_records(self.header))
+        keys = [f"{k}{i}" for k in ("CRPIX", "CRVAL", "CDELT") for i in (1, 2)]
+        values = {k: part.get(k) for k in keys}
+        return {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ChipWcs:
     """The WCS of one chip.
@@ -392,8 +401,9 @@ class Headerlet:
                 raise HeaderletDamaged(
                     headerlet=name, reason=f"its WCS names {kind},{version}, which is not in it"
                 )
-            header = Part(_records(table.header)).header()
-            units.append(ImageHDU(table.array, header, name=kind, ver=version))
+            unit = ImageHDU(table.array, name=kind, ver=version)
+            unit.header.update(table.axes)
+            units.append(unit)
         header = Part([*chip.cards]).header()
         wcs, notes = read_wcs(header, hdulist=HDUList(units), shape=shape)
         if wcs is None:

@@ -154,6 +154,8 @@ guide_stars = Table(
     Index("guide_stars_rootname", "rootname", "id"),
 )
 
+NO_FAULTS = json.dumps({"faults": [], "notes": []})
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
@@ -214,9 +216,12 @@ class Stored:
         """Make it of a row of ``solutions`` with all its columns in order."""
         values = dict(zip(_COLUMNS, row, strict=True))
         values["corners"] = np.frombuffer(values["corners"], dtype="<f8").reshape(-1, 4, 2)
-        values["settings"] = json.loads(values["settings"])
-        said = json.loads(values["faults"])
-        values["faults"], values["notes"] = tuple(said["faults"]), tuple(said["notes"])
+        settings, faults = values["settings"], values["faults"]
+        values["settings"] = {} if settings == "{}" else json.loads(settings)
+        values["faults"] = values["notes"] = ()
+        if faults != NO_FAULTS:
+            said = json.loads(faults)
+            values["faults"], values["notes"] = tuple(said["faults"]), tuple(said["notes"])
         return cls(**values)
 
     @property

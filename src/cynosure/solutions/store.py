@@ -270,6 +270,11 @@ class Store:
         with self.database.read() as connection:
             return int(connection.scalar(select(func.count()).select_from(solutions)) or 0)
 
+    def newest(self) -> int:
+        """Return the number of the solution that came in last; 0 where there is none."""
+        with self.database.read() as connection:
+            return int(connection.scalar(select(func.max(solutions.c.id))) or 0)
+
     def find(
         self, query: Query | None = None, *, limit: int | None = None, offset: int = 0
     ) -> list[Stored]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,8 @@ def add(shell: Shell, files: tuple[str, ...], url: str) -> int:
             return int(ExitCode.OK)
         for path in exports:
             total += import_store(opened, path)
-        total += opened.add(_entries([f for f in files if Path(f) not in exports], refused))
+        rest = [f for f in files if Path(f) not in exports]
+        total += opened.add(_entries(rest, refused, shell.workers))
         shell.emit({"store": opened.name, "new": total.new, "known": total.known,
                     "refused": [str(error) for error in refused]})
         shell.say(f"{opened.name}: {total.new} new, {total.known} known, {len(refused)} refused")
@@ -84,19 +85,40 @@ def add(shell: Shell, files: tuple[str, ...], url: str) -> int:
     return int(ExitCode.OK if total.new else ExitCode.NOTHING_TO_DO)
 
 
-def _entries(files: Any, refused: list[CynosureError]) -> Iterator[Entry]:
-    """Read the files one by one; what cannot be read is put aside."""
+def _entries(
+    files: Any, refused: list[CynosureError], workers: int = 1
+) -> Iterator[Entry]:
+    """Read the files one by one, or some at a time; what cannot be read is put aside."""
+    paths = list(_expanded(files))
+    if workers > 1 and len(paths) > 1:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            made = pool.map(_read, paths, chunksize=max(1, min(50, len(paths) // workers)))
+            yield from _good(made, refused)
+    else:
+        yield from _good(map(_read, paths), refused)
+
+
+def _good(
+    made: Iterable[list[Entry | CynosureError]], refused: list[CynosureError]
+) -> Iterator[Entry]:
+    for entries in made:
+        for entry in entries:
+            if isinstance(entry, CynosureError):
+                refused.append(entry)
+            else:
+                yield entry
+
+
+def _read(path: Path) -> list[Entry | CynosureError]:
     from cynosure.solutions.intake import read_entries
 
-    for path in _expanded(files):
-        try:
-            for entry in read_entries(path):
-                if isinstance(entry, CynosureError):
-                    refused.append(entry)
-                else:
-                    yield entry
-        except CynosureError as error:
-            refused.append(error)
+    try:
+        return list(read_entries(path))
+    except CynosureError as error:
+        return [error]
 
 
 def _expanded(files: Any) -> Iterator[Path]:

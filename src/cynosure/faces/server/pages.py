@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from importlib.resources import files
 from typing import Any
 
@@ -24,6 +25,7 @@ router = APIRouter(include_in_schema=False)
 
 ROWS = 200
 PICTURES = 12
+KEPT_S = 60.0
 
 
 @functools.cache
@@ -69,10 +71,21 @@ def style() -> Response:
     return Response(text, media_type="text/css", headers={"Cache-Control": "max-age=3600"})
 
 
+def _everything(request: Request, store: Store) -> list[Known]:
+    """Return all exposures; for a large store they are counted anew only when something came in."""
+    newest, now = store.newest(), time.monotonic()
+    kept = getattr(request.app.state, "exposures", None)
+    if kept is None or kept[0] != newest or now - kept[1] > KEPT_S:
+        kept = (newest, now, store.exposures())
+        request.app.state.exposures = kept
+    known: list[Known] = kept[2]
+    return known
+
+
 @router.get("/")
-def index(store: OpenStore, q: str = "", after: str = "") -> Response:
+def index(request: Request, store: OpenStore, q: str = "", after: str = "") -> Response:
     """Show the exposures on a map of the sky, and as a table."""
-    everything = store.exposures()
+    everything = _everything(request, store)
     shown = [k for k in _search(store, q, everything) if k.rootname > after]
     if q and len(shown) == 1 and shown[0].rootname == q.strip():
         target = {"Location": str(f"/exposures/{_quoted(shown[0].rootname)}")}

@@ -1,5 +1,7 @@
 """From sources to the sky: which stars are referred to, and what a header is believed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from planted import plant, wcs_of
@@ -49,8 +51,9 @@ class Sky:
 
     name = "TEST"
 
-    def __init__(self, stars):
+    def __init__(self, stars, stated=("ra_error_mas",)):
         self.stars = stars
+        self.meaning = SimpleNamespace(sources=dict.fromkeys(stated), position_error_mas=60.0)
 
     def cone(self, *circle, **cuts):
         return self.stars
@@ -75,6 +78,18 @@ def test_an_unknown_epoch_moves_nothing_and_widens_what_moves():
     sigma = np.sqrt(unknown.cov_mas2[:, 0])
     assert sigma[10] == pytest.approx(100.0, rel=0.1)
     assert sigma[0] < 5.0
+
+
+def test_what_is_assumed_of_all_stars_alike_is_left_to_the_fit():
+    stars = catalog(ra_error_mas=60.0, dec_error_mas=60.0)
+    silent, _ = reference_stars(Sky(stars, ()), 10, 20, 1, 2026.0, {"refcat": {}}, 10)
+    assert np.sqrt(silent.cov_mas2[0, 0]) == pytest.approx(np.hypot(60, 70), rel=0.01)
+    assert np.sqrt(silent.stated_mas2[0, :2]).max() < 1.0
+    told, _ = reference_stars(Sky(stars), 10, 20, 1, 2026.0, {"refcat": {}}, 10)
+    assert np.sqrt(told.stated_mas2[0, 0]) == pytest.approx(60, rel=0.01)
+    some = catalog(pm_ra_mas_yr=np.where(np.arange(20) < 3, 5.0, np.nan), pm_dec_mas_yr=0.0)
+    mixed, _ = reference_stars(Sky(some), 10, 20, 1, 2026.0, {"refcat": {}}, 10)
+    assert np.array_equal(mixed.stated_mas2, mixed.cov_mas2), "some stars lack a motion, not all"
 
 
 def test_a_catalogue_says_where_it_is():

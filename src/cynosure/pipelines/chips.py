@@ -26,6 +26,9 @@ Floats = NDArray[np.float64]
 # A source whose position is known worse than this many pixels says nothing about the WCS.
 MAX_SOURCE_ERROR_PX = 1.0
 
+# So many stars tell an error that they have in common better than it can be assumed.
+TELLING = 30
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chip:
@@ -68,9 +71,10 @@ def make_pairs(
     sources: NDArray[np.void], reference: Reference, i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> Pairs:
     """Return the pairs of rows i of the sources with rows j of the reference stars."""
+    errors = reference.stated_mas2 if len(i) >= TELLING else reference.cov_mas2
     return Pairs(
         sources["x"][i], sources["y"][i], source_covariance(sources)[i],
-        reference.ra_deg[j], reference.dec_deg[j], reference.cov_mas2[j],
+        reference.ra_deg[j], reference.dec_deg[j], errors[j],
         reference.stars["ref_id"][j],
     )
 

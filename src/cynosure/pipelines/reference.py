@@ -32,19 +32,25 @@ class Reference:
     ra_deg, dec_deg : (n,) ndarray
         At the epoch.
     cov_mas2 : (n, 3) ndarray
+        Their covariance, with what has to be assumed where the catalogue is silent.
+    stated_mas2 : (n, 3) ndarray
+        The same without assumptions that are alike for all stars: where stars are many enough to
+        tell, these are left to the sigma_0 of the error model.
     """
 
     stars: NDArray[np.void]
     ra_deg: Floats
     dec_deg: Floats
     cov_mas2: Floats
+    stated_mas2: Floats
 
     def __len__(self) -> int:
         return len(self.stars)
 
     def __getitem__(self, rows: NDArray[np.generic]) -> Reference:
         return Reference(
-            self.stars[rows], self.ra_deg[rows], self.dec_deg[rows], self.cov_mas2[rows]
+            self.stars[rows], self.ra_deg[rows], self.dec_deg[rows], self.cov_mas2[rows],
+            self.stated_mas2[rows],
         )
 
 
@@ -102,4 +108,20 @@ def reference_stars(
         with np.errstate(invalid="ignore"):
             mu = np.hypot(stars["pm_ra_mas_yr"], stars["pm_dec_mas_yr"])
         cov[:, :2] += (np.nan_to_num(mu, nan=7.0)[:, None] * UNKNOWN_EPOCH_YR) ** 2
-    return Reference(stars, ra_deg, dec_deg, cov), epoch
+    return Reference(stars, ra_deg, dec_deg, cov, _stated(refcat, stars, epoch, cov)), epoch
+
+
+def _stated(
+    refcat: RefCat, stars: NDArray[np.void], epoch: float, cov: Floats
+) -> Floats:
+    """Return covariances without an error that is assumed for every star alike."""
+    still = not np.isfinite(stars["pm_ra_mas_yr"]).any()
+    stated = at_epoch(stars, epoch, unknown_pm_mas_yr=0.0)[2] if still else cov.copy()
+    if "ra_error_mas" not in refcat.meaning.sources:
+        stated[:, :2] -= refcat.meaning.position_error_mas**2
+    stated[:, :2] = np.fmax(stated[:, :2], LEAST_ERROR_MAS**2)
+    return stated
+
+
+# No catalogue is better than this.
+LEAST_ERROR_MAS = 0.01

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import re
 import threading
@@ -70,7 +71,8 @@ def value_of(body: bytes) -> Value:
     if NUMBER.fullmatch(text):
         if text.lstrip("+-").isdigit():
             return int(text)
-        return float(text.upper().replace("D", "E"))
+        number = float(text.upper().replace("D", "E"))
+        return number if math.isfinite(number) else None
     return text or None
 
 

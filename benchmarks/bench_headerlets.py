@@ -191,7 +191,7 @@ def fuzz(folder, cases, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["speed", "fuzz"])
+    parser.add_argument("what", nargs="?", default="speed", choices=["speed", "fuzz"])
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -383,7 +383,9 @@ def region_catalogue():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["hinted", "wrong", "blind", "region", "nosky"])
+    parser.add_argument(
+        "what", nargs="?", default="hinted", choices=["hinted", "wrong", "blind", "region", "nosky"]
+    )
     parser.add_argument("--fields", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("-v", "--verbose", action="store_true")

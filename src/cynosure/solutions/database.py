@@ -125,8 +125,11 @@ class Database:
         except (DBAPIError, PoolTimeout) as error:
             raise self._in_words(error) from error
 
-    def write(self, action: Callable[[Connection], T]) -> T:
+    def write(self, action: Callable[[Connection], T], *, durable: bool = True) -> T:
         """Run an action in one transaction, again while the database is locked.
+
+        Where it is not `durable`, a power cut may undo it; the next one that is durable makes it
+        so too. (A killed process undoes nothing that was written.)
 
         Raises
         ------
@@ -140,7 +143,9 @@ class Database:
         while True:
             try:
                 with self.engine.connect() as connection:
-                    connection = connection.execution_options(cynosure_write=True)
+                    connection = connection.execution_options(
+                        cynosure_write="FULL" if durable else "NORMAL"
+                    )
                     with connection.begin():
                         return action(connection)
             except (DBAPIError, PoolTimeout) as error:
@@ -205,11 +210,14 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA cache_size=-65536")
     cursor.execute("PRAGMA mmap_size=268435456")
-    cursor.execute("PRAGMA synchronous=FULL")  # what was added survives a power cut
+    # 32 MB instead of 4: fewer, larger copies from the log into the file.
+    cursor.execute("PRAGMA wal_autocheckpoint=8192")
     cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
     """Take the write lock at once: a lock that is taken late cannot be waited for."""
     write = connection.get_execution_options().get("cynosure_write")
+    if write:
+        connection.exec_driver_sql(f"PRAGMA synchronous={write}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -210,9 +210,14 @@ class Store:
             If the database does not take them; batches of earlier calls are kept, a batch that
             fails is not there at all.
         """
-        total = Added()
+        total, waiting = Added(), None
         for batch in _batches(entries, BATCH):
-            total += self.database.write(partial(self._add_batch, batch=batch))
+            if waiting is not None:
+                action = partial(self._add_batch, batch=waiting)
+                total += self.database.write(action, durable=False)
+            waiting = batch
+        if waiting is not None:
+            total += self.database.write(partial(self._add_batch, batch=waiting))
         return total
 
     def _add_batch(self, connection: Any, batch: Sequence[Entry]) -> Added:

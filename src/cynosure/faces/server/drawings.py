@@ -53,7 +53,8 @@ def draw_sky(known: Sequence[Known], width: int = 960) -> str:
         f'<text x="{place(h * 15, 0)[0]:.0f}" y="{place(h * 15, 0)[1] - 4:.0f}">{h}h</text>'
         for h in (0, 4, 8, 16, 20)
     ) + "".join(
-        f'<text x="{place(179.9999, d)[0] - 18:.0f}" y="{place(0, d)[1]:.0f}">{d:+d}°</text>'
+        f'<text x="{place(179.9999, d)[0] - 20:.0f}" '
+        f'y="{place(179.9999, d)[1] + 4:.0f}">{d:+d}°</text>'
         for d in (-60, -30, 30, 60)
     )
     dots = "".join(_dot(cell, *place(cell.ra_deg, cell.dec_deg)) for cell in _cells(known))
@@ -129,7 +130,8 @@ class Mark:
 
 def draw_offsets(marks: Sequence[Mark], size: int = 420) -> str:
     """Draw where solutions put the centre, seen from the best: direction true, distance log."""
-    marks = [m for m in marks if math.isfinite(m.east_mas + m.north_mas)]
+    placeable = [m for m in marks if math.isfinite(m.east_mas + m.north_mas)]
+    marks = sorted(placeable, key=lambda m: m.verdict == "chosen")  # the chosen one on top
     largest = max([10.0, *(math.hypot(m.east_mas, m.north_mas) for m in marks)])
     decades = math.ceil(math.log10(largest))
     unit = (size / 2 - 26) / decades
@@ -186,7 +188,7 @@ def _labels(
                  for r in (17.0, 28.0, 40.0) for a in (-0.7, 0.7, 2.4, -2.4, 0.0, math.pi)]
         taken = [spot for _, _, spot in out] + [p for _, p in groups]
         free = [s for s in spots if all(math.dist(s, t) > 13.0 for t in taken)]
-        out.append((",".join(map(str, numbers)), (x, y), (free or spots)[0]))
+        out.append((",".join(map(str, sorted(numbers))), (x, y), (free or spots)[0]))
     return out
 
 
@@ -223,9 +225,10 @@ def draw_field(difference: Difference, width: int = 300) -> str:
 
 
 def _arrow(vector: NDArray[np.float64], x: float, y: float) -> str:
-    """Draw east to the left and north up."""
+    """Draw east to the left and north up, the arrow's middle at its place."""
     dx, dy = -float(vector[0]), -float(vector[1])
     length = math.hypot(dx, dy)
+    x, y = x - dx / 2.0, y - dy / 2.0
     if length < 0.6:
         return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="0.9"/>'
     head = min(3.0, 0.45 * length)

@@ -49,7 +49,9 @@ PREFILTER = 10  # neighbours that a similarity is asked to place before it is gr
 KEEP = 12  # hypotheses that a search remembers
 # Quads that are looked up after one was found beyond doubt, for another that says something else.
 AFTERWARDS = 20_000
-AGREEMENT_COST = 10  # an agreement takes as long as looking up about this many quads
+# An agreement takes as long as looking up about so many quads, and a growth.
+AGREEMENT_COST = 10
+GROWTH_COST = 1000
 
 
 class Limits(NamedTuple):
@@ -329,6 +331,12 @@ def _look_up(scene: Scene, refs: Ints, length: float, c: complex, d: complex) ->
 
 
 @njit(cache=True, nogil=True)
+def _spent(found: Found) -> int:
+    counts = found.counts
+    return counts[0] + AGREEMENT_COST * counts[1] + GROWTH_COST * counts[3]
+
+
+@njit(cache=True, nogil=True)
 def search(scene: Scene, budget: int) -> None:
     """Stream the quads of the sky past those of the image.
 
@@ -347,7 +355,7 @@ def search(scene: Scene, budget: int) -> None:
     refs = np.empty(4, np.int64)
     certain = False
     for r in range(w.size):
-        if found.counts[0] + AGREEMENT_COST * found.counts[1] >= budget:
+        if _spent(found) >= budget:
             return
         for i in range(n_near + 1):
             who[i] = r if i == 0 else near[r, i - 1]
@@ -365,7 +373,4 @@ def search(scene: Scene, budget: int) -> None:
                     odds = _look_up(scene, refs, side[ia, ib], c, d)
                     if odds > limits.enough and not certain:
                         certain = True
-                        budget = min(
-                            budget,
-                            found.counts[0] + AGREEMENT_COST * found.counts[1] + AFTERWARDS,
-                        )
+                        budget = min(budget, _spent(found) + AFTERWARDS)

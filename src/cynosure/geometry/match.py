@@ -35,12 +35,13 @@ from cynosure.geometry.hypotheses import (
 )
 from cynosure.geometry.offsets import search_offsets
 from cynosure.geometry.pairs import depth_match, pair
+from cynosure.geometry.polish import conclude
 from cynosure.geometry.recognition import (
     Hypothesis,
     Match,
     Sources,
     Stars,
-    conclude,
+    brightest_lists,
     densify,
     even_lists,
     hypotheses_of,
@@ -77,10 +78,15 @@ class _Rung:
     n_target: int
     dense_z: float
     dense_w: float
-    near_z: int
+    near_z: int  # or ALL
     near_w: int
     budget: int
+    even: bool = True  # or the brightest, wherever they are
 
+
+# As many neighbours as keep the quads of the image, and of the sky, to these numbers.
+ALL = 0
+ALL_QUADS = 20_000, 1_000_000
 
 LADDER = (
     _Rung(60, 1, 1, 7, 7, 3_000_000),
@@ -91,6 +97,8 @@ LADDER = (
     _Rung(40, 1, 1, 13, 13, 3_000_000),
     _Rung(40, 1, 4, 8, 16, 6_000_000),
     _Rung(40, 4, 1, 16, 8, 6_000_000),
+    _Rung(40, 1.3, 1.3, ALL, ALL, 8_000_000),
+    _Rung(40, 1, 1, 8, 8, 3_000_000, even=False),
 )
 
 
@@ -144,7 +152,9 @@ def match_pointing(
     task = _Task(sigma_px, code_tolerance, min_log_odds, min_lead, name)
     stages = _stages(pointing)
     lists = x, y, flux, ra_deg, dec_deg, mag
-    if np.size(x) < REGION_STARS * REGION_GRID[0] * REGION_GRID[1]:
+    width_deg = (pointing.scale_arcsec or 0.0) * float(np.hypot(*shape)) / 3600.0
+    enough = np.size(x) >= REGION_STARS * REGION_GRID[0] * REGION_GRID[1]
+    if not enough or width_deg < REGION_WIDTH_DEG:
         return _climb(stages, *lists, pointing, shape, task)
     match = _climb([*stages, _regions], *lists, pointing, shape, task)
     if match.evidence["evenness"] > UNEVEN or match.evidence["distortion_level"] < LEVELS.max():
@@ -345,10 +355,14 @@ def _stages(pointing: Pointing) -> list[Stage]:
 
 
 def _lists(
-    sources: Sources, stars: Stars, n_target: int, dense_z: float, dense_w: float
+    sources: Sources, stars: Stars, n_target: int, dense_z: float, dense_w: float,
+    even: bool = True,
 ) -> tuple[Ints, Ints]:
     """Cut both lists to about the same density; the reference stars nearest the pointing first."""
-    i, j = even_lists(sources, stars, n_target, dense_z, dense_w)
+    if even:
+        i, j = even_lists(sources, stars, n_target, dense_z, dense_w)
+    else:
+        i, j = brightest_lists(sources, stars, n_target)
     return i, j[np.argsort(np.abs(stars.w[j]), kind="stable")]
 
 
@@ -383,28 +397,44 @@ def _best(found: list[Hypothesis]) -> float:
     return max((h.log_odds for h in found), default=0.0)
 
 
+def _affordable(n: int, quads: int) -> int:
+    """Return with how many neighbours `n` stars make about `quads` quads; seven at least."""
+    return int(np.clip(np.cbrt(6.0 * quads / n) + 1.0, 7, max(n - 1, 7)))
+
+
 def _quads(
     sources: Sources, stars: Stars, limits: Limits, pointing: Pointing, tried: list[str],
     *, rung: _Rung,
 ) -> list[Hypothesis]:
-    i, j = _lists(sources, stars, rung.n_target, rung.dense_z, rung.dense_w)
+    i, j = _lists(
+        sources, stars, rung.n_target, rung.dense_z, rung.dense_w, rung.even
+    )
     z, w = sources.z[i], stars.w[j]
     if len(z) < MIN_STARS or len(w) < MIN_STARS:
         return []
-    close = neighbours(z, max(rung.near_z, PREFILTER))
-    near_z = np.ascontiguousarray(close[:, : rung.near_z])
-    quads = source_quads(z, near_z, pointing.parity, limits.tol)
+    near_z = rung.near_z or _affordable(len(z), ALL_QUADS[0])
+    near_w = rung.near_w or _affordable(len(w), ALL_QUADS[1])
+    kind = "" if rung.even else "brightest "
+    label = (
+        f"quads: {len(z)} {kind}sources with {near_z} neighbours, {len(w)} reference with "
+        f"{near_w} at {3600 * stars.scale_deg:.3g} arcsec/px, "
+    )
+    if any(text.startswith(label) for text in tried):
+        return []  # short lists are the same on several rungs
+    close = neighbours(z, max(near_z, PREFILTER))
+    quads = source_quads(
+        z, np.ascontiguousarray(close[:, :near_z]), pointing.parity, limits.tol
+    )
     if len(quads.length) == 0:
         return []
     scene = make_scene(
-        z, close, quads, w, neighbours(w, rung.near_w), make_grid(w, 2.0), limits
+        z, close, quads, w, neighbours(w, near_w), make_grid(w, 2.0), limits
     )
     search(scene, rung.budget)
     found = scene.found
     out = hypotheses_of(found, i, j, limits.norm, "quads")
     tried.append(
-        f"quads: {len(z)} sources, {len(w)} reference at {3600 * stars.scale_deg:.3g} arcsec/px, "
-        f"{found.counts[0]} looked up, {found.counts[1]} agree, {found.counts[3]} grown, "
+        f"{label}{found.counts[0]} looked up, {found.counts[1]} agree, {found.counts[3]} grown, "
         f"log-odds {_best(out):.1f}"
     )
     return out
@@ -412,8 +442,9 @@ def _quads(
 
 REGION_GRID = (6, 4)
 UNEVEN = 0.4  # evenness of the pairs below which a part of the frame was left behind
+REGION_WIDTH_DEG = 2.0  # diagonal of the narrowest frame whose lens may need them
 REGION_STARS = 10  # sources a region needs on average for the regions to be worth a try
-REGION_RUNGS = (LADDER[0], LADDER[5])
+REGION_RUNG = _Rung(60, 1, 1, 7, 7, 500_000)
 REGION_ODDS = 12.0  # what a region's proposal must reach
 # The log-odds that the best of many wrong hypotheses may have; what a region adds is above this.
 CHANCE_ODDS = 10.0
@@ -443,12 +474,10 @@ def _regions(
                 radius=limits.radius + 1.2 * limits.scale_max * abs(center - sources.center),
                 scale_min=0.7 * limits.scale_min, scale_max=1.4 * limits.scale_max,
             )
-            for rung in REGION_RUNGS:
-                found = _quads(part, stars, local, pointing, [], rung=rung)
-                if _best(found) > REGION_ODDS:
-                    best = densify(found[0], part, stars)
-                    proposals.append(replace(best, i=member[best.i], stage="regions"))
-                    break
+            found = _quads(part, stars, local, pointing, [], rung=REGION_RUNG)
+            if _best(found) > REGION_ODDS:
+                best = densify(found[0], part, stars)
+                proposals.append(replace(best, i=member[best.i], stage="regions"))
     joined = join(proposals, sources, stars, CHANCE_ODDS)
     tried.append(
         f"regions: {grid[0]} x {grid[1]}, {len(proposals)} propose, "

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from cynosure.geometry.asterisms import neighbours, select, source_codes
 from cynosure.geometry.growth import N_TERMS, Growth, grow, make_grid
 from cynosure.geometry.hypotheses import PREFILTER, neighbour_radius, outward
+from cynosure.geometry.polish import conclude
 from cynosure.geometry.recognition import (
     MIN_SEP_PX,
     RANK,
@@ -29,7 +30,6 @@ from cynosure.geometry.recognition import (
     Match,
     Sources,
     Stars,
-    conclude,
     densify,
     prepare_sources,
     typical_density,

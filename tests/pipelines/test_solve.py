@@ -329,6 +329,21 @@ def test_chips(mosaic, tmp_path, chips):
     assert set(outcome.matches["chip"]) == {0, 1, 2}
 
 
+def test_few_stars_on_each_of_many_chips_cover_the_focal_plane(tmp_path):
+    columns = [-300.0, 0.0, 300.0] * 2
+    field = plant(
+        tmp_path, 4, sky={"n_stars": 60, "mag_bright": 12.0, "mag_faint": 17.0},
+        camera={"width_px": 260, "height_px": 260, "chip_x_px": columns,
+                "chip_y_px": [-150.0] * 3 + [150.0] * 3, "chip_rotation_deg": [0.0]},
+        artefacts={"cosmic_rays": 0}, distortion={"radial3": 0.0},
+    )
+    solution = solve(field.image, field.refcat).solution
+    assert 25 < solution.n_used < 60
+    check = next(c for c in solution.checks if c["name"] == "coverage")
+    assert check["value"] > 0.75
+    assert solution.status == "solved", solution
+
+
 def test_a_chip_without_stars_goes_with_the_others(mosaic, tmp_path):
     image = tmp_path / "dark.fits"
     with fits.open(mosaic.image) as hdus:

@@ -474,6 +474,19 @@ def _split(header: Header, beside: bool) -> tuple[Header, Header]:
     return wcs, extra
 
 
+def _check_once(
+    refcat: str | Path, settings: Settings, arguments: Mapping[str, Any]
+) -> None:
+    """Refuse what no image can be solved with: one error, not one for each image."""
+    from cynosure.data.instrument import load_instrument
+
+    open_refcat(refcat)
+    _with_arguments(settings, arguments.get("form", "tpv"), arguments.get("order", "auto"))
+    if arguments.get("instrument"):
+        load_instrument(arguments["instrument"])
+    _open_index(arguments.get("index"), bool(arguments.get("blind")), "--blind")
+
+
 def run_solve(
     images: Sequence[str | Path], refcat: str | Path, out: str | Path, *,
     settings: Settings | None = None, workers: int = 1, timeout_s: float | None = None,
@@ -503,7 +516,7 @@ def run_solve(
     import os
 
     settings = settings or default_settings()
-    open_refcat(refcat)  # a catalogue that cannot be opened is one error, not one for each image
+    _check_once(refcat, settings, arguments)
     cores = os.cpu_count() or 1
     arguments.setdefault("threads", max(1, cores // max(workers, 1)) if len(images) else 1)
     door = _Door(str(refcat), str(out), settings, dict(arguments), header_only, in_place)

@@ -269,12 +269,27 @@ def _offsets_of(frame: Frame, rows: NDArray[np.void]) -> tuple[Floats, Floats]:
 
 
 def _coverage(chips: list[Chip]) -> float:
-    values = [
-        coverage_4x4(c.sources["x"][c.source_index[c.fit.used]],
-                     c.sources["y"][c.source_index[c.fit.used]], c.frame.shape[1], c.frame.shape[0])
-        for c in chips
+    """Return the share of the cells of a 4 x 4 grid over the frame or focal plane with a star."""
+    used = [c.sources[c.source_index[c.fit.used]] for c in chips]
+    if len(chips) == 1:
+        ny, nx = chips[0].frame.shape
+        return coverage_4x4(used[0]["x"], used[0]["y"], nx, ny)
+    place = _geometry(chips[0])
+    stars, pixels = [], []
+    for chip, rows in zip(chips, used):
+        ny, nx = chip.frame.shape
+        grid = np.meshgrid(np.linspace(0, nx - 1, 16), np.linspace(0, ny - 1, 16))
+        for into, x, y in ((stars, rows["x"], rows["y"]), (pixels, *(v.ravel() for v in grid))):
+            sky = chip.fit.model.pixel_to_sky(x, y)
+            plane = project(*sky, place["center_ra_deg"], place["center_dec_deg"])
+            into.append(np.stack(plane, axis=1))
+    there, low = np.concatenate(pixels), np.concatenate(pixels).min(axis=0)
+    size = np.maximum(np.ptp(there, axis=0), 1e-12) / 4.0
+    cells = [
+        {tuple(c) for c in np.clip((np.concatenate(v) - low) / size, 0, 3.999).astype(int).tolist()}
+        for v in (stars, pixels)
     ]
-    return float(np.mean(values))
+    return len(cells[0] & cells[1]) / len(cells[1])
 
 
 def _wcs_error(chips: list[Chip]) -> dict[str, float]:

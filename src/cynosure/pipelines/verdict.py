@@ -128,7 +128,7 @@ def conclude(
         exit_code=int(ExitCode.OK if verdict.status == "solved" else
                       ExitCode.NOT_VERIFIED if verdict.status == "compromised" else
                       ExitCode.NO_SOLUTION),
-        **numbers, **before, **_geometry(chips[0]),
+        **numbers, **before, **_geometry(chips[0]),  # type: ignore[arg-type]
         **{**known, "notes": known["notes"] + tuple(n for p in plates for n in p.notes)},
     )
     return solution, matches, headers, _old_cards(chips) if headers and stays else {}
@@ -274,22 +274,23 @@ def _coverage(chips: list[Chip]) -> float:
     if len(chips) == 1:
         ny, nx = chips[0].frame.shape
         return coverage_4x4(used[0]["x"], used[0]["y"], nx, ny)
-    place = _geometry(chips[0])
-    stars, pixels = [], []
-    for chip, rows in zip(chips, used):
-        ny, nx = chip.frame.shape
-        grid = np.meshgrid(np.linspace(0, nx - 1, 16), np.linspace(0, ny - 1, 16))
-        for into, x, y in ((stars, rows["x"], rows["y"]), (pixels, *(v.ravel() for v in grid))):
-            sky = chip.fit.model.pixel_to_sky(x, y)
-            plane = project(*sky, place["center_ra_deg"], place["center_dec_deg"])
-            into.append(np.stack(plane, axis=1))
-    there, low = np.concatenate(pixels), np.concatenate(pixels).min(axis=0)
-    size = np.maximum(np.ptp(there, axis=0), 1e-12) / 4.0
-    cells = [
+    grids = [np.meshgrid(*(np.linspace(0, n - 1, 16) for n in c.frame.shape[::-1])) for c in chips]
+    there = [_on_plane(c, chips[0], *(v.ravel() for v in g)) for c, g in zip(chips, grids)]
+    stars = [_on_plane(c, chips[0], rows["x"], rows["y"]) for c, rows in zip(chips, used)]
+    every = np.concatenate(there)
+    low, size = every.min(axis=0), np.maximum(np.ptp(every, axis=0), 1e-12) / 4.0
+    occupied, possible = (
         {tuple(c) for c in np.clip((np.concatenate(v) - low) / size, 0, 3.999).astype(int).tolist()}
-        for v in (stars, pixels)
-    ]
-    return len(cells[0] & cells[1]) / len(cells[1])
+        for v in (stars, there)
+    )
+    return len(occupied & possible) / len(possible)
+
+
+def _on_plane(chip: Chip, first: Chip, x: Floats, y: Floats) -> Floats:
+    """Return pixels of a chip on the tangent plane at the centre of the first one, deg, (n, 2)."""
+    ny, nx = first.frame.shape
+    ra0, dec0 = (float(v) for v in first.fit.model.pixel_to_sky((nx - 1) / 2, (ny - 1) / 2))
+    return np.stack(project(*chip.fit.model.pixel_to_sky(x, y), ra0, dec0), axis=1)
 
 
 def _wcs_error(chips: list[Chip]) -> dict[str, float]:

@@ -42,13 +42,8 @@ demo: $(CORE)
 	$(BIN)/cynosure refcat build $(DEMO)/reference.parquet --out $(DEMO)/refcat --overwrite
 	$(BIN)/cynosure solve $(DEMO)/demo.fits --refcat $(DEMO)/refcat --out $(DEMO)/solved --overwrite
 
-# Tests that put a stand-in for the solve door, or ask what is registered when nothing was asked
-# for, need a process in which no other test has been.
-ALONE := tests/faces/test_cli.py tests/solutions/test_headerlet.py
-
 test: $(TEST)
-	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS) $(addprefix --ignore=,$(ALONE))
-	@for file in $(ALONE); do $(BIN)/python -m pytest -q $$file || exit 1; done
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 test-all: $(TEST)
 	@missing=$$(for p in $(DEBIAN_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \

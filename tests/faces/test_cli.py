@@ -17,7 +17,7 @@ from outcomes import make_matches, make_solution
 
 from cynosure.data.fitsfile import file_sha256
 from cynosure.data.tables import MATCHES, write_parquet
-from cynosure.faces import cli
+from cynosure.faces import cli, shell
 from cynosure.faces.commands.solve import parse_center
 from cynosure.faces.commands.task import find_file
 from cynosure.ground.errors import (
@@ -89,6 +89,7 @@ def no_user_settings(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("CYNOSURE_REFCAT", raising=False)
+    monkeypatch.setattr("cynosure.faces.commands.solve.is_first_run", lambda: False)
     yield
     logger = logging.getLogger("cynosure")
     for handler in list(logger.handlers):
@@ -136,6 +137,26 @@ def test_one_image_prints_its_block_and_a_tally(door, images, capsys):
 )
 def test_exit_codes(door, images, fates, code):
     assert solve(*images(**fates)) == code
+
+
+def test_a_first_run_is_told_once_and_not_before_an_image_begins(door, images, capsys, monkeypatch):
+    monkeypatch.setattr("cynosure.faces.commands.solve.is_first_run", lambda: True)
+    names = images(a="good", b="good")
+    assert solve(*names) == 0
+    assert capsys.readouterr().err.count("first run: the kernels are compiled") == 1
+    assert cli.run(["solve", *names, "--refcat", "g", "--order", "9"]) == ExitCode.USAGE
+    assert "first run" not in capsys.readouterr().err
+    assert solve(*names, "--overwrite", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_kernels_that_were_compiled_are_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("cynosure.faces.shell.__file__", str(tmp_path / "faces" / "shell.py"))
+    assert shell.is_first_run()
+    (tmp_path / "pixels").mkdir()
+    (tmp_path / "pixels" / "kernels.nbi").touch()
+    assert not shell.is_first_run()
 
 
 def test_several_images_tell_their_fate_on_standard_error(door, images, capsys):

@@ -31,11 +31,15 @@ class Progress:
         Number of images.
     quiet : bool
         Show nothing.
+    notice : str
+        A line that is told when the first image begins: not before, so that a mistake in the
+        settings is all there is to read about it.
     """
 
-    def __init__(self, total: int, *, quiet: bool = False):
+    def __init__(self, total: int, *, quiet: bool = False, notice: str = ""):
         self.total = total
         self.quiet = quiet
+        self.notice = notice
         self.count = 0
         self.active: dict[str, tuple[float, str]] = {}
         self._bar: Any = None
@@ -65,6 +69,9 @@ class Progress:
 
     def started(self, key: str) -> None:
         """Show that an image began."""
+        if self.notice and not self.quiet:
+            self._line(self.notice)
+        self.notice = ""
         self.active[key] = (time.monotonic(), "reading")
         if self._bar is not None:
             self._rows[key] = self._bar.add_task(key, total=None, step="reading")
@@ -115,6 +122,9 @@ class Progress:
                 self._line(f"{key}: {text} ({now - start:.0f} s)")
 
     def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+            return
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 

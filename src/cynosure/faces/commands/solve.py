@@ -15,6 +15,7 @@ from cynosure.ground.errors import CatalogMissing, ExitCode, SettingError
 
 __all__ = ["solve"]
 
+FIRST_RUN = "first run: the kernels are compiled, which takes about a minute, once"
 EXAMPLE = "cynosure solve m81.fits --refcat gaia/ --out solved"
 
 # ASTAP's own exit codes and words, which observatory programs read.
@@ -100,8 +101,7 @@ def _solve_into(
     from cynosure.faces.progress import Progress
     from cynosure.pipelines.solve import run_solve
 
-    if is_first_run():
-        shell.tell("first run: the kernels are compiled, which takes about a minute, once")
+    notice = FIRST_RUN if is_first_run() else ""
     settings = shell.settings()
     records = []
 
@@ -115,7 +115,7 @@ def _solve_into(
             _write_ini(out, record)
 
     refcat = options.pop("refcat")
-    with Progress(len(images), quiet=shell.quiet) as watch:
+    with Progress(len(images), quiet=shell.quiet, notice=notice) as watch:
         run = run_solve(
             images, refcat, out, settings=settings, workers=shell.workers,
             timeout_s=shell.timeout_s, overwrite=shell.overwrite, watch=watch, on_record=show,

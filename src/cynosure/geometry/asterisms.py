@@ -63,7 +63,7 @@ def select(points: Complexes, radius: float, rank: int, min_sep: float) -> Ints:
     nx, ny = int(width / size) + 1, int(height / size) + 1
     # A cell as wide as the radius need not list more than a few times `rank`: whoever has so many
     # brighter ones in a cell beside it has enough of them near.
-    room = 5 * rank if size == radius else n
+    room = 10 * rank if size == radius else n
     head = np.zeros(nx * ny, np.int64) - 1
     listed = np.zeros(nx * ny, np.int64)
     entry = np.empty(n, np.complex128)

@@ -87,6 +87,7 @@ class _Rung:
 # As many neighbours as keep the quads of the image, and of the sky, to these numbers.
 ALL = 0
 ALL_QUADS = 20_000, 1_000_000
+SPARSE = 120  # sources up to which every quad is worth a try
 
 LADDER = (
     _Rung(60, 1, 1, 7, 7, 3_000_000),
@@ -152,14 +153,15 @@ def match_pointing(
     task = _Task(sigma_px, code_tolerance, min_log_odds, min_lead, name)
     stages = _stages(pointing)
     lists = x, y, flux, ra_deg, dec_deg, mag
-    width_deg = (pointing.scale_arcsec or 0.0) * float(np.hypot(*shape)) / 3600.0
     enough = np.size(x) >= REGION_STARS * REGION_GRID[0] * REGION_GRID[1]
-    if not enough or width_deg < REGION_WIDTH_DEG:
-        return _climb(stages, *lists, pointing, shape, task)
-    match = _climb([*stages, _regions], *lists, pointing, shape, task)
-    if match.evidence["evenness"] > UNEVEN or match.evidence["distortion_level"] < LEVELS.max():
+    width_deg = (pointing.scale_arcsec or 0.0) * float(np.hypot(*shape)) / 3600.0
+    if enough and width_deg > REGION_WIDTH_DEG:
+        stages.append(_regions)
+    match = _climb(stages, *lists, pointing, shape, task)
+    lens = match.evidence["distortion_level"] == LEVELS.max() or match.evidence["rms_px"] > 1.0
+    if not enough or not lens or match.evidence["evenness"] > UNEVEN:
         return match
-    # A part of the frame was left behind by a growth at its largest distortion: a lens beyond it.
+    # A part of the frame was left behind by a growth at its limits: a lens beyond them, perhaps.
     try:
         other = _climb([_regions], *lists, pointing, shape, task)
     except NoMatch:
@@ -412,6 +414,8 @@ def _quads(
     z, w = sources.z[i], stars.w[j]
     if len(z) < MIN_STARS or len(w) < MIN_STARS:
         return []
+    if rung.near_w == ALL and len(sources.z) > SPARSE and len(w) > 3 * SPARSE:
+        return []  # where stars are many, the rungs above have seen enough of them
     near_z = rung.near_z or _affordable(len(z), ALL_QUADS[0])
     near_w = rung.near_w or _affordable(len(w), ALL_QUADS[1])
     kind = "" if rung.even else "brightest "

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_solve.py [--scene DIR] [--runs 3] [--rotate DEG]
 
-Makes the scene `wide` of cynosure's simulator, or takes a folder that holds wide.fits, ref_gaia.fits
-and wide_truthwcs.fits made by others. Each command is timed as a whole process by the operating
-system's accounting (CPU seconds, wall seconds, peak memory); the median of the runs is printed,
-and the WCS of each is compared with the true one on a 40 x 40 grid of pixels.
+Makes the scene `wide` of cynosure's simulator, or takes a folder that holds wide.fits,
+ref_gaia.fits and wide_truthwcs.fits made by others. Each command is timed as a whole process by
+the operating system's accounting (CPU seconds, wall seconds, peak memory); the median of the runs
+is printed, and the WCS of each is compared with the true one on a 40 x 40 grid of pixels.
 """
 
 from __future__ import annotations
@@ -90,7 +90,11 @@ def rotated(folder: Path, image: Path, degrees: float, mirror: bool) -> Path:
 
 
 # ------------------------------------------------------------------------------------- the peer
-SEX_PARAM = "XWIN_IMAGE\nYWIN_IMAGE\nERRAWIN_IMAGE\nERRBWIN_IMAGE\nERRTHETAWIN_IMAGE\nFLUX_AUTO\nFLUXERR_AUTO\nFLAGS\nFLUX_RADIUS\nELONGATION\nFLUX_APER(1)\nFLUXERR_APER(1)\nMAG_AUTO\nMAGERR_AUTO\n"
+SEX_PARAM = "\n".join((
+    "XWIN_IMAGE", "YWIN_IMAGE", "ERRAWIN_IMAGE", "ERRBWIN_IMAGE", "ERRTHETAWIN_IMAGE", "FLUX_AUTO",
+    "FLUXERR_AUTO", "FLAGS", "FLUX_RADIUS", "ELONGATION", "FLUX_APER(1)", "FLUXERR_APER(1)",
+    "MAG_AUTO", "MAGERR_AUTO", "",
+))
 
 
 def write_ldac(table: Table, path: Path, epoch_yr: float, max_mag: float) -> None:
@@ -98,7 +102,8 @@ def write_ldac(table: Table, path: Path, epoch_yr: float, max_mag: float) -> Non
     table = table[np.asarray(table["phot_g_mean_mag"]) < max_mag]
     dec = np.asarray(table["dec"], float)
     dt = epoch_yr - np.asarray(table["ref_epoch"], float)
-    ra = np.asarray(table["ra"], float) + np.asarray(table["pmra"]) * dt / 3.6e6 / np.cos(np.radians(dec))
+    moved = np.asarray(table["pmra"]) * dt / 3.6e6 / np.cos(np.radians(dec))
+    ra = np.asarray(table["ra"], float) + moved
     dec = dec + np.asarray(table["pmdec"]) * dt / 3.6e6
     error = (np.asarray(table["ra_error"]) / 3.6e6).astype("f4")
     n = len(table)
@@ -114,8 +119,9 @@ def write_ldac(table: Table, path: Path, epoch_yr: float, max_mag: float) -> Non
         [fits.Column(name, form, array=values, unit=unit) for name, form, values, unit in columns],
         name="LDAC_OBJECTS",
     )
-    cards = [f"{c:<80}" for c in ("SIMPLE  =                    T", "BITPIX  =                    8",
-                                  "NAXIS   =                    0", "END")]
+    cards = [f"{c:<80}" for c in (
+        "SIMPLE  =                    T", "BITPIX  =                    8",
+        "NAXIS   =                    0", "END")]
     head = fits.BinTableHDU.from_columns(
         [fits.Column("Field Header Card", f"{80 * len(cards)}A", array=["".join(cards)])],
         name="LDAC_IMHEAD",
@@ -138,11 +144,14 @@ def peer(folder: Path, image: Path, runs: int, degree: int, any_rotation: bool) 
     ]
     solve = [
         "scamp", "peer.cat", "-ASTREF_CATALOG", "FILE", "-ASTREFCAT_NAME", "ref.cat",
-        "-ASTREFCENT_KEYS", "X_WORLD,Y_WORLD", "-ASTREFERR_KEYS", "ERRA_WORLD,ERRB_WORLD,ERRTHETA_WORLD",
+        "-ASTREFCENT_KEYS", "X_WORLD,Y_WORLD", "-ASTREFERR_KEYS",
+        "ERRA_WORLD,ERRB_WORLD,ERRTHETA_WORLD",
         "-ASTREFMAG_KEY", "MAG", "-DISTORT_DEGREES", str(degree), "-POSITION_MAXERR", "25",
         "-POSANGLE_MAXERR", "180" if any_rotation else "5", "-PIXSCALE_MAXERR", "1.02",
-        "-MATCH_FLIPPED", "Y" if any_rotation else "N", "-CROSSID_RADIUS", "6", "-SN_THRESHOLDS", "10,100",
-        "-CHECKPLOT_TYPE", "NONE", "-CHECKPLOT_DEV", "NULL", "-WRITE_XML", "N", "-SOLVE_PHOTOM", "N",
+        "-MATCH_FLIPPED", "Y" if any_rotation else "N", "-CROSSID_RADIUS", "6",
+        "-SN_THRESHOLDS", "10,100", "-CHECKPLOT_TYPE", "NONE",
+        "-CHECKPLOT_DEV", "NULL", "-WRITE_XML", "N",
+        "-SOLVE_PHOTOM", "N",
         "-VERBOSE_TYPE", "QUIET", "-NTHREADS", "2",
     ]
     one, two = timed(extract, runs, folder), timed(solve, runs, folder)

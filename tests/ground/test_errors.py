@@ -13,7 +13,8 @@ CLASSES = [getattr(errors, n) for n in errors.__all__ if n != "ExitCode"]
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
 def test_pickle_keeps_everything(cls):
     facts = {
-        "image": "m81.fits", "reason": "r", "path": "p", "catalog": "c", "resource": "x", "what": "w",
+        "image": "m81.fits", "reason": "r", "path": "p", "catalog": "c", "resource": "x",
+        "what": "w",
         "n_sources": 3, "n_reference": 4, "n_points": 1, "n_parameters": 2, "needed": 8,
         "condition": 1e9, "seconds": 2.5, "url": "u", "store": "s",
     }

@@ -64,7 +64,8 @@ def test_later_layers_win_and_by_hand_wins_over_an_instrument():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("stretch.width_px=3", 3.0), ("stretch.kind=cubic", "cubic"), ('stretch.kind="cubic"', "cubic"),
+    [("stretch.width_px=3", 3.0), ("stretch.kind=cubic", "cubic"),
+     ('stretch.kind="cubic"', "cubic"),
      ("stretch.limit=none", None), ("stretch.limit=21.5", 21.5), ("stretch.careful=false", False),
      ("stretch.window=[1, 2.5]", (1.0, 2.5)), (" stretch.rounds = 2 ", 2)],
 )
@@ -94,11 +95,11 @@ def test_files(tmp_path):
     assert SETTINGS.with_file(good)["stretch"] == {"rounds": 4}
     bad = tmp_path / "bad.toml"
     bad.write_text("[stretch\n")
-    with pytest.raises(SettingError, match="bad.toml"):
+    with pytest.raises(SettingError, match=r"bad\.toml"):
         SETTINGS.with_file(bad)
     flat = tmp_path / "flat.toml"
     flat.write_text("stretch = 4\n")
     with pytest.raises(SettingError):
         SETTINGS.with_file(flat)
-    with pytest.raises(SettingError, match="missing.toml"):
+    with pytest.raises(SettingError, match=r"missing\.toml"):
         SETTINGS.with_file(tmp_path / "missing.toml")

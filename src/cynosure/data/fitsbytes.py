@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -191,13 +191,23 @@ def split_cards(raw: bytes) -> list[tuple[str, bytes]]:
     out = []
     for start in range(0, len(raw) - CARD + 1, CARD):
         record = raw[start : start + CARD]
-        keyword = record[:8].decode("latin-1").rstrip().upper()
-        if keyword == "END" and not record[8:].strip():
-            break
-        if record.startswith(b"HIERARCH "):
-            keyword = record[9:].split(b"=", 1)[0].decode("latin-1").strip().upper()
+        keyword = _KEYWORDS.get(record[:8])
+        if keyword is None:
+            keyword = record[:8].decode("latin-1").rstrip().upper()
+            if keyword == "END" and not record[8:].strip():
+                break
+            if record.startswith(b"HIERARCH "):
+                keyword = record[9:].split(b"=", 1)[0].decode("latin-1").strip().upper()
+            elif keyword != "END" and len(_KEYWORDS) < MAX_KEYWORDS:
+                _KEYWORDS[record[:8]] = keyword
         out.append((keyword, record))
     return out
+
+
+# Keywords by their bytes: a few hundred make up nearly all headers, and thousands are read
+# a second.
+_KEYWORDS: dict[bytes, str] = {}
+MAX_KEYWORDS = 4096
 
 
 def card_value(raw: bytes, keyword: str) -> str:
@@ -301,6 +311,7 @@ def _has_end(block: bytes) -> bool:
     return block[-CARD:].rstrip(b" \0") == b"END"
 
 
+@lru_cache(maxsize=64)  # lookup tables have the same few headers in thousands of files
 def _data_size(raw: bytes) -> int:
     """Return the bytes of data: |BITPIX| / 8 GCOUNT (PCOUNT + prod NAXISn) (FITS 4.0, eq. 2)."""
     n = min(card_int(raw, "NAXIS"), MAX_AXES)  # a damaged card may ask for thousands of millions

@@ -89,8 +89,10 @@ class Schema:
         for c in self.columns:
             array = _arrow_array(np.ascontiguousarray(table[c.name]))
             arrays.append(array)
-            fields.append(pa.field(c.name, array.type, metadata={"unit": c.unit, "meaning": c.meaning}))
-        return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={"cynosure": self.name}))
+            notes = {"unit": c.unit, "meaning": c.meaning}
+            fields.append(pa.field(c.name, array.type, metadata=notes))
+        schema = pa.schema(fields, metadata={"cynosure": self.name})
+        return pa.Table.from_arrays(arrays, schema=schema)
 
     def from_arrow(self, table: pa.Table, where: str = "table") -> NDArray[np.void]:
         """Return a structured array from an Arrow table that has at least these columns."""
@@ -122,8 +124,9 @@ def _numpy_array(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
     kind = str(column.type)
     if column.null_count or kind == "bool" or kind not in _PLAIN:
         return np.array(column.to_pylist(), dtype=dtype)
+    plain = _PLAIN[kind]
     parts = [
-        np.frombuffer(chunk.buffers()[1], dtype=_PLAIN[kind])[chunk.offset : chunk.offset + len(chunk)]
+        np.frombuffer(chunk.buffers()[1], plain)[chunk.offset : chunk.offset + len(chunk)]
         for chunk in column.chunks
     ]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
@@ -200,7 +203,8 @@ SOURCES = Schema(
         ("fwhm_px", "f8", "px", "full width at half maximum from the windowed moments"),
         ("ellipticity", "f8", "", "1 - b/a of the windowed moments"),
         ("theta_deg", "f8", "deg", "position angle of the major axis from +x towards +y"),
-        ("sharpness", "f8", "", "log-likelihood ratio of a single-pixel spike to a star; above 0 a spike"),
+        ("sharpness", "f8", "",
+         "log-likelihood ratio of a single-pixel spike to a star; above 0 a spike"),
         ("chi2_dof", "f8", "", "chi^2 per degree of freedom of the PSF fit"),
         ("flags", "i4", "", "sum of SourceFlag"),
     ],

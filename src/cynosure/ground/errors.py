@@ -134,7 +134,10 @@ class NotEnoughStars(CynosureError):
     """Too few stars in the image for what was asked."""
 
     text = "{image}: {n_sources} stars found, {needed} needed"
-    hint = "Lower the threshold (--set detect.threshold_sigma=3.5), or check that the image is in focus."
+    hint = (
+        "Lower the threshold (--set detect.threshold_sigma=3.5), or check that the image is in "
+        "focus."
+    )
     exit_code = ExitCode.NOT_ENOUGH_STARS
 
 
@@ -181,7 +184,9 @@ class CatalogMissing(CynosureError):
     """No reference catalogue, or none that covers the field."""
 
     text = "{catalog}: {reason}"
-    hint = "Build one with `cynosure refcat build`, or fetch the field with `cynosure refcat fetch`."
+    hint = (
+        "Build one with `cynosure refcat build`, or fetch the field with `cynosure refcat fetch`."
+    )
     exit_code = ExitCode.NO_CATALOG
 
 
@@ -220,6 +225,9 @@ class TimedOut(CynosureError):
 class Degenerate(CynosureError):
     """A fit whose data do not determine its parameters."""
 
-    text = "{what}: {n_points} points do not determine {n_parameters} parameters (condition {condition:.3g})"
+    text = (
+        "{what}: {n_points} points do not determine {n_parameters} parameters "
+        "(condition {condition:.3g})"
+    )
     hint = "Use a lower order, or more stars spread over the field."
     exit_code = ExitCode.NO_SOLUTION

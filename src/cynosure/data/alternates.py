@@ -96,8 +96,11 @@ def primary_keyword(keyword: str, letter: str) -> str | None:
 
 def records_of(raw: bytes) -> Records:
     """Split header bytes into logical cards: a card and the CONTINUEs that follow it."""
+    cards = split_cards(raw)
+    if b"CONTINUE" not in raw:
+        return cards
     out: Records = []
-    for keyword, record in split_cards(raw):
+    for keyword, record in cards:
         if keyword == "CONTINUE" and out:
             out[-1] = (out[-1][0], out[-1][1] + record)
         else:

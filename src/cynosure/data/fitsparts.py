@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -50,6 +51,7 @@ LONGEST, CONTINUED = 67, 67
 # --- cards ----------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)  # the headerlets of an archive share most of their cards
 def value_of(body: bytes) -> Value:
     """Return the value of a card with its CONTINUEs; None for commentary and for no value.
 
@@ -265,7 +267,7 @@ def parts_of_bytes(data: bytes, name: str, *, max_parts: int = 10_000) -> list[P
         if len(parts) >= max_parts:
             raise ImageError(image=name, reason=f"more than {max_parts} units")
         body = data[unit.data_start : unit.data_start + unit.data_size]
-        parts.append(Part(records_of(unit.raw), unit.raw, body, 0, unit.data_size))
+        parts.append(Part(records_of(unit.raw), unit.raw, body, unit.data_start, unit.data_size))
     return parts
 
 

@@ -15,7 +15,7 @@ import datetime
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,10 @@ MAX_TABLE_SIDE = 1 << 14
 Target = tuple[str, int]
 
 TABLES = ("WCSDVARR", "D2IMARR")
+LOOKUP = re.compile(r"(DP|D2IM)\d(\.EXTVER)?")
+LOOKUP_VERSION = re.compile(r"EXTVER: *(\d{1,9})(\.0*)?")
+TERM = re.compile(r"[AB]_\d+_\d+|PV[12]_\d+")
+_TERM_STARTS = frozenset("ABP")
 STRUCTURE = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|CHECKSUM|DATASUM|GROUPS|TFIELDS|T[A-Z]{4}\d+"
 )
@@ -179,6 +183,11 @@ class ChipWcs:
     version: int
     target: Target
     records: Records
+    _first: dict[str, bytes] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # The first card of a keyword counts; a header has up to two hundred.
+        object.__setattr__(self, "_first", dict(reversed(self.records)))
 
     @property
     def cards(self) -> Records:
@@ -191,7 +200,9 @@ class ChipWcs:
 
     def get(self, keyword: str, default: Value = None) -> Value:
         """Return the value of a card."""
-        return Part(self.records).get(keyword, default)
+        body = self._first.get(keyword)
+        value = None if body is None else value_of(body)
+        return default if value is None else value
 
     def number(self, keyword: str, default: float = 0.0) -> float:
         """Return a value as a number; the default where it is none."""
@@ -206,12 +217,7 @@ class ChipWcs:
     @property
     def linear(self) -> NDArray[np.float64]:
         """CRVAL, CRPIX and the matrix from pixels to degrees."""
-        parts = Part(self.records)
-
-        def number(keyword: str, default: float) -> float:
-            value = parts.get(keyword)
-            return float(value) if isinstance(value, (int, float)) else default
-
+        number = self.number
         axes = (1, 2)
         cd = [[number(f"CD{i}_{j}", np.nan) for j in axes] for i in axes]
         if np.isnan(cd).all():
@@ -227,7 +233,7 @@ class ChipWcs:
         """The SIP and PV terms that are not zero."""
         out = {}
         for key, body in self.records:
-            if re.fullmatch(r"[AB]_\d+_\d+|PV[12]_\d+", key):
+            if key[:1] in _TERM_STARTS and TERM.fullmatch(key):
                 value = value_of(body)
                 if isinstance(value, (int, float)) and value:
                     out[key] = float(value)
@@ -243,10 +249,10 @@ def lookups_of(records: Records) -> list[tuple[str, int]]:
     """Return EXTNAME and EXTVER of the tables that WCS cards name, NPOL's first."""
     out = []
     for key, body in records:
-        found = re.fullmatch(r"(DP|D2IM)\d(\.EXTVER)?", key)
+        found = key[:2] in ("DP", "D2") and LOOKUP.fullmatch(key)
         if found:
             text = str(value_of(body))
-            number = re.fullmatch(r"EXTVER: *(\d{1,9})(\.0*)?", text)
+            number = LOOKUP_VERSION.fullmatch(text)
             if number is None and key.endswith(".EXTVER"):
                 number = re.fullmatch(r"(\d{1,9})(\.0*)?", text)
             if number is not None:
@@ -429,8 +435,9 @@ class Headerlet:
                 out.append(f"{where} has SIP terms, but its CTYPE does not say -SIP")
             elif any(says) and not (chip.get("A_ORDER") and chip.get("B_ORDER")):
                 out.append(f"{where} has a CTYPE that says -SIP, but no SIP terms")
-            matrix = chip.linear[4:].reshape(2, 2)
-            if not np.isfinite(chip.linear).all() or np.linalg.det(matrix) == 0.0:
+            linear = chip.linear
+            a, b, c, d = linear[4:].tolist()
+            if not np.isfinite(linear).all() or a * d - b * c == 0.0:
                 out.append(f"{where} has no usable CD matrix")
             missing = [t for t in chip.lookups if self.table(*t) is None]
             out += [f"{where} names {n},{v}, which is not in it" for n, v in missing]

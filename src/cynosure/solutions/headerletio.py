@@ -7,6 +7,7 @@ are missing or of another type. What had to be mended is told in the headerlet's
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,10 @@ from cynosure.solutions.headerlet import (
     LookupTable,
 )
 
-__all__ = ["parse_headerlet", "read_headerlet", "write_headerlet"]
+__all__ = [
+    "headerlet_of_parts", "parse_headerlet", "parts_of_headerlet", "read_headerlet",
+    "write_headerlet",
+]
 
 MAX_UNITS = 2000
 
@@ -59,31 +63,53 @@ def parse_headerlet(data: bytes, name: str = "headerlet") -> Headerlet:
     HeaderletDamaged
         If it is not FITS, ends too early, or has no SIPWCS.
     """
+    return headerlet_of_parts(parts_of_headerlet(data, name), name)
+
+
+def parts_of_headerlet(data: bytes, name: str = "headerlet") -> list[Part]:
+    """Take the bytes of a headerlet apart.
+
+    Raises
+    ------
+    HeaderletDamaged
+        If it is not FITS, or ends too early.
+    """
     if len(data) > MAX_HEADERLET_BYTES:
         raise HeaderletDamaged(
             headerlet=name, reason=f"larger than {MAX_HEADERLET_BYTES >> 20} MiB"
         )
     try:
-        parts = parts_of_bytes(data, name, max_parts=MAX_UNITS)
+        return parts_of_bytes(data, name, max_parts=MAX_UNITS)
     except ImageError as error:
         raise HeaderletDamaged(headerlet=name, reason=error.facts.get("reason", "")) from error
+
+
+def headerlet_of_parts(parts: Sequence[Part], name: str = "headerlet") -> Headerlet:
+    """Make a headerlet of the parts of its file.
+
+    Raises
+    ------
+    HeaderletDamaged
+        If it has no SIPWCS, or two units of one name.
+    """
     if not parts:
         raise HeaderletDamaged(headerlet=name, reason="empty")
     notes: list[str] = []
     chips, tables = [], []
     for part in parts[1:]:
-        if part.name == "SIPWCS":
+        kind = part.name
+        if kind == "SIPWCS":
             chips.append(_chip(part, notes))
-        elif part.name in TABLES and part.data:
-            tables.append(LookupTable(part.name, part.version, part.raw, part.data))
+        elif kind in TABLES and part.data:
+            tables.append(LookupTable(kind, part.version, part.raw, part.data))
     if not chips:
         raise HeaderletDamaged(
             headerlet=name, reason="it has no SIPWCS extension, so it is no headerlet",
             hint="A FITS image goes with its own commands: cynosure wcs list FILE.",
         )
     places = [("SIPWCS", c.version) for c in chips] + [(t.name, t.version) for t in tables]
-    for kind, version in places:
-        if places.count((kind, version)) > 1:
+    for number, (kind, version) in enumerate(places):
+        if (kind, version) in places[:number]:
             raise HeaderletDamaged(headerlet=name, reason=f"two {kind} of EXTVER {version}")
     head = [r for r in parts[0].records if not STRUCTURE.fullmatch(r[0])]
     headerlet = Headerlet(head, tuple(chips), tuple(tables), tuple(notes))

@@ -114,6 +114,7 @@ def spread(n, shape, rng, apart=0.0, edge=12.0):
 
 def jittered_grid(step, shape, rng, edge):
     """Return places on a grid, each moved by up to a quarter of the step: none is close."""
+    edge = edge + 0.25 * step
     gx = np.arange(edge, shape[1] - edge, step)
     gy = np.arange(edge, shape[0] - edge, step)
     x, y = (a.ravel() for a in np.meshgrid(gx, gy))

@@ -34,6 +34,21 @@ def test_cells_are_sampled_as_the_twin_says(step):
         assert np.all(np.isinf(values[c, count[c] :]))
 
 
+def level_and_noise(values, least=0.3, count=None, total=None):
+    """Clip and sum the values of one cell, of which all pixels are in the sample."""
+    from cynosure.pixels.background import _level_and_noise
+
+    values = np.asarray(values, np.float32)
+    n = np.array([values.size if count is None else count])
+    total = n if total is None else np.array([total])
+    low, high, pivot = np.empty((3, 1), np.float32)
+    few, sums = np.empty(1, bool), np.empty((1, 4))
+    kernels.clip_cells(np.sort(values)[None], n, total, least, low, high, pivot, few)
+    kernels.sum_cells(values[None], NO_MASK, 0, 1, 1, 1, low, high, pivot, sums)
+    level, sigma = _level_and_noise(sums, pivot, few)
+    return level[0], sigma[0]
+
+
 @pytest.mark.parametrize("kind", ["noise", "stars", "integers", "coarse", "floor"])
 def test_clipped_mode_is_that_of_the_twin(kind):
     rng = np.random.default_rng(2)
@@ -46,12 +61,29 @@ def test_clipped_mode_is_that_of_the_twin(kind):
         values = np.round(rng.normal(3.2, 0.6, 1000))
     if kind == "floor":
         values = np.maximum(rng.normal(-1, 2, 1000), 0)
-    values = np.sort(values.astype(np.float32))[None]
-    level, sigma = np.empty(1, np.float32), np.empty(1, np.float32)
-    kernels.clip_cells(values, np.array([1000]), np.array([1000]), 0.3, level, sigma)
-    mode, std = twins.clipped_mode(values[0])
-    assert level[0] == pytest.approx(mode, rel=2e-6)
-    assert sigma[0] == pytest.approx(std, rel=2e-6)
+    mode, std = twins.clipped_mode(values.astype(np.float32))
+    level, sigma = level_and_noise(values)
+    assert sigma == pytest.approx(std, rel=3e-5)
+    # The loop takes the median from a count and the density there, its twin from the values.
+    assert level == pytest.approx(mode, abs=0.06 * std if kind != "coarse" else 1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_cells_are_summed_within_their_bounds(masked):
+    rng = np.random.default_rng(3)
+    data = rng.normal(10, 3, (61, 83)).astype(np.float32)
+    data[rng.random(data.shape) < 0.05] = np.nan
+    mask = rng.random(data.shape) < 0.1 if masked else np.zeros(data.shape, bool)
+    low, high = np.full(6, 4, np.float32), np.full(6, 17, np.float32)
+    pivot, sums = rng.normal(10, 0.3, 6).astype(np.float32), np.empty((6, 4))
+    kernels.sum_cells(data, mask if masked else NO_MASK, 1, 3, 3, 3, low, high, pivot, sums)
+    for c in range(6):
+        j, i = 1 + c // 3, c % 3
+        box = (slice(j * 61 // 3, (j + 1) * 61 // 3), slice(i * 83 // 3, (i + 1) * 83 // 3))
+        v = data[box][~mask[box]].astype(float)
+        v = v[(v >= 4) & (v <= 17)] - pivot[c]
+        expected = [len(v), np.sum(v < 0), v.sum(), (v * v).sum()]
+        np.testing.assert_allclose(sums[c], expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -61,20 +93,24 @@ def test_level_of_integers_is_not_an_integer(noise, tolerance):
     """A median of integers would be off by up to half a step; over its bin it is not."""
     rng = np.random.default_rng(3)
     for true in np.linspace(10, 11, 9):
-        values = np.sort(np.round(rng.normal(true, noise, 20000)).astype(np.float32))[None]
-        level, sigma = np.empty(1, np.float32), np.empty(1, np.float32)
-        kernels.clip_cells(values, np.array([20000]), np.array([20000]), 0.3, level, sigma)
-        assert level[0] == pytest.approx(true, abs=tolerance)
-        assert sigma[0] == pytest.approx(np.hypot(noise, 12**-0.5), rel=0.3)
+        level, sigma = level_and_noise(np.round(rng.normal(true, noise, 20000)))
+        assert level == pytest.approx(true, abs=tolerance)
+        assert sigma == pytest.approx(np.hypot(noise, 12**-0.5), rel=0.3)
 
 
-def test_a_cell_with_too_few_pixels_is_nan():
-    values = np.sort(np.random.default_rng(4).normal(0, 1, (3, 100)).astype(np.float32), axis=1)
-    level, sigma = np.empty(3, np.float32), np.empty(3, np.float32)
-    kernels.clip_cells(values, np.array([100, 29, 15]), np.array([100, 100, 15]), 0.3, level, sigma)
-    assert np.isfinite(level[0])
-    assert np.isnan(level[1:]).all()
-    assert np.isnan(sigma[1:]).all()
+def test_level_is_as_good_as_all_the_pixels_allow():
+    """The scatter of Pearson's mode is 2.1 standard deviations over the root of their number."""
+    rng = np.random.default_rng(4)
+    levels = [level_and_noise(rng.normal(50, 2, 4000))[0] for _ in range(200)]
+    assert np.mean(levels) == pytest.approx(50, abs=0.015)
+    assert np.std(levels) < 2.5 * 2 / 4000**0.5
+
+
+@pytest.mark.parametrize(("count", "total"), [(29, 100), (15, 15), (0, 40)])
+def test_a_cell_with_too_few_pixels_is_nan(count, total):
+    values = np.random.default_rng(4).normal(0, 1, 100)
+    assert np.isnan(level_and_noise(values, count=count, total=total)).all()
+    assert np.isfinite(level_and_noise(values, count=100, total=100)).all()
 
 
 @pytest.mark.parametrize("cubic", [True, False])

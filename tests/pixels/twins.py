@@ -59,8 +59,19 @@ def cell_sample(data, mask, step, j, i, rows, columns):
     return data[y, x][good], len(y)
 
 
-def mesh_value(mesh, shape, x, y, cubic):
-    """Catmull-Rom or linear interpolation of cell centres, the edge cells repeated."""
+def extended(mesh, cubic):
+    """The mesh with four more nodes on every side: straight on where cubic, else level."""
+    mode = {"mode": "reflect", "reflect_type": "odd"} if cubic else {"mode": "edge"}
+    wide = np.asarray(mesh, float)
+    for axis, n in enumerate(mesh.shape):
+        for _ in range(4):  # one node at a time, so that each goes on from the last
+            pad = [(1, 1) if a == axis else (0, 0) for a in (0, 1)]
+            wide = np.pad(wide, pad, **(mode if n > 1 else {"mode": "edge"}))
+    return wide
+
+
+def mesh_value(mesh, shape, x, y, cubic, wide=None):
+    """Catmull-Rom interpolation of cell centres, straight on beyond them; or linear and level."""
     rows, columns = mesh.shape
 
     def weights(t):
@@ -72,15 +83,16 @@ def mesh_value(mesh, shape, x, y, cubic):
 
     gy, gx = (y + 0.5) * rows / shape[0] - 0.5, (x + 0.5) * columns / shape[1] - 0.5
     j, i = int(np.floor(gy)), int(np.floor(gx))
-    jj = np.clip(np.arange(j - 1, j + 3), 0, rows - 1)
-    ii = np.clip(np.arange(i - 1, i + 3), 0, columns - 1)
-    return weights(gy - j) @ np.asarray(mesh, float)[np.ix_(jj, ii)] @ weights(gx - i)
+    part = (extended(mesh, cubic) if wide is None else wide)[j + 3 : j + 7, i + 3 : i + 7]
+    return weights(gy - j) @ part @ weights(gx - i)
 
 
 def mesh_image(mesh, shape, cubic):
     """The mesh on every pixel."""
+    wide = extended(mesh, cubic)
     return np.array([
-        [mesh_value(mesh, shape, x, y, cubic) for x in range(shape[1])] for y in range(shape[0])
+        [mesh_value(mesh, shape, x, y, cubic, wide) for x in range(shape[1])]
+        for y in range(shape[0])
     ])
 
 

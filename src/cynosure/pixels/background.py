@@ -1,11 +1,12 @@
 """The sky background and its noise, on a mesh.
 
 The frame is cut into cells. In each, a staggered sample of the pixels is clipped around its
-median at three standard deviations until it is stable; the level is Pearson's estimate of the
-mode, ``2.5 median - 1.5 mean``, or the median where stars skew the cell so much that the estimate
-would overshoot (Bertin & Arnouts 1996). Cells without enough pixels take the value of their
-neighbours. A 3 x 3 median removes cells that hold a bright star or a nebula's knot. Between
-the centres of the cells the level is bicubic and the noise, which may not overshoot, is bilinear.
+median at three standard deviations until it is stable; of all the pixels within those bounds the
+level is Pearson's estimate of the mode, ``2.5 median - 1.5 mean``, or the median where stars skew
+the cell so much that the estimate would overshoot (Bertin & Arnouts 1996). Cells without enough
+pixels take the value of their neighbours. A 3 x 3 median removes cells that hold a bright star or
+a nebula's knot. Between the centres of the cells the level is bicubic and the noise, which may not
+overshoot, is bilinear; outside the outermost centres the level goes on straight.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NO_MASK = np.zeros((0, 0), dtype=bool)
 # What the compiled loops want of an array; anything else would be compiled for anew.
 PLAIN: tuple[Literal["C", "W", "A"], ...] = ("C", "W", "A")
 
-# Enough pixels for a cell's level to 3 % of the noise, few enough to sort in 50 microseconds.
+# Enough pixels to find the bounds of the sky's values.
 SAMPLE_PER_CELL = 1024
 
 # A cell with a smaller part of its pixels usable takes the value of its neighbours.
@@ -124,7 +125,11 @@ def estimate_background(
         count, total = np.empty(columns, dtype=np.int64), np.empty(columns, dtype=np.int64)
         kernels.sample_cells(data, mask, step, j, j + 1, rows, columns, part, count, total)
         part.sort(axis=1)
-        kernels.clip_cells(part, count, total, LEAST_USABLE, level[j], sigma[j])
+        low, high, pivot = np.empty((3, columns), dtype=np.float32)
+        few, sums = np.empty(columns, dtype=bool), np.empty((columns, 4))
+        kernels.clip_cells(part, count, total, LEAST_USABLE, low, high, pivot, few)
+        kernels.sum_cells(data, mask, j, j + 1, rows, columns, low, high, pivot, sums)
+        level[j], sigma[j] = _level_and_noise(sums, pivot, few)
 
     share(work, range(rows), threads)
     if not np.isfinite(level).any():
@@ -143,6 +148,23 @@ def estimate_background(
     return Background(_smoothed(level, filter_cells), _smoothed(sigma, filter_cells), (ny, nx))
 
 
+def _level_and_noise(
+    sums: NDArray[np.float64], pivot: NDArray[np.float32], few: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return level and noise of cells from their sums (see :func:`kernels.sum_cells`)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        n, below, s1, s2 = sums.T
+        mean = s1 / n
+        # A Gaussian cut at three standard deviations has lost 1.35 % of its standard deviation.
+        std = 1.0136 * np.sqrt(np.maximum(s2 / n - mean**2, 0.0))
+        # From the pivot to the median: the Gaussian's quantile, as the series of erfinv.
+        z = 2.0 * 0.9973 * (0.5 - below / n)
+        series = z + np.pi * z**3 / 12.0 + 7.0 * np.pi**2 * z**5 / 480.0
+        median = std * np.sqrt(np.pi / 2.0) * series
+        mode = np.where(np.abs(mean - median) > 0.3 * std, median, 2.5 * median - 1.5 * mean)
+    return pivot + np.where(few, mean, mode), std
+
+
 def _rounding_noise(values: NDArray[np.float32]) -> np.float32:
     """Return the noise of rounding to a digital scale, where the sky spans few of its steps."""
     sample = values.ravel()[:: max(1, values.size // 50_000)]
@@ -159,8 +181,11 @@ def _smoothed(mesh: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
     if cells < 2 or mesh.size == 1:
         return mesh
     before = cells // 2
-    padded = np.pad(mesh, (before, cells - 1 - before), mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (cells, cells))
+    # Beyond the edge the mesh goes on as it does within: a gradient is no reason to bend it.
+    width = tuple((before, cells - 1 - before) if n > 1 else (0, 0) for n in mesh.shape)
+    padded = np.pad(mesh, width, mode="reflect", reflect_type="odd")
+    cells_y, cells_x = (cells if n > 1 else 1 for n in mesh.shape)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (cells_y, cells_x))
     return np.ascontiguousarray(np.median(windows, axis=(2, 3)).astype(np.float32))
 
 

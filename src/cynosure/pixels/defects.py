@@ -148,7 +148,7 @@ def flag_trails(sources: NDArray[np.void], fwhm_px: float) -> Bools:
         star = (sources["snr"] > 15) & (axis_ratio > 0)
         # Pieces of a trail are long: the rounder ones are the stars.
         typical = float(np.quantile(axis_ratio[star], 0.8)) if star.sum() > 20 else 1.0
-        long = np.flatnonzero(axis_ratio < TRAIL_AXIS_RATIO * typical)
+        long = np.flatnonzero((axis_ratio < TRAIL_AXIS_RATIO * typical) | out)
     if len(long) < TRAIL_LEAST or n > RICH:
         return out
     place = np.column_stack([sources["x"], sources["y"]])

@@ -193,7 +193,7 @@ def _measure(
         frame.shape[0] - 1 - sources["y"],
     ])
     sources["flags"][edge < fwhm] |= SourceFlag.EDGE
-    wing = peaks[:, 4] > 3.0 * np.maximum(peaks[:, 3], 1.0)
+    wing = peaks[:, 4] > peaks[:, 2] - peaks[:, 4]  # more light of others than its own
     sources["flags"][wing] |= SourceFlag.NEAR_BRIGHT
     return sources
 

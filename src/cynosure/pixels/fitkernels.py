@@ -151,7 +151,7 @@ def _accumulate(
             g1 += wr * d1
             g2 += wr * d2
             q += wr * r
-            count += v > 0.0
+            count += int(v > 0.0)
     a[at, at], a[at, at + 1], a[at, at + 2] = a00, a01, a02
     a[at + 1, at + 1], a[at + 1, at + 2], a[at + 2, at + 2] = a11, a12, a22
     b[at], b[at + 1], b[at + 2] = g0, g1, g2

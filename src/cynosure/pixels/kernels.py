@@ -4,7 +4,8 @@ Every kernel here takes and returns plain arrays. Each has a twin in NumPy in
 ``tests/pixels/twins.py`` that says the same thing slowly, and the tests hold the two together.
 
 Background
-    ``sample_cells``, ``clip_cells`` (clipped mode and standard deviation of each cell),
+    ``sample_cells``, ``clip_cells`` (the bounds of the sky's values in each cell), ``sum_cells``
+    (moments of all pixels within them),
     ``mesh_rows``, ``mesh_at`` (interpolation of the mesh), ``fill_boxes`` (pixels less the sky).
 Measurement
     ``measure_sources`` (windowed centroid and moments, aperture sums, flags).
@@ -30,6 +31,7 @@ __all__ = [
     "sample_cells",
     "segment",
     "segment_end",
+    "sum_cells",
 ]
 
 F32 = NDArray[np.float32]
@@ -39,6 +41,9 @@ I64 = NDArray[np.int64]
 # Sums may be reordered and fused, which lets them use vector instructions; NaN keep their meaning
 # because several loops test for them.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
+
+# Where more than this part of the pixels is one number, no median means much.
+FEW_SHARE = 0.45
 
 
 # --------------------------------------------------------------------------------- background
@@ -75,16 +80,64 @@ def sample_cells(
 
 @njit(cache=True, nogil=True)
 def clip_cells(
-    values: F32, count: I64, total: I64, least: float, level: F32, sigma: F32
+    values: F32, count: I64, total: I64, least: float, low: F32, high: F32, pivot: F32,
+    few: NDArray[np.bool_],
 ) -> None:
-    """Fill level and sigma of each cell from its sorted values; NaN where too few are usable."""
+    """Clip the sorted values of each cell about their median until nothing changes.
+
+    Filled are the lowest and highest value kept (NaN where too few pixels are usable), a pivot
+    just above the median, and whether the cell has few different values.
+    """
     s1, s2 = np.empty(values.shape[1] + 1), np.empty(values.shape[1] + 1)
-    for c in range(level.size):
+    for c in range(count.size):
         n = count[c]
         if n < 16 or n < least * total[c]:
-            level[c], sigma[c] = np.nan, np.nan
-        else:
-            level[c], sigma[c] = _clipped_mode(values[c, :n], s1, s2)
+            low[c] = high[c] = pivot[c] = np.nan
+            few[c] = False
+            continue
+        part = values[c, :n]
+        lo, hi = _clip(part, s1, s2)
+        low[c], high[c] = part[lo], part[hi - 1]
+        v = part[lo + (hi - lo) // 2]
+        above = _first(part, lo, hi, v, True)
+        pivot[c] = 0.5 * (v + part[above]) if above < hi else v
+        few[c] = _share(part, lo, hi) > FEW_SHARE
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def sum_cells(
+    data: F32, mask: NDArray[np.bool_], first: int, last: int, rows: int, columns: int, low: F32,
+    high: F32, pivot: F32, sums: F64,
+) -> None:
+    """Sum over all the pixels of cells within their bounds.
+
+    Rows of `sums` are how many, how many of them below the pivot, and the first and second
+    moments about it.
+    """
+    ny, nx = data.shape
+    has_mask = mask.size > 0
+    for c in range((last - first) * columns):
+        j, i = first + c // columns, c % columns
+        x0, x1 = i * nx // columns, (i + 1) * nx // columns
+        lo, hi, p = low[c], high[c], pivot[c]
+        n = below = 0
+        s1 = s2 = 0.0
+        for y in range(j * ny // rows, (j + 1) * ny // rows):
+            line = data[y, x0:x1]
+            t1, t2 = np.float32(0.0), np.float32(0.0)
+            for k in range(line.size):
+                v = line[k]
+                inside = lo <= v <= hi
+                if has_mask:
+                    inside = inside and not mask[y, x0 + k]
+                d = v - p if inside else np.float32(0.0)
+                t1 += d
+                t2 += d * d
+                n += int(inside)
+                below += int(d < np.float32(0.0))
+            s1 += float(t1)
+            s2 += float(t2)
+        sums[c, 0], sums[c, 1], sums[c, 2], sums[c, 3] = n, below, s1, s2
 
 
 @njit(cache=True, nogil=True)
@@ -100,8 +153,8 @@ def _first(values: F32, lo: int, hi: int, v: np.float32, beyond: bool) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _clipped_mode(values: F32, s1: F64, s2: F64) -> tuple[float, float]:
-    """Clip around the median, three standard deviations, until stable; then Pearson's mode."""
+def _clip(values: F32, s1: F64, s2: F64) -> tuple[int, int]:
+    """The range of sorted values within three standard deviations of their median, when stable."""
     n = values.size
     shift = np.float64(values[n // 2])
     s1[0] = s2[0] = 0.0
@@ -112,30 +165,19 @@ def _clipped_mode(values: F32, s1: F64, s2: F64) -> tuple[float, float]:
     lo, hi = 0, n
     # The lower half of the values knows nothing of the stars: its width starts the clipping.
     median = _grouped_median(values, 0, n)
-    width = (median - np.float64(values[int(0.1587 * n)])) * 1.2
-    if _share(values, 0, n) > 0.45:  # all but one number: whatever there is beside it
-        width = 0.5 * (np.float64(values[int(0.98 * n)]) - np.float64(values[int(0.02 * n)]))
-    mean, std = median, width
+    width = (median - float(values[int(0.1587 * n)])) * 1.2
+    if _share(values, 0, n) > FEW_SHARE:  # all but one number: whatever there is beside it
+        width = 0.5 * (float(values[int(0.98 * n)]) - float(values[int(0.02 * n)]))
     for k in range(30):
-        limit = 3.0 * (width if k == 0 else std)
-        new_lo = _first(values, 0, n, np.float32(median - limit), False)
-        new_hi = _first(values, 0, n, np.float32(median + limit), True)
+        new_lo = _first(values, 0, n, np.float32(median - 3.0 * width), False)
+        new_hi = _first(values, 0, n, np.float32(median + 3.0 * width), True)
         if new_hi - new_lo < 8 or (k > 0 and new_lo == lo and new_hi == hi):
             break
         lo, hi = new_lo, new_hi
-        m = hi - lo
-        mean = (s1[hi] - s1[lo]) / m
-        std = math.sqrt(max((s2[hi] - s2[lo]) / m - mean * mean, 0.0))
-        mean += shift
+        mean = (s1[hi] - s1[lo]) / (hi - lo)
+        width = math.sqrt(max((s2[hi] - s2[lo]) / (hi - lo) - mean * mean, 0.0))
         median = _grouped_median(values, lo, hi)
-    # A Gaussian cut at three standard deviations has lost 1.35 % of its standard deviation.
-    std *= 1.0136
-    if std > 0.0 and _share(values, lo, hi) > 0.45:
-        return mean, std  # among so few numbers no median means much
-    mode = 2.5 * median - 1.5 * mean
-    if abs(mean - median) > 0.3 * std:
-        mode = median
-    return mode, std
+    return lo, hi
 
 
 @njit(cache=True, nogil=True)
@@ -177,33 +219,52 @@ def _linear(t: float, w: F64) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _beyond(line: F64, i: int, cubic: bool) -> float:
+    """A node of a line, which goes on straight beyond its ends where it is cubic, else level."""
+    last = line.size - 1
+    if 0 <= i <= last:
+        return line[i]
+    if not cubic or last == 0:
+        return line[0] if i < 0 else line[last]
+    if i < 0:
+        return line[0] + i * (line[1] - line[0])
+    return line[last] + (i - last) * (line[last] - line[last - 1])
+
+
+@njit(cache=True, nogil=True)
 def mesh_line(
     mesh: F32, y: float, ny: int, cubic: bool, first: int, last: int, line: F64
 ) -> None:
     """Interpolate the mesh along y: one value for each of its columns first … last."""
     rows, columns = mesh.shape
-    w = np.empty(4)
+    w, node = np.empty(4), np.empty(rows)
     g = (y + 0.5) * rows / ny - 0.5
     j = math.floor(g)
     if cubic:
         _cubic(g - j, w)
     else:
         _linear(g - j, w)
+    low, high = max(j - 1, 0), min(j + 3, rows)
+    if low > rows - 2:
+        low = max(rows - 2, 0)
+    if high < 2:
+        high = min(2, rows)
     for i in range(max(first, 0), min(last, columns)):
+        for k in range(low, high):
+            node[k] = mesh[k, i]
         s = 0.0
         for k in range(4):
-            s += w[k] * mesh[min(max(j - 1 + k, 0), rows - 1), i]
+            s += w[k] * _beyond(node, j - 1 + k, cubic)
         line[i] = s
 
 
 @njit(cache=True, nogil=True)
 def segment(line: F64, i: int, cubic: bool) -> tuple[float, float, float, float]:
     """Coefficients of the polynomial in t = 0 … 1 between the centres of cells i and i + 1."""
-    last = line.size - 1
-    p1, p2 = line[min(max(i, 0), last)], line[min(max(i + 1, 0), last)]
+    p1, p2 = _beyond(line, i, cubic), _beyond(line, i + 1, cubic)
     if not cubic:
         return p1, p2 - p1, 0.0, 0.0
-    p0, p3 = line[min(max(i - 1, 0), last)], line[min(max(i + 2, 0), last)]
+    p0, p3 = _beyond(line, i - 1, True), _beyond(line, i + 2, True)
     second, third = p0 - 2.5 * p1 + 2.0 * p2 - 0.5 * p3, 0.5 * (p3 - p0) + 1.5 * (p1 - p2)
     return p1, 0.5 * (p2 - p0), second, third
 
@@ -226,14 +287,16 @@ def mesh_rows(
     left = math.floor((x0 + 0.5) * columns / nx - 0.5)
     right = math.floor((last - 0.5) * columns / nx - 0.5)
     for r in range(out.shape[0]):
-        mesh_line(mesh, y0 + r, ny, cubic, left - 1, right + 3, line)
+        mesh_line(
+            mesh, y0 + r, ny, cubic, min(left - 1, columns - 2), max(right + 3, 2), line
+        )
         x = x0
         for i in range(left, right + 1):
             end = min(segment_end(i, columns, nx), last)
             if end <= x:
                 continue
-            a, b, c, d = segment(line, i, cubic)
-            a, b, c, d = np.float32(a), np.float32(b), np.float32(c), np.float32(d)
+            p, q, r2, r3 = segment(line, i, cubic)
+            a, b, c, d = np.float32(p), np.float32(q), np.float32(r2), np.float32(r3)
             t0 = np.float32((x + 0.5) * columns / nx - 0.5 - i)
             target = out[r, x - x0 : end - x0]
             for k in range(target.size):
@@ -245,23 +308,14 @@ def mesh_rows(
 @njit(cache=True, nogil=True)
 def mesh_point(mesh: F32, ny: int, nx: int, x: float, y: float, cubic: bool) -> float:
     """Interpolate the mesh at one position."""
-    rows, columns = mesh.shape
-    wx, wy = np.empty(4), np.empty(4)
-    gy = (y + 0.5) * rows / ny - 0.5
-    gx = (x + 0.5) * columns / nx - 0.5
-    j, i = math.floor(gy), math.floor(gx)
-    if cubic:
-        _cubic(gy - j, wy)
-        _cubic(gx - i, wx)
-    else:
-        _linear(gy - j, wy)
-        _linear(gx - i, wx)
-    s = 0.0
-    for k in range(4):
-        row = min(max(j - 1 + k, 0), rows - 1)
-        for m in range(4):
-            s += wy[k] * wx[m] * mesh[row, min(max(i - 1 + m, 0), columns - 1)]
-    return s
+    columns = mesh.shape[1]
+    line = np.empty(columns)
+    i = math.floor((x + 0.5) * columns / nx - 0.5)
+    first = max(min(i - 1, columns - 2), 0)
+    mesh_line(mesh, y, ny, cubic, first, max(i + 3, 2), line)
+    a, b, c, d = segment(line, i, cubic)
+    t = (x + 0.5) * columns / nx - 0.5 - i
+    return a + t * (b + t * (c + t * d))
 
 
 @njit(cache=True, nogil=True)
@@ -465,8 +519,11 @@ def measure_sources(
                 peak = max(peak, v)
         out[n, 0], out[n, 1] = x, y
         if total > 0.0:
-            out[n, 2] = 2.0 * math.sqrt(ex) / total
-            out[n, 3] = 2.0 * math.sqrt(ey) / total
+            # How far the mean under the window follows the star: w / (s + w) along an axis, half
+            # for a window as wide as the star.
+            w2 = total * window * window
+            out[n, 2] = math.sqrt(ex) / total / min(max(1.0 - sxx / w2, 0.25), 0.8)
+            out[n, 3] = math.sqrt(ey) / total / min(max(1.0 - syy / w2, 0.25), 0.8)
             out[n, 6], out[n, 7], out[n, 8] = _unwindowed(
                 sxx / total, syy / total, sxy / total, window * window
             )

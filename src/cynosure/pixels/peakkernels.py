@@ -35,10 +35,10 @@ def _normalise(
     x = 0
     for i in range(-1, columns):
         end = segment_end(i, columns, nx)
-        a, b, c, d = segment(level, i, True)
-        a, b, c, d = np.float32(a), np.float32(b), np.float32(c), np.float32(d)
-        e, f, _, _ = segment(noise, i, False)
-        e, f = np.float32(e), np.float32(f)
+        p, q, r2, r3 = segment(level, i, True)
+        a, b, c, d = np.float32(p), np.float32(q), np.float32(r2), np.float32(r3)
+        p, q, _, _ = segment(noise, i, False)
+        e, f = np.float32(p), np.float32(q)
         t0 = np.float32((x + 0.5) * columns / nx - 0.5 - i)
         pixels, target = source[x:end], out[x:end]
         for k in range(target.size):

@@ -46,6 +46,10 @@ CELLS = 5
 
 MAX_DEGREE = 4
 
+# By how much of the light of a star the PSF may be off: while it is the same over the frame, and
+# when it is not.
+VARIATION, MISFIT = 0.3, 0.05
+
 # What the PSF differs by from the smooth profile varies over this length (standard deviation of
 # the kernel). Without it an undersampled PSF is not determined: a shift of the stars that is any
 # function of their phase in the pixel, and the PSF so warped, describe the pixels just as well
@@ -175,16 +179,22 @@ def build_psf(
     base = _moffat_nodes(data, spacing, nodes)
     fit = _Fit(data, spacing, base, frame.shape, threads)
     coefficients = base[None]
-    for _ in range(rounds):
+    for k in range(rounds):
         data.refine(coefficients, spacing, fit.terms(0))
-        data.gain = noise_gain(data, data.light(coefficients, spacing, fit.terms(0)))
+        if k == 0:
+            # As yet the PSF's variation looks like noise of the light; only a gross error counts.
+            data.gain = noise_gain(data, coefficients, spacing, fit.terms(0), factor=30.0)
         coefficients = fit.solve(fit.gather(coefficients, 0), coefficients, 0)
-        data.reject_outliers(coefficients, spacing, fit.terms(0))
+        data.reject_outliers(coefficients, spacing, fit.terms(0), VARIATION)
     best = _choose_degree(fit, coefficients) if degree is None else degree
-    if best > 0:
-        for _ in range(rounds):
-            coefficients = fit.solve(fit.gather(coefficients, best), coefficients, best)
-            data.refine(coefficients, spacing, fit.terms(best))
+    last = rounds if best > 0 else 1
+    for k in range(last):
+        coefficients = fit.solve(fit.gather(coefficients, best), coefficients, best)
+        data.refine(coefficients, spacing, fit.terms(best))
+        if k in (0, last - 1):
+            data.gain = noise_gain(data, coefficients, spacing, fit.terms(best))
+        if k < last - 1:
+            data.reject_outliers(coefficients, spacing, fit.terms(best), MISFIT)
     centre = np.tensordot(
         field_terms([frame.shape[1] / 2], [frame.shape[0] / 2], frame.shape, best)[0],
         coefficients, axes=1,
@@ -219,7 +229,7 @@ class _Fit:
         self.smooth = smooth / np.sqrt(np.sum(smooth**2))
         n = len(data.x)
         self.held = np.arange(n) % 5 == 4
-        side = int(np.clip(np.sqrt(n / 8.0), 1, CELLS))
+        side = int(np.clip(np.sqrt(n), 1, CELLS))
         cell = (data.x / shape[1] * side).astype(int).clip(0, side - 1) * side
         cell += (data.y / shape[0] * side).astype(int).clip(0, side - 1)
         groups = [
@@ -231,6 +241,12 @@ class _Fit:
     def terms(self, degree: int) -> Floats:
         """Return the polynomial terms of the stars."""
         return field_terms(self.data.x, self.data.y, self.shape, degree)
+
+    def weight(self, index: NDArray[np.int64]) -> Floats:
+        """Return what stars weigh in the curvature: the (S/N)^2 of their brightest pixel."""
+        d = self.data
+        peak = np.maximum(d.flux[index], 1e-30) * 0.9 / d.fwhm**2
+        return peak**2 / (d.variance[index] + peak / d.gain + (MODEL_FRACTION * peak) ** 2)
 
     def gather(self, coefficients: Floats, degree: int) -> list[_Sums]:
         """Return the normal equations at a PSF, for its variation of a degree."""
@@ -246,8 +262,10 @@ class _Fit:
                 d.good[index], d.variance[index], d.x0[index], d.y0[index], d.gain,
                 MODEL_FRACTION, d.x[index], d.y[index], d.flux[index], stencil, right,
             )
+            weight = self.weight(index)
             place = field_terms(
-                d.x[index].mean(), d.y[index].mean(), self.shape, degree
+                np.average(d.x[index], weights=weight), np.average(d.y[index], weights=weight),
+                self.shape, degree,
             )
             return _Sums(stencil[None], place[None], right)
 
@@ -332,21 +350,33 @@ def _choose_degree(fit: _Fit, guess: Floats) -> int:
 
 # ------------------------------------------------------------------------------- shape and norm
 def _normalised(coefficients: Floats, spacing: float) -> Floats:
-    """Scale so that the PSF's sum is 1 everywhere, and move its core's centroid to zero."""
+    """Scale so that the PSF's sum is 1 everywhere, and move its core's centroid to zero.
+
+    Both are free: a star's flux and place take up what the PSF has of them. So neither may be
+    left to drift over the frame.
+    """
     total = coefficients.sum(axis=(1, 2)) * spacing**2
     out = coefficients / total[0]
     total = total / total[0]
     # The terms beyond the first must not carry flux: P / sum P to first order in the variation.
     out[1:] -= total[1:, None, None] * out[0]
     x, y = _core_centroid(out[0], spacing)
-    return _shifted(out, x / spacing, y / spacing)
+    moved = _shifted(out, x / spacing, y / spacing)
+    window, at_x, at_y = _core_window(moved[0], spacing)
+    slope_y, slope_x = np.gradient(moved[0])  # by nodes
+    for at, slope in ((at_x, slope_x), (at_y, slope_y)):
+        weight = window * at
+        off = np.tensordot(moved[1:], weight, axes=2) / np.sum(weight * slope)
+        moved[1:] -= off[:, None, None] * slope
+    return moved
 
 
 def _grid(m: int, spacing: float) -> Floats:
-    return (np.arange(m) - 0.5 * (m - 1)) * spacing
+    return (np.arange(m, dtype=np.float64) - 0.5 * (m - 1)) * spacing
 
 
 def _core_window(nodes: Floats, spacing: float) -> tuple[Floats, Floats, Floats]:
+    """Return a Gaussian window about the core, and the coordinates x and y of the nodes."""
     m = nodes.shape[0]
     at = _grid(m, spacing)
     peak = np.unravel_index(np.argmax(nodes), nodes.shape)
@@ -354,11 +384,12 @@ def _core_window(nodes: Floats, spacing: float) -> tuple[Floats, Floats, Floats]
     above = nodes > 0.5 * nodes.max()
     radius2 = max(above.sum() * spacing**2 / np.pi, spacing**2)
     window = np.exp(-0.5 * r2 / (2.0 * radius2))
-    return window * np.maximum(nodes, 0.0), at[None, :] * np.ones((m, 1)), at[:, None] * np.ones(m)
+    return window, at[None, :] * np.ones((m, 1)), at[:, None] * np.ones(m)
 
 
 def _core_centroid(nodes: Floats, spacing: float) -> tuple[float, float]:
-    w, x, y = _core_window(nodes, spacing)
+    window, x, y = _core_window(nodes, spacing)
+    w = window * np.maximum(nodes, 0.0)
     return float(np.sum(w * x) / w.sum()), float(np.sum(w * y) / w.sum())
 
 

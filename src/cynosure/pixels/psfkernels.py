@@ -22,6 +22,7 @@ __all__ = [
     "forward",
     "gather_normal",
     "hide_disks",
+    "judge_stars",
     "mix",
     "project_stamp",
     "solve_normal",
@@ -246,6 +247,43 @@ def step_stars(
             y[n] += min(max(g[2], -max_step), max_step)
 
 
+@njit(cache=True, nogil=True)
+def judge_stars(
+    coefficients: F64, spacing: float, terms: F64, values: F32, good: NDArray[np.bool_],
+    variance: F64, x0: I64, y0: I64, gain: float, fraction: float, x: F64, y: F64, flux: F64,
+    light: F64, taken: F64,
+) -> None:
+    """Fill `light` with the models of isolated stars, `taken` with what their fit takes up.
+
+    That is the part of a pixel's expected squared residual by which the fit of its star's flux
+    and place lowers it: the pixel's leverage.
+    """
+    side = values.shape[1]
+    nodes = np.empty(coefficients.shape[1:])
+    p, px, py = np.empty((side, side)), np.empty((side, side)), np.empty((side, side))
+    a, g, inverse = np.empty((3, 3)), np.empty(3), np.empty((3, 3))
+    for n in range(x.size):
+        mix(coefficients, terms[n], nodes)
+        stamp(nodes, spacing, x[n], y[n], x0[n], y0[n], p, px, py, True)
+        for c in range(3):
+            _star_normal(values[n], good[n], variance[n], gain, fraction, flux[n], p, px, py, a, g)
+            for d in range(3):
+                g[d] = 1.0 if c == d else 0.0
+            ok = solve_positive(a, g, 3)
+            for d in range(3):
+                inverse[c, d] = g[d] if ok else 0.0
+        for j in range(side):
+            for i in range(side):
+                model = flux[n] * p[j, i]
+                noise = variance[n] + max(model, 0.0) / gain + (fraction * model) ** 2
+                d0, d1, d2 = p[j, i], flux[n] * px[j, i], flux[n] * py[j, i]
+                h = d0 * (inverse[0, 0] * d0 + 2.0 * (inverse[0, 1] * d1 + inverse[0, 2] * d2))
+                h += inverse[1, 1] * d1 * d1 + 2.0 * inverse[1, 2] * d1 * d2
+                h += inverse[2, 2] * d2 * d2
+                light[n, j, i] = model
+                taken[n, j, i] = h / noise if good[n, j, i] else 0.0
+
+
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _star_normal(
     values: F32, good: NDArray[np.bool_], variance: float, gain: float, fraction: float,
@@ -454,6 +492,38 @@ def _gather(scale: F64, smooth: F64, source: F64, work: F64, rows: F64, out: F64
 
 
 @njit(cache=True, nogil=True)
+def _preconditioner(stencils: F32, terms: F64, scale: F64, smooth: F64, out: F64) -> None:
+    """Fill `out` with the inverse diagonal of G S A S G + 1, as if A changed little nearby.
+
+    Nodes in the core are much better determined by the stars than those far out.
+    """
+    k, m = scale.shape[0], scale.shape[1]
+    overlap = np.zeros(4)  # of the smoothing with itself, some nodes away
+    for d in range(4):
+        for i in range(smooth.size - d):
+            overlap[d] += smooth[i] * smooth[i + d]
+    for t in range(k):
+        for j in range(m):
+            for i in range(m):
+                out[t, j, i] = 0.0
+    for c in range(stencils.shape[0]):
+        for j in range(m):
+            for i in range(m):
+                total = 0.0
+                for o in range(25):
+                    dy = 0 if o < 4 else (o + 3) // 7
+                    part = stencils[c, o, j, i] * overlap[dy] * overlap[abs(o - 7 * dy)]
+                    total += part if o == 0 else 2.0 * part
+                for t in range(k):
+                    out[t, j, i] += terms[c, t] ** 2 * total
+    for t in range(k):
+        for j in range(m):
+            for i in range(m):
+                curvature = scale[t, j, i] ** 2 * max(out[t, j, i], 0.0)
+                out[t, j, i] = 1.0 / (1.0 + curvature)
+
+
+@njit(cache=True, nogil=True)
 def solve_normal(
     stencils: F32, terms: F64, scale: F64, smooth: F64, right: F64, offset: F64, steps: int,
     tolerance: float,
@@ -475,14 +545,16 @@ def solve_normal(
     here, there = np.empty((m, m), dtype=np.float32), np.empty((m, m), dtype=np.float32)
     work, rows = np.empty((m, m)), np.empty((m, m))
     z, r, p = np.zeros(shape), np.empty(shape), np.empty(shape)
-    q, v = np.empty(shape), np.empty(shape)
+    q, v, inverse = np.empty(shape), np.empty(shape), np.empty(shape)
+    _preconditioner(stencils, terms, scale, smooth, inverse)
     _apply_data(stencils, terms, offset, here, there, v)
     _add(1.0, right.reshape(-1), v.reshape(-1))
     _gather(scale, smooth, v, work, rows, r)
-    flat_z, flat_r, flat_p = z.reshape(-1), r.reshape(-1), p.reshape(-1)
+    flat_z, flat_r, flat_p, flat_q = z.reshape(-1), r.reshape(-1), p.reshape(-1), q.reshape(-1)
+    flat_inverse = inverse.reshape(-1)
     for i in range(flat_r.size):
-        flat_p[i] = flat_r[i]
-    rr = _dot(flat_r, flat_r)
+        flat_p[i] = flat_q[i] = flat_inverse[i] * flat_r[i]
+    rr = _dot(flat_r, flat_q)
     stop = tolerance * tolerance * rr
     done = steps
     for step in range(steps):
@@ -497,9 +569,11 @@ def solve_normal(
         alpha = rr / _dot(flat_p, flat_v)
         _add(alpha, flat_p, flat_z)
         _add(-alpha, flat_v, flat_r)
-        fresh = _dot(flat_r, flat_r)
+        for i in range(flat_q.size):
+            flat_q[i] = flat_inverse[i] * flat_r[i]
+        fresh = _dot(flat_r, flat_q)
         for i in range(flat_p.size):
-            flat_p[i] = flat_r[i] + fresh / rr * flat_p[i]
+            flat_p[i] = flat_q[i] + fresh / rr * flat_p[i]
         rr = fresh
     _spread(scale, smooth, z, rows, offset)
     return done

@@ -24,6 +24,9 @@ MODEL_FRACTION = 0.004
 # Classes of brightness for the noise of the light.
 GAIN_BINS = 30
 
+# Residuals of which the star's own fit has taken more than this say little of the noise.
+MOST_TAKEN = 0.5
+
 
 # --------------------------------------------------------------------------- choosing the stars
 def choose_stars(
@@ -109,8 +112,8 @@ class Stamps:
     ----------
     values : (n, side, side) ndarray of float32
         Pixels less the sky, ADU.
-    good : (n, side, side) ndarray of bool
-        The pixels to use.
+    usable, good : (n, side, side) ndarray of bool
+        Pixels that could be used, and those of them that are.
     variance : (n,) ndarray
         Of the sky, ADU^2.
     x, y, flux : (n,) ndarray
@@ -121,11 +124,12 @@ class Stamps:
         Of the stamps: side = 2 radius + 1.
     fwhm : float
         Of the stars, px.
-    gain : float
-        Electrons per ADU, for the noise of the light.
+    gain, stated_gain : float
+        Electrons per ADU for the noise of the light, and as the frame has it.
     """
 
     values: NDArray[np.float32]
+    usable: NDArray[np.bool_]
     good: NDArray[np.bool_]
     variance: Floats
     x: Floats
@@ -136,6 +140,7 @@ class Stamps:
     radius: int
     fwhm: float
     gain: float
+    stated_gain: float
 
     @classmethod
     def cut(
@@ -163,16 +168,16 @@ class Stamps:
         _hide_neighbours(sources, index, fwhm, rows, columns, good)
         flux = np.maximum(sources["flux_aper_e"][index] / frame.gain_e_adu * 1.1, 1e-30)
         return cls(
-            values, good, background.sigma_at(x, y) ** 2, x, y, flux, x0, y0, radius, fwhm,
-            frame.gain_e_adu,
+            values, good, good.copy(), background.sigma_at(x, y) ** 2, x, y, flux, x0, y0, radius,
+            fwhm, frame.gain_e_adu, frame.gain_e_adu,
         )
 
     def part(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> Stamps:
         """Return a copy of some of the stars."""
         return Stamps(
-            self.values[index], self.good[index], self.variance[index], self.x[index],
-            self.y[index], self.flux[index], self.x0[index], self.y0[index], self.radius,
-            self.fwhm, self.gain,
+            self.values[index], self.usable[index], self.good[index], self.variance[index],
+            self.x[index], self.y[index], self.flux[index], self.x0[index], self.y0[index],
+            self.radius, self.fwhm, self.gain, self.stated_gain,
         )
 
     def refine(self, coefficients: Floats, spacing: float, terms: Floats) -> None:
@@ -191,15 +196,19 @@ class Stamps:
         out *= self.flux[:, None, None]
         return out
 
-    def reject_outliers(self, coefficients: Floats, spacing: float, terms: Floats) -> None:
-        """Drop pixels and whole stars that the PSF does not describe."""
+    def reject_outliers(
+        self, coefficients: Floats, spacing: float, terms: Floats, fraction: float
+    ) -> None:
+        """Drop pixels and whole stars that the PSF does not describe, and take back others.
+
+        An early PSF is off by some fraction of the light; only what exceeds that is an outlier.
+        """
         light = self.light(coefficients, spacing, terms)
         residual2 = (self.values - light) ** 2
-        # Early PSFs are some per cent off in the core; only what exceeds that is an outlier.
         noise2 = self.variance[:, None, None] + np.maximum(light, 0.0) / self.gain
-        noise2 += (0.05 * light) ** 2
+        noise2 += (fraction * light) ** 2
         residual2 /= noise2
-        self.good &= residual2 < 36.0
+        self.good = self.usable & (residual2 < 36.0)
         count = np.maximum(np.sum(self.good, axis=(1, 2)), 1)
         chi2 = np.sum(residual2 * self.good, axis=(1, 2)) / count
         bad = ~clip(np.log(np.maximum(chi2, 1e-3)), 6.0) & (chi2 > 1.0)
@@ -207,26 +216,27 @@ class Stamps:
             self.good[bad] = False
 
 
-def noise_gain(data: Stamps, light: Floats) -> float:
+def noise_gain(
+    data: Stamps, coefficients: Floats, spacing: float, terms: Floats, *, factor: float = 2.0
+) -> float:
     """Measure how many electrons an ADU is by the noise of the stars' own light (photon transfer).
 
     The squared residuals of pixels of like brightness L give a variance, and the variances are
-    ``1 + L / (g sigma) + (c L)^2`` in units of the sky's; the last term is what the PSF does not
-    describe. Residuals are corrected for the part of them that the fit of each star's flux and
-    place has taken up. Returns the gain the stamps have already where the stars do not
-    contradict it.
+    ``a + L / (g sigma) + (c L)^2`` in units of the sky's; the last term is what the PSF does not
+    describe. Each residual counts by the part that the fit of its star's flux and place has left
+    of it. Returns the frame's gain unless the stars contradict it by more than a factor.
     """
-    noise2 = data.variance[:, None, None] + np.maximum(light, 0.0) / data.gain
-    taken = np.zeros_like(light)
-    for part in (light, np.gradient(light, axis=1), np.gradient(light, axis=2)):
-        information = data.good * part**2 / noise2
-        taken += information / np.maximum(information.sum(axis=(1, 2), keepdims=True), 1e-30)
-    sigma = np.sqrt(data.variance)[:, None, None]
-    bright = data.good & (light > 0.3 * sigma) & (taken < 0.7)
+    light, taken = np.empty(data.values.shape), np.empty(data.values.shape)
+    psfkernels.judge_stars(
+        coefficients, spacing, terms, data.values, data.good, data.variance, data.x0, data.y0,
+        data.gain, MODEL_FRACTION, data.x, data.y, data.flux, light, taken,
+    )
+    sigma = np.broadcast_to(np.sqrt(data.variance)[:, None, None], light.shape)
+    bright = data.good & (light > 0.3 * sigma) & (taken < MOST_TAKEN)
     if bright.sum() < 40 * GAIN_BINS:
         return data.gain
-    level = (light / sigma)[bright]
-    deviation = np.abs(data.values - light)[bright] / np.broadcast_to(sigma, light.shape)[bright]
+    level = light[bright] / sigma[bright]
+    deviation = np.abs(data.values[bright] - light[bright]) / sigma[bright]
     deviation /= np.sqrt(1.0 - taken[bright])
     order = np.argsort(level, kind="stable")
     bins = np.array_split(order, GAIN_BINS)
@@ -236,9 +246,9 @@ def noise_gain(data: Stamps, light: Floats) -> float:
     fit = lstsq(np.stack([np.ones_like(x), x, x * x], axis=1), y, weight, what="noise of the light")
     inverse, error = fit.x[1], float(np.sqrt(fit.covariance[1, 1]))
     sky = float(np.sqrt(np.median(data.variance)))
-    stated = 1.0 / (data.gain * sky)
-    if abs(inverse - stated) < 5.0 * error or 0.7 * stated < inverse < 1.4 * stated:
-        return data.gain
+    stated = 1.0 / (data.stated_gain * sky)
+    if abs(inverse - stated) < 5.0 * error or stated / factor < inverse < factor * stated:
+        return data.stated_gain
     return 1.0 / (max(inverse, 0.1 * error) * sky)
 
 

@@ -9,13 +9,17 @@ The pipeline's default solution, ``IDC_<root>``, is made of the telescope's own 
 polynomial from pixels to arcseconds in the frame of the telescope and the place (V2, V3) of the
 chip in it. All chips are laid out on the tangent plane of a reference chip.
 
+Of a subarray or a binned exposure the polynomial is taken about its own reference pixel. WFPC2's
+chips have their places from the OFFTAB, and the errors of its rows (Anderson & King 1999), which
+the archive keeps in a DGEOFILE, become a D2IM table.
+
 The roll of an aperture is Cox's (spherical triangle of pole, V1 and aperture).
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +35,7 @@ from cynosure.solutions.idctab import (
     IdcModel,
     NoModel,
     moved_chip,
+    placed,
     read_idctab,
     rotation,
     skewed,
@@ -46,11 +51,15 @@ __all__ = ["NoModel", "aperture_roll_deg", "default_solution"]
 Floats = NDArray[np.float64]
 
 # Signs of the detector's axes against V2 and V3.
-PARITY = {"WFC": (1.0, -1.0), "WFPC2": (1.0, -1.0)}
+PARITY = {"WFC": (1.0, -1.0)}
 OTHER_PARITY = (-1.0, 1.0)
 # The chip that the others are laid out around.
-REFERENCE_CHIP = {("ACS", "WFC"): 2, ("WFC3", "UVIS"): 2}
-INSTRUMENTS = ("ACS", "WFC3", "STIS", "NICMOS")
+REFERENCE_CHIP = {("ACS", "WFC"): 2, ("WFC3", "UVIS"): 2, ("WFPC2", ""): 3}
+# What the pipeline corrects besides the polynomial.
+TABLES = {
+    "ACS": ("NPOLFILE", "D2IMFILE"), "WFC3": ("NPOLFILE", "D2IMFILE"), "WFPC2": ("D2IMFILE",),
+    "STIS": (), "NICMOS": (),
+}
 
 
 # --- geometry -------------------------------------------------------------------------------
@@ -149,7 +158,8 @@ class _Given:
 
 def default_solution(
     path: str | Path, *, idctab: str | Path | None = None, npolfile: str | Path | None = None,
-    d2imfile: str | Path | None = None, refs: str | Path | None = None,
+    d2imfile: str | Path | None = None, offtab: str | Path | None = None,
+    refs: str | Path | None = None,
 ) -> Headerlet:
     """Make the pipeline's default solution of an exposure from its reference files.
 
@@ -157,8 +167,8 @@ def default_solution(
     ----------
     path : path
         The exposure.
-    idctab, npolfile, d2imfile : path, optional
-        The files; those that the header names, by default.
+    idctab, npolfile, d2imfile, offtab : path, optional
+        The files; those that the header names, by default. A DGEOFILE of WFPC2 serves as D2IMFILE.
     refs : path, optional
         A folder to look for those in, before the folders that variables like ``jref`` name.
 
@@ -170,13 +180,13 @@ def default_solution(
     Raises
     ------
     NoModel
-        If a file is not there, or has nothing for this exposure; and for subarrays and binned
-        exposures, which are not built.
+        If a file is not there, or has nothing for this exposure.
     ImageError
         If a file cannot be read.
     """
     with open_holdings(path) as held:
-        given = _given(held, idctab, npolfile, d2imfile, refs)
+        stated = {"IDCTAB": idctab, "NPOLFILE": npolfile, "D2IMFILE": d2imfile, "OFFTAB": offtab}
+        given = _given(held, stated, refs)
         models, skews = [], []
         for chip in held.chips:
             model, skew = _chip_model(given, chip)
@@ -191,30 +201,26 @@ def default_solution(
         return Headerlet(_default_head(given, chips[0]), tuple(chips), tuple(tables))
 
 
-def _given(held: Holdings, idctab: Any, npolfile: Any, d2imfile: Any, refs: Any) -> _Given:
+def _given(held: Holdings, stated: dict[str, Any], refs: Any) -> _Given:
     primary = held.primary
     instrument, detector = primary.text("INSTRUME").upper(), primary.text("DETECTOR").upper()
-    if instrument not in INSTRUMENTS:
+    if instrument not in TABLES:
         raise NoModel(
             image=held.name, reason=f"no default solution is built for {instrument or 'it'}",
-            hint=f"It is for {', '.join(INSTRUMENTS)}.",
+            hint=f"It is for {', '.join(TABLES)}.",
         )
     roll = primary.get("PA_V3")
     if not isinstance(roll, (int, float)):
         raise NoModel(image=held.name, reason="its header has no PA_V3", hint="")
-    for chip in held.chips:
-        offsets = [chip.part.get(f"LTV{i}", 0.0) for i in (1, 2)]
-        binned = [chip.part.get(f"BINAXIS{i}", 1) for i in (1, 2)]
-        if any(offsets) or any(b != 1 for b in binned):
-            raise NoModel(
-                image=held.name, reason="it is a subarray or binned; only full frames are built",
-                hint="",
-            )
-    files = {
-        "IDCTAB": _reference(held, "IDCTAB", idctab, refs),
-        "NPOLFILE": _reference(held, "NPOLFILE", npolfile, refs),
-        "D2IMFILE": _reference(held, "D2IMFILE", d2imfile, refs),
-    }
+    files: dict[str, Path | None] = dict.fromkeys(("IDCTAB", "NPOLFILE", "D2IMFILE", "OFFTAB"))
+    wanted = ["IDCTAB", *TABLES[instrument]]
+    if instrument == "WFPC2":
+        detector = ""  # each chip has its own
+        wanted.append("OFFTAB")
+    for keyword in wanted:
+        files[keyword] = _reference(held, keyword, stated[keyword], refs)
+    if instrument == "WFPC2" and files["D2IMFILE"] is None:
+        files["D2IMFILE"] = _reference(held, "DGEOFILE", None, refs)
     if files["IDCTAB"] is None:
         raise NoModel(image=held.name, reason="its header names no IDCTAB")
     return _Given(held, instrument, detector, float(roll), files)
@@ -237,10 +243,13 @@ def _reference(held: Holdings, keyword: str, given: Any, refs: Any) -> Path | No
 
 
 def _chip_number(given: _Given, chip: Chip) -> int:
-    multi = (given.instrument, given.detector) in REFERENCE_CHIP
-    value = chip.part.get("CCDCHIP") if multi else 1
-    if given.instrument == "NICMOS":
+    value: Any = 1
+    if given.instrument == "WFPC2":
+        value = chip.part.get("DETECTOR")
+    elif given.instrument == "NICMOS":
         value = given.held.primary.get("CAMERA")
+    elif (given.instrument, given.detector) in REFERENCE_CHIP:
+        value = chip.part.get("CCDCHIP")
     return int(value) if isinstance(value, (int, float)) else 1
 
 
@@ -252,7 +261,8 @@ def _reference_index(given: _Given) -> int:
 
 def _filters(given: _Given, chip: Chip) -> tuple[str, str]:
     primary = given.held.primary
-    names = {"ACS": ("FILTER1", "FILTER2"), "STIS": ("OPT_ELEM", "FILTER")}
+    names = {"ACS": ("FILTER1", "FILTER2"), "STIS": ("OPT_ELEM", "FILTER"),
+             "WFPC2": ("FILTNAM1", "FILTNAM2")}
     first, second = names.get(given.instrument, ("FILTER", ""))
     texts = [primary.text(k) or chip.part.text(k) if k else "" for k in (first, second)]
     if given.detector == "SBC":
@@ -261,19 +271,55 @@ def _filters(given: _Given, chip: Chip) -> tuple[str, str]:
 
 
 def _chip_model(given: _Given, chip: Chip) -> tuple[IdcModel, tuple[float, float]]:
+    """Return the model of a chip as it was read out, and the skew that moves the chip."""
     assert given.files["IDCTAB"] is not None
     number = _chip_number(given, chip)
     model = read_idctab(given.files["IDCTAB"], number, *_filters(given, chip))
-    if (given.instrument, given.detector) != ("ACS", "WFC"):
-        return model, (0.0, 0.0)
+    skew = (0.0, 0.0)
+    if (given.instrument, given.detector) == ("ACS", "WFC"):
+        model, skew = skewed(model, year_of(_date(given, chip)))
+    if given.files["OFFTAB"] is not None:
+        model = placed(model, given.files["OFFTAB"], number, _date(given, chip))
+    model = model.binned(_binning(given, chip))
+    offset = _offset(chip, model)
+    if offset != (0.0, 0.0):
+        x, y = _pointing(given.held, chip)[2:4]
+        model = model.about(x - offset[0] - model.xref, y - offset[1] - model.yref)
+        model = replace(model, xref=float(x), yref=float(y))
+    return model, skew
+
+
+def _date(given: _Given, chip: Chip) -> str:
+    """Return DATE-OBS; the models of some detectors change with it."""
     date = given.held.primary.text("DATE-OBS") or chip.part.text("DATE-OBS")
     try:
-        year = year_of(date)
+        year_of(date)
     except ValueError:
         raise NoModel(
             image=given.held.name, reason=f"DATE-OBS {date!r} is no date; the model changes with it"
         ) from None
-    return skewed(model, year)
+    return date
+
+
+def _binning(given: _Given, chip: Chip) -> int:
+    if given.instrument == "WFPC2":
+        return 2 if given.held.primary.text("MODE").upper() == "AREA" else 1
+    value = chip.part.get("BINAXIS1", 1)
+    return int(value) if isinstance(value, (int, float)) and value >= 1 else 1
+
+
+def _offset(chip: Chip, model: IdcModel) -> tuple[float, float]:
+    """Return LTV, where pixel (0, 0) of the detector is; none where the model is of this field.
+
+    The field of a polarizer is smaller than the detector, and so is its model.
+    """
+    size = chip.part.get("NAXIS1", chip.part.get("NPIX1")), chip.part.get(
+        "NAXIS2", chip.part.get("NPIX2"))
+    if size == (model.xsize, model.ysize):
+        return 0.0, 0.0
+    shifts = [chip.part.get(f"LTV{i}", 0.0) for i in (1, 2)]
+    x, y = (float(v) if isinstance(v, (int, float)) else 0.0 for v in shifts)
+    return x, y
 
 
 def _pointing(held: Holdings, chip: Chip) -> Floats:
@@ -347,13 +393,17 @@ def _linear_terms(model: IdcModel) -> Floats:
 
 
 def _sip_cards(part: Part, model: IdcModel) -> None:
-    """Add SIP: the higher terms before the linear ones are applied, that is times their inverse."""
+    """Add SIP: the higher terms before the linear ones are applied, that is times their inverse.
+
+    The pipeline multiplies those of every degree by the binning; the power that the geometry asks
+    for is one less than the degree, which is the same for the second only.
+    """
     inverse = np.linalg.inv(_linear_terms(model))
     for name, axis in (("A", 0), ("B", 1)):
         part.records.append(card(f"{name}_ORDER", model.order, "degree of the SIP polynomial"))
         for n in range(2, model.order + 1):
             for m in range(n + 1):
-                value = float((inverse @ [model.cx[n, m], model.cy[n, m]])[axis])
+                value = float((inverse @ [model.cx[n, m], model.cy[n, m]])[axis]) * model.binning
                 part.records.append(card(f"{name}_{m}_{n - m}", value, "SIP coefficient"))
 
 
@@ -367,16 +417,33 @@ def _tables_of(path: Path, chip: int) -> dict[str, tuple[Any, NDArray[np.float32
         pass
     out = {}
     with understood(path.name, 1), fits.open(path, memmap=False) as units:
+        if units[0].header.get("INSTRUME") == "WFPC2" and "DX" in units:
+            own = [u for u in units[1:] if (u.name, u.ver) == ("DY", chip)]
+            return {"DY": _row_errors(own[0].data)} if own else {}
         for unit in units[1:]:
-            if unit.name in ("DX", "DY") and unit.header.get("CCDCHIP", 1) == chip:
+            own = unit.header.get("CCDCHIP", unit.header.get("DETECTOR", 1))
+            if unit.name in ("DX", "DY") and own == chip:
                 out[unit.name] = (unit.header.copy(), np.asarray(unit.data, dtype=np.float32))
     return out
 
 
+def _row_errors(data: Any) -> tuple[Any, NDArray[np.float32]]:
+    """Return what a DGEOFILE of WFPC2 says about its rows; it is the same in every column.
+
+    Its chips are counted by EXTVER, and it has no grid: one value for each pixel.
+    """
+    return {"CRPIX2": 1.0, "CRVAL2": 1.0}, np.asarray(data[:, :1], dtype=np.float32)
+
+
 def _lookup(
-    part: Part, kind: str, axis: int, version: int, header: Any, data: NDArray[np.float32]
+    part: Part, chip: Chip, kind: str, axis: int, version: int, header: Any,
+    data: NDArray[np.float32],
 ) -> LookupTable:
-    """Add the cards that name a table; return the table as it goes into the file."""
+    """Add the cards that name a table; return the table as it goes into the file.
+
+    Tables stay those of the whole detector. Their grid is moved by LTV and scaled by LTM, with the
+    signs that the pipeline uses.
+    """
     prefix, error, kinds = (
         ("DP", "CPERR", "CPDIS") if kind == "WCSDVARR" else ("D2IM", "D2IMERR", "D2IMDIS")
     )
@@ -395,10 +462,18 @@ def _lookup(
         card("PCOUNT", 0, "number of parameters"), card("GCOUNT", 1, "number of groups"),
         card("EXTNAME", kind, "extension name"), card("EXTVER", version, "extension version"),
     ]
-    for key, default in (("CRPIX", 0.0), ("CRVAL", 0.0), ("CDELT", 1.0)):
-        for i in (1, 2):
-            records.append(card(f"{key}{i}", float(header.get(f"{key}{i}", default))))
+    for i in (1, 2):
+        shift, step = chip.part.get(f"LTV{i}", 0.0), chip.part.get(f"LTM{i}_{i}", 1.0)
+        records += [
+            card(f"CRPIX{i}", float(header.get(f"CRPIX{i}", 0.0))),
+            card(f"CRVAL{i}", float(header.get(f"CRVAL{i}", 0.0)) - _number(shift)),
+            card(f"CDELT{i}", float(header.get(f"CDELT{i}", 1.0)) * _number(step)),
+        ]
     return LookupTable(kind, version, Part(records).header_bytes(), data.astype(">f4").tobytes())
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _d2im(given: _Given, chip: Chip, part: Part, number: int) -> list[LookupTable]:
@@ -412,9 +487,9 @@ def _d2im(given: _Given, chip: Chip, part: Part, number: int) -> list[LookupTabl
     found = _tables_of(path, _chip_number(given, chip))
     for axis, name in ((1, "DX"), (2, "DY")):
         if name in found:
-            out.append(_lookup(part, "D2IMARR", axis, version, *found[name]))
+            out.append(_lookup(part, chip, "D2IMARR", axis, version, *found[name]))
             version += 1
-    part.records.append(card("D2IMEXT", given.held.primary.text("D2IMFILE") or path.name))
+    part.records.append(card("D2IMEXT", _as_stated(given, "D2IMFILE")))
     return out
 
 
@@ -434,21 +509,27 @@ def _npol(
     matrix = np.linalg.inv(_linear_terms(model) / model.scale)
     both = (matrix @ np.array([dx.ravel(), dy.ravel()], dtype=float)).astype(np.float32)
     first = 2 * chip.target[1] - 1
-    part.records.append(card("NPOLEXT", given.held.primary.text("NPOLFILE") or path.name))
+    part.records.append(card("NPOLEXT", _as_stated(given, "NPOLFILE")))
     return [
-        _lookup(part, "WCSDVARR", axis, first + axis - 1, header, both[axis - 1].reshape(dx.shape))
+        _lookup(part, chip, "WCSDVARR", axis, first + axis - 1, header,
+                both[axis - 1].reshape(dx.shape))
         for axis, header in ((1, header_x), (2, header_y))
     ]
 
 
+def _as_stated(given: _Given, keyword: str) -> str:
+    """Return a reference file as the exposure names it, if it is that one; else its name."""
+    path, primary = given.files[keyword], given.held.primary
+    if path is None:
+        return "N/A"
+    names = [primary.text(k) for k in (keyword, "DGEOFILE")]
+    return next((n for n in names if model_root(n) == model_root(path.name)), path.name)
+
+
 def _default_head(given: _Given, chip: ChipWcs) -> Records:
     held, name = given.held, str(chip.get("WCSNAME"))
-    stated = {
-        k: (held.primary.text(k) if p is not None and model_root(str(p)) ==
-            model_root(held.primary.text(k)) else (p.name if p is not None else "N/A"))
-        for k, p in given.files.items()
-    }
-    roots = Distortion(*(model_root(stated[k]) for k in ("IDCTAB", "NPOLFILE", "D2IMFILE")))
+    stated = {k: _as_stated(given, k) for k in ("IDCTAB", "NPOLFILE", "D2IMFILE")}
+    roots = Distortion(*(model_root(v) for v in stated.values()))
     return new_head({
         "DESTIM": held.rootname, "HDRNAME": hdrname(held.stem, name), "WCSNAME": name,
         "DISTNAME": distname(held.rootname, roots),

@@ -1,4 +1,5 @@
-"""Hubble's IDCTAB: the polynomial distortion of a chip, and how ACS/WFC's changes with time.
+"""Hubble's IDCTAB: the polynomial distortion of a chip, how ACS/WFC's changes with time, and the
+OFFTAB, which has the places of WFPC2's chips with time.
 
 The time-dependent terms are Anderson's (ACS ISR 2007-08), and those that the table's own header
 gives since 2014.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, replace
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,16 @@ from numpy.typing import NDArray
 from cynosure.data.fitsparts import open_parts
 from cynosure.ground.errors import CynosureError, ExitCode
 
-__all__ = ["IdcModel", "NoModel", "moved_chip", "read_idctab", "rotation", "skewed", "year_of"]
+__all__ = [
+    "IdcModel",
+    "NoModel",
+    "moved_chip",
+    "placed",
+    "read_idctab",
+    "rotation",
+    "skewed",
+    "year_of",
+]
 
 Floats = NDArray[np.float64]
 
@@ -54,6 +65,10 @@ class IdcModel:
         Arcseconds per pixel.
     theta_deg : float
         Angle of the detector in that frame.
+    xsize, ysize : float
+        Pixels of the field that the model is of.
+    binning : int
+        Detector pixels along a side of one of the exposure.
     terms : dict
         Cards of the time dependence for this chip; empty where the table has none.
     """
@@ -67,11 +82,41 @@ class IdcModel:
     v3: float
     scale: float
     theta_deg: float
+    xsize: float
+    ysize: float
     terms: dict[str, float]
+    binning: int = 1
 
     def shifted(self, cx: Floats, cy: Floats) -> IdcModel:
         """Return the model with other coefficients."""
         return replace(self, cx=cx, cy=cy)
+
+    def binned(self, factor: int) -> IdcModel:
+        """Return the model of binned pixels, as the pipeline takes it: every degree alike."""
+        return replace(
+            self, binning=factor, cx=self.cx * factor, cy=self.cy * factor,
+            scale=self.scale * factor,
+            xref=self.xref / factor, yref=self.yref / factor,
+            xsize=self.xsize / factor, ysize=self.ysize / factor,
+        )
+
+    def about(self, dx: float, dy: float) -> IdcModel:
+        """Return the model with its polynomials taken about another pixel, that far away.
+
+        The place (v2, v3) stays that of the reference pixel, as the pipeline has it for
+        subarrays; the constant terms are where the other pixel is.
+        """
+        n = self.order + 1
+        cx, cy = np.zeros((2, n, n))
+        for i in range(n):
+            for j in range(i + 1):  # (x + dx)^j (y + dy)^(i - j), by the binomial theorem
+                for a in range(j + 1):
+                    for b in range(i - j + 1):
+                        weight = (comb(j, a) * comb(i - j, b) * dx ** (j - a)
+                                  * dy ** (i - j - b))
+                        cx[a + b, a] += weight * self.cx[i, j]
+                        cy[a + b, a] += weight * self.cy[i, j]
+        return self.shifted(cx, cy)
 
 
 # --- reading the reference files ------------------------------------------------------------
@@ -152,8 +197,48 @@ def _model(row: Any, norder: int, terms: dict[str, float]) -> IdcModel:
     if cx[1, 1] == 1.0 != scale:  # coefficients in pixels
         cx, cy = cx * scale, cy * scale
     v2, v3, theta = (float(row[k]) if k in names else 0.0 for k in ("V2REF", "V3REF", "THETA"))
-    xref, yref = float(row["XREF"]), float(row["YREF"])
-    return IdcModel(cx, cy, order, xref, yref, v2, v3, scale, theta, terms)
+    xref, yref, *size = (float(row[k]) for k in ("XREF", "YREF", "XSIZE", "YSIZE"))
+    return IdcModel(cx, cy, order, xref, yref, v2, v3, scale, theta, size[0], size[1], terms)
+
+
+def placed(model: IdcModel, offtab: str | Path, chip: int, date: str) -> IdcModel:
+    """Return a model with the place and the angle of its chip at a date, from an OFFTAB.
+
+    They are interpolated between the rows of the chip; after the last row the last two are
+    continued, and before the first the first holds, as the pipeline does.
+
+    Raises
+    ------
+    NoModel
+        If the table has no row of that chip.
+    ImageError
+        If it cannot be read.
+    """
+    from astropy.io import fits
+
+    from cynosure.data.fitsfile import understood
+
+    with open_parts(offtab):
+        pass
+    with understood(Path(offtab).name, 1), fits.open(offtab, memmap=False) as units:
+        rows = [
+            (datetime.date.fromisoformat(str(r["OBSDATE"]).strip()[:10]).toordinal(),
+             float(r["V2REF"]), float(r["V3REF"]), float(r["THETA"]))
+            for r in units[1].data if int(r["DETCHIP"]) in (chip, -999)
+        ]
+    if not rows:
+        raise NoModel(
+            image=Path(offtab).name, reason=f"no row for chip {chip}", hint="Check DETECTOR."
+        )
+    days, *columns = np.array(sorted(rows)).T
+    day = datetime.date.fromisoformat(date[:10]).toordinal()
+    last = int(np.clip(np.searchsorted(days, day), 1, max(len(days) - 1, 1)))
+    if day <= days[0] or len(days) == 1:
+        v2, v3, theta = (float(c[0]) for c in columns)
+    else:
+        part = (day - days[last - 1]) / (days[last] - days[last - 1])
+        v2, v3, theta = (float(c[last - 1] + part * (c[last] - c[last - 1])) for c in columns)
+    return replace(model, v2=v2, v3=v3, theta_deg=theta)
 
 
 def _time_terms(header: Any, chip: int) -> dict[str, float]:

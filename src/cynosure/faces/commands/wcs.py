@@ -564,6 +564,7 @@ def convert(
 @option("--idctab", metavar="FILE", help="This IDCTAB instead of the one in the header.")
 @option("--npolfile", metavar="FILE", help="This NPOLFILE.")
 @option("--d2imfile", metavar="FILE", help="This D2IMFILE.")
+@option("--offtab", metavar="FILE", help="This OFFTAB (WFPC2).")
 @shared
 def default(shell: Shell, files: tuple[str, ...], **references: str | None) -> int:
     """Make Hubble's default solution from its reference files, and activate it."""

@@ -93,6 +93,27 @@ def test_one_group_is_the_joint_least_squares(apart):
     assert np.all(chi2 < 1.5)
 
 
+def test_what_is_not_there_is_given_up():
+    """Of three places for two stars one is left, and the two are as if it had never been."""
+    nodes = psf_nodes()[None]
+    x, y, flux = [20.3, 22.9], [18.8, 19.4], [3000.0, 2200.0]
+    image, sky = scene(x, y, flux, nodes=nodes)
+    two = fit(image, sky, x, y, flux, [0, 2], nodes=nodes)
+    three = fit(
+        image, sky, [20.1, 21.6, 23.1], [18.7, 19.1, 19.5], [1500.0, 2500.0, 900.0], [0, 3],
+        nodes=nodes,
+    )
+    left = three[5] == 1
+    assert left.sum() == 2
+    assert three[5].min() == -1
+    assert three[2][~left] == 0
+    for a, b in zip(two[:4], three[:4]):
+        np.testing.assert_allclose(b[left], a, rtol=2e-4)
+    np.testing.assert_allclose(three[6], two[6], atol=0.05)
+    alone = fit(image, sky, [4.0], [5.0], [3.0], [0, 1], nodes=nodes)
+    assert alone[5][0] >= 0  # a lone star stays, however faint
+
+
 def test_groups_meet_in_the_residual():
     """Two stars fitted in turn come to rest where the joint fit puts them."""
     nodes = psf_nodes()[None]

@@ -18,6 +18,12 @@ __all__ = ["draw_stars", "fit_groups", "mix_all"]
 
 I32 = NDArray[np.int32]
 
+# Of stars fitted jointly the one whose flux is below this many of its errors is given up, one in a
+# sweep, once the first sweeps have brought the others near their places: what was taken for three
+# stars may be two.
+LEAST_SNR = 2.0
+SETTLING = 2
+
 
 @njit(cache=True, nogil=True)
 def mix_all(coefficients: F64, terms: F64, nodes: F64) -> None:
@@ -39,7 +45,7 @@ def fit_groups(
     by Gauss-Newton steps with weights from the model; groups see each other through the residual
     (Gauss-Seidel). A group is done when a step of its stars is below their `tolerance`, in
     standard errors. A pixel of `variance` 0 is not used. `status` is 1 for a star that came
-    within 20 tolerances of rest.
+    within 20 tolerances of rest, and -1 for one of a group that was given up: its flux is 0.
     """
     biggest = 1
     for g in range(groups.size - 1):
@@ -53,18 +59,22 @@ def fit_groups(
     a, b = np.empty((3 * biggest, 3 * biggest)), np.empty(3 * biggest)
     block = np.empty((3, 3))
     settled = np.zeros(groups.size - 1, dtype=np.bool_)
+    member = np.empty(biggest, dtype=np.int64)
     for sweep in range(sweeps):
         limit = 0.5 if sweep < 2 else 0.25
         for g in range(groups.size - 1):
             if settled[g]:
                 continue
-            first, last = groups[g], groups[g + 1]
-            n = last - first
+            n = 0
+            for k in range(groups[g], groups[g + 1]):
+                if status[k] >= 0:
+                    member[n] = k
+                    n += 1
             for s in range(3 * n):
                 for t in range(3 * n):
                     a[s, t] = 0.0
             for s in range(n):
-                k = first + s
+                k = member[s]
                 _accumulate(
                     image, residual, variance, gain, nodes[k % nodes.shape[0]], spacing, x[k],
                     y[k], flux[k], fit_radius[k], p[s], px[s], py[s], a, b, 3 * s, chi2, k,
@@ -72,16 +82,16 @@ def fit_groups(
             for s in range(n):
                 for t in range(s + 1, n):
                     _couple(
-                        image, residual, variance, gain, x, y, flux, fit_radius, first + s,
-                        first + t, p[s], px[s], py[s], p[t], px[t], py[t], a, 3 * s, 3 * t,
+                        image, residual, variance, gain, x, y, flux, fit_radius, member[s],
+                        member[t], p[s], px[s], py[s], p[t], px[t], py[t], a, 3 * s, 3 * t,
                     )
             if not solve_positive(a, b, 3 * n):
-                for k in range(first, last):
-                    status[k] = 0
+                for s in range(n):
+                    status[member[s]] = 0
                 continue
-            still = True
+            still, faintest, weakest = True, LEAST_SNR, -1
             for s in range(n):
-                k = first + s
+                k = member[s]
                 _inverse_block(a, 3 * n, 3 * s, block)
                 for c in range(3):
                     for d in range(3):
@@ -100,6 +110,13 @@ def fit_groups(
                 _draw(residual, psf, spacing, draw_radius[k], x[k], y[k], flux[k], new)
                 _draw(residual, psf, spacing, draw_radius[k], new_x, new_y, -new_flux, new)
                 x[k], y[k], flux[k] = new_x, new_y, new_flux
+                if new_flux < faintest * math.sqrt(block[0, 0]):
+                    faintest, weakest = new_flux / math.sqrt(block[0, 0]), k
+            if n > 1 and sweep >= SETTLING and weakest >= 0:
+                k, still = weakest, False
+                psf = nodes[k % nodes.shape[0]]
+                _draw(residual, psf, spacing, draw_radius[k], x[k], y[k], flux[k], new)
+                flux[k], status[k] = 0.0, -1
             settled[g] = still
 
 

@@ -59,7 +59,7 @@ def fit_psf(
     sources: NDArray[np.void],
     *,
     passes: Annotated[int | None, Range(1, 10)] = None,
-    sweeps: Annotated[int, Range(1, 100)] = 6,
+    sweeps: Annotated[int, Range(1, 100)] = 12,
     group_fwhm: Annotated[float, Unit("FWHM"), Range(0, 10)] = 1.5,
     threshold_sigma: Annotated[float, Unit("sigma"), Range(1, 1000)] = 5.0,
     threads: int = 1,
@@ -74,7 +74,7 @@ def fit_psf(
         2 or more looks for further sources in what the fit of the first ones leaves, and fits
         all of them again. By default 2 where the field is crowded, else 1.
     sweeps : int
-        Most Gauss-Newton steps of a source.
+        Most Gauss-Newton steps of a source; few stars need more than three.
     group_fwhm : float
         Sources closer than this are fitted jointly.
     threshold_sigma : float
@@ -96,7 +96,11 @@ def fit_psf(
     for k in range(passes):
         last = k == passes - 1
         residual = None if last else np.zeros_like(frame.data)
-        fitted = _fit_all(frame, background, psf, current, sweeps, group_fwhm, threads, residual)
+        fitted, lost = _fit_all(
+            frame, background, psf, current, sweeps, group_fwhm, threads, residual
+        )
+        if passes > 1:
+            fitted = fitted[~lost]
         if last or residual is None:
             break
         old, background = background, _refined(frame, background, residual, threads)
@@ -114,8 +118,9 @@ def fit_psf(
 def _fit_all(
     frame: Frame, background: Background, psf: Psf, sources: NDArray[np.void], sweeps: int,
     group_fwhm: float, threads: int, residual: NDArray[np.float32] | None,
-) -> NDArray[np.void]:
-    out = sources.copy()
+) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+    """Fit all sources; return them, and which were given up in favour of their neighbours."""
+    out, lost = sources.copy(), np.zeros(len(sources), dtype=bool)
     group, blended = _groups(sources, group_fwhm * psf.fwhm_px)
     fit_radius, draw_radius = _radii(sources, psf)
     tolerance = np.where(_lonely(sources, fit_radius + draw_radius), 0.1, 0.02)
@@ -124,7 +129,8 @@ def _fit_all(
     first = np.zeros(group.max() + 1, dtype=np.int64)
     first[group[::-1]] = np.arange(len(group))[::-1]
     home = first[group]  # a group lives in the tile of its first member
-    home_x, home_y = sources["x"][home], sources["y"][home]
+    home_x = sources["x"][home].clip(0, nx - 1)
+    home_y = sources["y"][home].clip(0, ny - 1)
 
     def work(corner: tuple[int, int]) -> None:
         tx, ty = corner
@@ -141,7 +147,7 @@ def _fit_all(
             index = index[np.argsort(group[index], kind="stable")]
         left = _fit_tile(
             frame, background, psf, sources, index, group, fit_radius, draw_radius, tolerance, box,
-            sweeps, mine, out, residual is not None,
+            sweeps, mine, out, lost, residual is not None,
         )
         if residual is not None and left is not None:
             y1, x1 = min(ty + TILE_PX, ny), min(tx + TILE_PX, nx)
@@ -151,7 +157,7 @@ def _fit_all(
     share(work, [(x, y) for y in range(0, ny, TILE_PX) for x in range(0, nx, TILE_PX)], threads)
     out["flags"][blended] |= SourceFlag.BLENDED
     _flag_misfits(out, psf)
-    return out
+    return out, lost
 
 
 def _flag_misfits(sources: NDArray[np.void], psf: Psf) -> None:
@@ -222,7 +228,7 @@ def _fit_tile(
     index: NDArray[np.int64], group: NDArray[np.int64], fit_radius: NDArray[np.int64],
     draw_radius: NDArray[np.int64], tolerance: NDArray[np.float64],
     box: tuple[int, int, int, int], sweeps: int, mine: NDArray[np.bool_], out: NDArray[np.void],
-    whole: bool,
+    lost: NDArray[np.bool_], whole: bool,
 ) -> NDArray[np.float32] | None:
     """Fit the sources `index` on the pixels of `box`; write those that are `mine` to `out`.
 
@@ -258,6 +264,7 @@ def _fit_tile(
     )
     keep = mine[index]
     rows = index[keep]
+    lost[rows] = status[keep] < 0
     _store(out, rows, frame.gain_e_adu, x[keep] + x0, y[keep] + y0, flux[keep], covariance[keep],
            chi2[keep], status[keep])
     if bad.any():

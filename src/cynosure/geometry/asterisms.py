@@ -27,8 +27,11 @@ __all__ = [
     "Quads",
     "bin_of",
     "canonical",
+    "listed_earlier",
     "neighbours",
+    "reaches",
     "select",
+    "sides",
     "source_codes",
     "source_quads",
 ]
@@ -145,8 +148,10 @@ class Quads(NamedTuple):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _code(a: complex, b: complex, c: complex, d: complex) -> tuple[complex, complex]:
-    scale = 1.0 / (b - a)
+def _code(
+    a: complex, b: complex, c: complex, d: complex, side: float
+) -> tuple[complex, complex]:
+    scale = (b - a).conjugate() / (side * side)
     return (c - a) * scale, (d - a) * scale
 
 
@@ -173,7 +178,7 @@ def canonical(
 ) -> tuple[int, int, int, int, complex, complex]:
     """Return which of the points 0, i, j, k are A, B, C, D, and the places of C and D."""
     a, b, c, d = _longest_side(side, i, j, k)
-    u, v = _code(p[a], p[b], p[c], p[d])
+    u, v = _code(p[a], p[b], p[c], p[d], side[a, b])
     if u.real + v.real > 1.0:
         a, b = b, a
         u, v = 1.0 - u, 1.0 - v
@@ -185,30 +190,68 @@ def canonical(
 
 @njit(cache=True, nogil=True)
 def _variants(
-    z: Complexes, s: Ints, tol: float, star: NDArray[np.int32], code: Floats, length: Floats, n: int
+    z: Complexes, who: Ints, side: Floats, s: Ints, tol: float, star: NDArray[np.int32],
+    code: Floats, length: Floats, n: int,
 ) -> int:
     """Append every code that noise could give the quad `s`: ambiguous sides, ends and orders."""
     longest = 0.0
     for i in range(4):
         for j in range(i + 1, 4):
-            longest = max(longest, abs(z[s[i]] - z[s[j]]))
+            longest = max(longest, side[s[i], s[j]])
+    least = longest * (1.0 - 2.0 * tol)
     for i in range(4):
         for j in range(4):
-            if i == j or abs(z[s[i]] - z[s[j]]) < longest * (1.0 - 2.0 * tol):
+            if i == j or side[s[i], s[j]] < least:
                 continue
+            a, b = who[s[i]], who[s[j]]
             for k in range(4):
                 if k == i or k == j:
                     continue
                 m = 6 - i - j - k
-                c, d = _code(z[s[i]], z[s[j]], z[s[k]], z[s[m]])
+                c, d = _code(z[a], z[b], z[who[s[k]]], z[who[s[m]]], side[s[i], s[j]])
                 if c.real <= d.real + 2.0 * tol and c.real + d.real <= 1.0 + 2.0 * tol:
                     if n < star.shape[0]:
-                        star[n, 0], star[n, 1], star[n, 2], star[n, 3] = s[i], s[j], s[k], s[m]
+                        star[n, 0], star[n, 1], star[n, 2], star[n, 3] = a, b, who[s[k]], who[s[m]]
                         code[n, 0], code[n, 1] = c.real, c.imag
                         code[n, 2], code[n, 3] = d.real, d.imag
-                        length[n] = abs(z[s[i]] - z[s[j]])
+                        length[n] = side[s[i], s[j]]
                     n += 1
     return n
+
+
+@njit(cache=True, nogil=True)
+def reaches(points: Complexes, near: NDArray[np.int32]) -> Floats:
+    """Return how far each point's last neighbour is."""
+    out = np.zeros(points.size)
+    for i in range(points.size if near.shape[1] else 0):
+        out[i] = abs(points[near[i, near.shape[1] - 1]] - points[i])
+    return out
+
+
+@njit(cache=True, nogil=True, inline="always")
+def listed_earlier(
+    who: NDArray[np.int64], side: Floats, reach: Floats, i: int, j: int, k: int
+) -> bool:
+    """Say whether a star before `who[0]` has the quad 0, i, j, k among its neighbours, too.
+
+    So that each quad is taken once.
+    """
+    for a, b, c in ((i, j, k), (j, i, k), (k, i, j)):
+        star = who[a]
+        if star < who[0] and max(side[a, 0], side[a, b], side[a, c]) <= reach[star]:
+            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def sides(points: Complexes, near: NDArray[np.int32], r: int, who: Ints, side: Floats) -> None:
+    """Fill in a point and its neighbours, and how far they are from each other."""
+    who[0] = r
+    for i in range(near.shape[1] + 1):
+        if i > 0:
+            who[i] = near[r, i - 1]
+        for j in range(i):
+            side[i, j] = side[j, i] = abs(points[who[i]] - points[who[j]])
 
 
 @njit(cache=True, nogil=True)
@@ -219,23 +262,19 @@ def _list_quads(
     star = np.empty((capacity, 4), np.int32)
     code = np.empty((capacity, 4))
     length = np.empty(capacity)
-    s = np.empty(4, np.int64)
-    seen = set()
-    seen.add(np.int64(-1))
+    m = near.shape[1]
+    s, who, side = np.zeros(4, np.int64), np.empty(m + 1, np.int64), np.empty((m + 1, m + 1))
+    reach = reaches(z, near)
     n = 0
-    for i in range(near.shape[0]):
-        for j in range(near.shape[1]):
-            for k in range(j + 1, near.shape[1]):
-                for m in range(k + 1, near.shape[1]):
-                    s[0], s[1], s[2], s[3] = i, near[i, j], near[i, k], near[i, m]
-                    t = order_of(s)
-                    for c in range(4):
-                        t[c] = s[t[c]]
-                    key = ((t[0] * 32768 + t[1]) * 32768 + t[2]) * 32768 + t[3]
-                    if key in seen:
+    for r in range(near.shape[0]):
+        sides(z, near, r, who, side)
+        for i in range(1, m + 1):
+            for j in range(i + 1, m + 1):
+                for k in range(j + 1, m + 1):
+                    if listed_earlier(who, side, reach, i, j, k):
                         continue
-                    seen.add(key)
-                    n = _variants(z, t, tol, star, code, length, n)
+                    s[1], s[2], s[3] = i, j, k
+                    n = _variants(z, who, side, s, tol, star, code, length, n)
     return n, star, code, length
 
 

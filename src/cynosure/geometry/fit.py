@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.geometry.errormodel import CHI2_OUTLIER, ErrorModel, fit_error_model, mahalanobis2
+from cynosure.geometry.shrinkage import STARTS_PX, Shrinkage
 from cynosure.geometry.wcs import SkyModel
 from cynosure.ground.errors import Degenerate
 from cynosure.ground.numeric import lstsq, mad_std, n_terms, poly_design, solve_normal
@@ -58,6 +59,9 @@ HOLD_OUT_ONE_IN = 7
 
 # Stars from which only full linear maps and polynomials are tried.
 RICH = 500
+
+# With fewer stars than RICH a polynomial of this degree is fitted, its higher terms shrunk.
+SHRUNK_DEGREE = 5
 
 # Stars a coefficient from which an order is well determined.
 ODD_STARS = 15
@@ -237,6 +241,10 @@ def fit_wcs(
     scores: dict[str, dict[str, float]] = {}
     if form == "auto":
         form, scores = _choose_form(plane.best(SELECTION_STARS), lower, max_order, shape, lowest)
+        degree = min(max(SHRUNK_DEGREE, max_order if form > "poly5" else 0), max_order)
+        free = form.startswith("poly") or (form == "general" and prior is None)
+        if free and degree > 1 and 5 <= len(pairs) < RICH:
+            return plane.fit_shrunk(degree, ~held, scores)
     return plane.fit(form, ~held, scores)  # type: ignore[arg-type]
 
 
@@ -463,15 +471,16 @@ class _Plane:
 
     def fit(
         self, form: str, train: Bools, scores: dict[str, dict[str, float]],
-        rounds: int | None = None,
+        rounds: int | None = None, prior: Shrinkage | None = None,
     ) -> Fit:
-        """Fit one form to the stars of `train`."""
+        """Fit one form to the stars of `train`, with a prior of its coefficients."""
         design, goal = self.design(form), self.offset(form)
-        errors, use, weight = self._start(form, train)
+        least = FORMS[form][1] if prior is None else FORMS["general"][1]
+        errors, use, weight = self._start(least, train)
         history: list[dict[str, float | int | str]] = []
         for k in range(rounds or self.rounds):
             cov = errors.covariance(self.source_cov, self.pairs.cov_mas2)
-            p, covariance, lever = self._solve(form, design, goal, cov, use, weight)
+            p, covariance, lever = self._solve(form, design, goal, cov, use, weight, prior)
             residual = design.apply(p) - goal
             new_errors, _ = fit_error_model(
                 residual[train & use], self.source_cov[train & use],
@@ -481,7 +490,7 @@ class _Plane:
             q = mahalanobis2(residual / np.sqrt(np.clip(1 - lever, 0.05, 1)), cov)
             new_use = train & (q < self.threshold**2)
             # Never drop so many that the form is no longer determined.
-            if new_use.sum() < max(FORMS[form][1], 0.3 * train.sum()):
+            if new_use.sum() < max(least, 0.3 * train.sum()):
                 new_use = use
             history.append({
                 "round": k, "form": form, "n_used": int(use.sum()),
@@ -497,32 +506,56 @@ class _Plane:
             weight = np.minimum(1.0, HUBER_K / np.sqrt(np.maximum(q, 1e-12)))
             if settled:
                 break
-        return self._record(form, p, covariance, lever, errors, residual, use, train, history, scores)
+        n_parameters = FORMS[form][0] if prior is None else prior.effective
+        return self._record(
+            form, p, covariance, lever, errors, residual, use, train, history, scores, n_parameters
+        )
 
-    def _start(self, form: str, train: Bools) -> tuple[ErrorModel, Bools, Floats]:
+    def fit_shrunk(
+        self, degree: int, train: Bools, scores: dict[str, dict[str, float]]
+    ) -> Fit:
+        """Fit a polynomial whose higher terms are believed as far as the stars show them."""
+        best: tuple[float, Fit] | None = None
+        for start in STARTS_PX:
+            prior = Shrinkage.of(self.base, degree, start)
+            fit = self.fit(f"poly{degree}", train, scores, prior=prior)
+            cov = fit.sigma2_mas2[train]
+            det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
+            q = np.minimum(mahalanobis2(fit.residual_mas[train], cov), self.threshold**2)
+            evidence = prior.log_evidence - 0.5 * float(np.sum(np.log(det) + q))
+            if best is None or evidence > best[0]:
+                best = evidence, fit
+        return best[1]
+
+    def _start(self, least: int, train: Bools) -> tuple[ErrorModel, Bools, Floats]:
         """Drop gross outliers by the residuals of the base, corrected for their median."""
         offset = self._distance(self.base)
         offset = offset - np.median(offset[train], axis=0)
         size = np.hypot(*offset.T)
         spread = max(float(np.mean(mad_std(offset[train], axis=0))), 1e-6)
         use = train & (size < self.clipping * np.sqrt(2.0) * spread)
-        if use.sum() < FORMS[form][1]:
+        if use.sum() < least:
             use = train.copy()
         return ErrorModel(1.0, max(spread, 1e-3)), use, np.ones(len(train))
 
     def _solve(
         self, form: str, design: _Design, goal: Floats, cov: Floats, use: Bools, weight: Floats,
+        prior: Shrinkage | None,
     ) -> tuple[Floats, Floats, Floats]:
         """Solve the generalised least squares; return parameters, covariance and leverages."""
         det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
         w = np.stack([cov[:, 1], cov[:, 0], -cov[:, 2]], axis=1)
         w *= (np.where(use, weight, 0.0) / det)[:, None]
         matrix, right = design.normal(w, goal)
-        solved = solve_normal(matrix, right, 2 * int(use.sum()), what=f"WCS fit ({form})")
-        variance = design.variance(solved.covariance)
+        if prior is None:
+            solved = solve_normal(matrix, right, 2 * int(use.sum()), what=f"WCS fit ({form})")
+            x, covariance = solved.x, solved.covariance
+        else:
+            x, covariance = prior.solve(matrix, right)
+        variance = design.variance(covariance)
         # h = diag(A C A^T W), the share of each residual that the fit took up
         lever = w[:, :2] * variance[:, :2] + (w[:, 2] * variance[:, 2])[:, None]
-        return solved.x, solved.covariance, np.clip(lever, 0.0, 1.0)
+        return x, covariance, np.clip(lever, 0.0, 1.0)
 
     def prediction_variance(self, fit: Fit, rows: Bools) -> Floats:
         """Return the variance that the parameters' own errors add at some stars, mas^2."""
@@ -532,15 +565,15 @@ class _Plane:
         self, form: str, p: Floats, covariance: Floats, lever: Floats, errors: ErrorModel,
         residual: Floats, use: Bools, train: Bools,
         history: list[dict[str, float | int | str]], scores: dict[str, dict[str, float]],
+        n_parameters: float,
     ) -> Fit:
         cov = errors.covariance(self.source_cov, self.pairs.cov_mas2)
         q = mahalanobis2(residual, cov)
-        n_parameters = FORMS[form][0]
         return Fit(
             model=_assemble(form, self.start(form), p), form=form, errors=errors, covariance=covariance,
             residual_mas=residual, sigma2_mas2=cov, leverage=np.where(use[:, None], lever, 0.0),
             used=use, reserved=~train & (q < self.threshold**2), chi2=float(q[use].sum()),
-            dof=max(2 * int(use.sum()) - n_parameters, 0),
+            dof=max(2 * int(use.sum()) - round(n_parameters), 0),
             chi2_all=float(q[q < CHI2_OUTLIER].sum()), history=tuple(history), scores=scores,
             base=self.start(form),
         )

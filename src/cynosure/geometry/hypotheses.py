@@ -15,7 +15,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cynosure.geometry.asterisms import BINS, Y_MAX, Quads, bin_of, canonical
+from cynosure.geometry.asterisms import (
+    BINS,
+    Y_MAX,
+    Quads,
+    bin_of,
+    canonical,
+    listed_earlier,
+    reaches,
+    sides,
+)
 from cynosure.geometry.growth import (
     N_TERMS,
     Grid,
@@ -312,22 +321,22 @@ def _consider(scene: Scene, quad: NDArray[np.int32], refs: Ints, parity: int) ->
 
 
 @njit(cache=True, nogil=True)
-def _look_up(scene: Scene, refs: Ints, length: float, c: complex, d: complex) -> float:
-    """Compare one quad of the sky with those of the image; return the best log-odds."""
-    quads, limits = scene.quads, scene.limits
+def _agreeing(
+    start: Ints, entry: NDArray[np.int32], code: Floats, c: complex, d: complex, tol2: float,
+    out: Ints,
+) -> int:
+    """List the quads of the image that agree with a code of the sky; return how many they are."""
     cell = bin_of(c.real, 0.0, 1.0) * BINS + bin_of(c.imag, -Y_MAX, Y_MAX)
     cell = (cell * BINS + bin_of(d.real, 0.0, 1.0)) * BINS + bin_of(d.imag, -Y_MAX, Y_MAX)
-    best = -np.inf
-    for e in range(quads.start[cell], quads.start[cell + 1]):
-        q = quads.entry[e]
-        ratio = length / quads.length[q]
-        if ratio < limits.scale_min or ratio > limits.scale_max:
-            continue
-        d2 = (c.real - quads.code[q, 0]) ** 2 + (c.imag - quads.code[q, 1]) ** 2
-        d2 += (d.real - quads.code[q, 2]) ** 2 + (d.imag - quads.code[q, 3]) ** 2
-        if d2 <= limits.tol**2:
-            best = max(best, _consider(scene, quads.star[q], refs, quads.parity[q]))
-    return best
+    n = 0
+    for e in range(start[cell], start[cell + 1]):
+        q = entry[e]
+        d2 = (c.real - code[q, 0]) ** 2 + (c.imag - code[q, 1]) ** 2
+        d2 += (d.real - code[q, 2]) ** 2 + (d.imag - code[q, 3]) ** 2
+        if d2 <= tol2 and n < out.size:
+            out[n] = q
+            n += 1
+    return n
 
 
 @njit(cache=True, nogil=True)
@@ -343,34 +352,43 @@ def search(scene: Scene, budget: int) -> None:
     It ends when all were looked up, when `budget` is spent, or a little after one was found beyond
     doubt.
     """
-    w, near, found, limits = scene.w, scene.near_w, scene.found, scene.limits
+    # Arrays are taken out of their tuples here: a tuple costs a call more than looking up does.
+    w, near, counts = scene.w, scene.near_w, scene.found.counts
+    start, entry, code = scene.quads.start, scene.quads.entry, scene.quads.code
+    lengths = scene.quads.length
+    scale_min, scale_max, tol2 = scene.limits.scale_min, scene.limits.scale_max, scene.limits.tol**2
     shortest, longest = np.inf, 0.0
-    for length in scene.quads.length:
-        shortest = min(shortest, length * limits.scale_min)
-        longest = max(longest, length * limits.scale_max)
+    for length in lengths:
+        shortest = min(shortest, length * scale_min)
+        longest = max(longest, length * scale_max)
     n_near = near.shape[1]
     p = np.empty(n_near + 1, np.complex128)
     side = np.empty((n_near + 1, n_near + 1))
-    who = np.empty(n_near + 1, np.int64)
-    refs = np.empty(4, np.int64)
+    who, refs = np.empty(n_near + 1, np.int64), np.empty(4, np.int64)
+    agree, reach = np.empty(lengths.size, np.int64), reaches(w, near)
     certain = False
     for r in range(w.size):
-        if _spent(found) >= budget:
+        if _spent(scene.found) >= budget:
             return
+        sides(w, near, r, who, side)
         for i in range(n_near + 1):
-            who[i] = r if i == 0 else near[r, i - 1]
             p[i] = w[who[i]]
-            for j in range(i):
-                side[i, j] = side[j, i] = abs(p[i] - p[j])
         for i in range(1, n_near + 1):
             for j in range(i + 1, n_near + 1):
                 for k in range(j + 1, n_near + 1):
-                    ia, ib, ic, id_, c, d = canonical(p, side, i, j, k)
-                    if side[ia, ib] < shortest or side[ia, ib] > longest:
+                    if listed_earlier(who, side, reach, i, j, k):
                         continue
-                    found.counts[0] += 1
-                    refs[0], refs[1], refs[2], refs[3] = who[ia], who[ib], who[ic], who[id_]
-                    odds = _look_up(scene, refs, side[ia, ib], c, d)
-                    if odds > limits.enough and not certain:
-                        certain = True
-                        budget = min(budget, _spent(found) + AFTERWARDS)
+                    ia, ib, ic, id_, c, d = canonical(p, side, i, j, k)
+                    length = side[ia, ib]
+                    if length < shortest or length > longest:
+                        continue
+                    counts[0] += 1
+                    for e in range(_agreeing(start, entry, code, c, d, tol2, agree)):
+                        q = agree[e]
+                        if not (scale_min <= length / lengths[q] <= scale_max):
+                            continue
+                        refs[0], refs[1], refs[2], refs[3] = who[ia], who[ib], who[ic], who[id_]
+                        odds = _consider(scene, scene.quads.star[q], refs, scene.quads.parity[q])
+                        if odds > scene.limits.enough and not certain:
+                            certain = True
+                            budget = min(budget, _spent(scene.found) + AFTERWARDS)

@@ -86,7 +86,7 @@ class _Rung:
 
 # As many neighbours as keep the quads of the image, and of the sky, to these numbers.
 ALL = 0
-ALL_QUADS = 20_000, 1_000_000
+ALL_QUADS = 20_000, 500_000
 SPARSE = 120  # sources up to which every quad is worth a try
 
 LADDER = (
@@ -96,9 +96,9 @@ LADDER = (
     _Rung(60, 2, 1, 10, 7, 3_000_000),
     _Rung(400, 1, 1, 7, 7, 3_000_000),
     _Rung(40, 1, 1, 13, 13, 3_000_000),
-    _Rung(40, 1, 4, 8, 16, 6_000_000),
-    _Rung(40, 4, 1, 16, 8, 6_000_000),
-    _Rung(40, 1.3, 1.3, ALL, ALL, 8_000_000),
+    _Rung(40, 1, 4, 8, 14, 4_000_000),
+    _Rung(40, 4, 1, 14, 8, 4_000_000),
+    _Rung(40, 1.3, 1.3, ALL, ALL, 4_000_000),
     _Rung(40, 1, 1, 8, 8, 3_000_000, even=False),
 )
 
@@ -414,7 +414,7 @@ def _quads(
     z, w = sources.z[i], stars.w[j]
     if len(z) < MIN_STARS or len(w) < MIN_STARS:
         return []
-    if rung.near_w == ALL and len(sources.z) > SPARSE and len(w) > 3 * SPARSE:
+    if rung.near_w == ALL and len(sources.z) > SPARSE and len(w) > SPARSE:
         return []  # where stars are many, the rungs above have seen enough of them
     near_z = rung.near_z or _affordable(len(z), ALL_QUADS[0])
     near_w = rung.near_w or _affordable(len(w), ALL_QUADS[1])
@@ -450,6 +450,7 @@ REGION_WIDTH_DEG = 2.0  # diagonal of the narrowest frame whose lens may need th
 REGION_STARS = 10  # sources a region needs on average for the regions to be worth a try
 REGION_RUNG = _Rung(60, 1, 1, 7, 7, 500_000)
 REGION_ODDS = 12.0  # what a region's proposal must reach
+REGION_PATIENCE = 0.25  # the share of the regions that may propose nothing before it is given up
 # The log-odds that the best of many wrong hypotheses may have; what a region adds is above this.
 CHANCE_ODDS = 10.0
 
@@ -461,30 +462,35 @@ def _regions(
     """Match each region alone, and join those that agree."""
     ny, nx = sources.shape
     width, height = nx / grid[0], ny / grid[1]
-    proposals = []
-    for row in range(grid[1]):
-        for column in range(grid[0]):
-            center = complex((column + 0.5) * width, (row + 0.5) * height)
-            offset = sources.z - center
-            # A tenth more on every side, so that quads across a border are seen.
-            inside = (np.abs(offset.real) < 0.6 * width) & (np.abs(offset.imag) < 0.6 * height)
-            member = np.flatnonzero(inside)
-            if len(member) < MIN_STARS:
-                continue
-            part = sources.part(member, (int(1.2 * height) + 1, int(1.2 * width) + 1))
-            # A region may lie off the pointing by as much as the frame is wide.
-            local = limits._replace(
-                center=center, norm=part.norm,
-                radius=limits.radius + 1.2 * limits.scale_max * abs(center - sources.center),
-                scale_min=0.7 * limits.scale_min, scale_max=1.4 * limits.scale_max,
-            )
-            found = _quads(part, stars, local, pointing, [], rung=REGION_RUNG)
-            if _best(found) > REGION_ODDS:
-                best = densify(found[0], part, stars)
-                proposals.append(replace(best, i=member[best.i], stage="regions"))
+    row, column = (v.ravel() for v in np.mgrid[: grid[1], : grid[0]])
+    centers = (column + 0.5) * width + 1j * (row + 0.5) * height
+    proposals: list[Hypothesis] = []
+    asked = 0
+    # The middle first, where a lens bends least: if nothing is there, the rest is not asked.
+    for center in centers[np.argsort(np.abs(centers - sources.center), kind="stable")]:
+        offset = sources.z - center
+        # A tenth more on every side, so that quads across a border are seen.
+        inside = (np.abs(offset.real) < 0.6 * width) & (np.abs(offset.imag) < 0.6 * height)
+        member = np.flatnonzero(inside)
+        if len(member) < MIN_STARS:
+            continue
+        if asked >= REGION_PATIENCE * len(centers) and not proposals:
+            break
+        asked += 1
+        part = sources.part(member, (int(1.2 * height) + 1, int(1.2 * width) + 1))
+        # A region may lie off the pointing by as much as the frame is wide.
+        local = limits._replace(
+            center=complex(center), norm=part.norm,
+            radius=limits.radius + 1.2 * limits.scale_max * abs(center - sources.center),
+            scale_min=0.7 * limits.scale_min, scale_max=1.4 * limits.scale_max,
+        )
+        found = _quads(part, stars, local, pointing, [], rung=REGION_RUNG)
+        if _best(found) > REGION_ODDS:
+            best = densify(found[0], part, stars)
+            proposals.append(replace(best, i=member[best.i], stage="regions"))
     joined = join(proposals, sources, stars, CHANCE_ODDS)
     tried.append(
-        f"regions: {grid[0]} x {grid[1]}, {len(proposals)} propose, "
+        f"regions: {grid[0]} x {grid[1]}, {asked} asked, {len(proposals)} propose, "
         f"{0 if joined is None else joined[1]} agree, "
         f"log-odds {0.0 if joined is None else joined[0].log_odds:.1f}"
     )

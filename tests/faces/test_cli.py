@@ -6,6 +6,7 @@ tried in test_end_to_end.
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -488,3 +489,18 @@ def test_output_into_a_closed_pipe_is_no_error():
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "quality." in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_linear_algebra_has_one_thread():
+    """Sums must not depend on the number of cores: the variables are set before NumPy is loaded."""
+    look = ("import os, sys; from cynosure.faces import cli\n"
+            "assert 'numpy' not in sys.modules\n"
+            "try: cli.main(['--version'])\n"
+            "except SystemExit: print(os.environ['OPENBLAS_NUM_THREADS'])")
+    for given, expected in ((None, "1"), ("3", "3")):
+        environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+        if given:
+            environment["OPENBLAS_NUM_THREADS"] = given
+        told = subprocess.run([sys.executable, "-c", look], env=environment, check=True,
+                              capture_output=True, text=True, timeout=60)
+        assert told.stdout.split()[-1] == expected

@@ -40,6 +40,14 @@ VERBS = {
 }
 
 
+# Linear algebra in one thread: the bits of a sum must not depend on the number of cores, and the
+# threads of a BLAS that wait for work take the cores from ours. It counts before NumPy is loaded.
+BLAS_THREADS = (
+    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+    "BLIS_NUM_THREADS",
+)
+
+
 # A group called without a verb: newer versions of click raise this, older ones print the help.
 _NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
@@ -81,6 +89,8 @@ def cynosure() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command and leave with its exit code."""
+    for variable in BLAS_THREADS:
+        os.environ.setdefault(variable, "1")
     sys.excepthook = _report_fault
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))

@@ -131,8 +131,11 @@ def _most_likely(
     residual: Floats, source: Floats, reference: Floats, start: ErrorModel
 ) -> ErrorModel:
     """Minimise the negative log-likelihood over (ln a, ln sigma_0) by damped Newton steps."""
+    residual, source, reference = (
+        np.ascontiguousarray(table.T) for table in (residual, source, reference)
+    )
     # Below a twentieth of the best star's error sigma_0 has no effect that could be seen.
-    best = np.sqrt(np.min(source[:, 0] + reference[:, 0]))
+    best = np.sqrt(np.min(source[0] + reference[0]))
     floor = np.log(max(LEAST_SIGMA0_MAS, 0.05 * best))
     p = np.array([np.log(start.a), max(np.log(max(start.sigma0_mas, 1e-9)), floor)])
     value, gradient, curvature = _likelihood(p, residual, source, reference)
@@ -160,30 +163,32 @@ def _most_likely(
 def _likelihood(
     p: Floats, residual: Floats, source: Floats, reference: Floats
 ) -> tuple[float, Floats, Floats]:
-    """Return the negative log-likelihood with the prior, its gradient, and Fisher's matrix."""
+    """Return the negative log-likelihood with the prior, its gradient, and Fisher's matrix.
+
+    The arguments are columns: x and y of the residuals, xx, yy and xy of the covariances.
+    """
     a2, s2 = np.exp(2.0 * p)
-    xx, yy = a2 * source[:, 0] + reference[:, 0] + s2, a2 * source[:, 1] + reference[:, 1] + s2
-    xy = a2 * source[:, 2] + reference[:, 2]
+    (x, y), (sxx, syy, sxy) = residual, source
+    xx, yy = a2 * sxx + reference[0] + s2, a2 * syy + reference[1] + s2
+    xy = a2 * sxy + reference[2]
     det = xx * yy - xy * xy
     ixx, iyy, ixy = yy / det, xx / det, -xy / det
-    x, y = residual.T
     u, v = ixx * x + ixy * y, ixy * x + iyy * y
-    value = 0.5 * np.sum(np.log(det) + u * x + v * y)
-    # With D the derivative of Sigma: gradient 1/2 tr(Sigma^-1 D) - 1/2 u^T D u, and Fisher's
-    # matrix 1/2 tr(Sigma^-1 D1 Sigma^-1 D2).
-    parts = [(2 * a2 * source[:, 0], 2 * a2 * source[:, 1], 2 * a2 * source[:, 2]),
-             (2 * s2 * np.ones_like(xx), 2 * s2 * np.ones_like(xx), np.zeros_like(xx))]
-    gradient, rows = np.empty(2), []
-    for k, (dxx, dyy, dxy) in enumerate(parts):
-        trace = ixx * dxx + iyy * dyy + 2.0 * ixy * dxy
-        gradient[k] = 0.5 * np.sum(trace - (dxx * u * u + dyy * v * v + 2.0 * dxy * u * v))
-        rows.append((ixx * dxx + ixy * dxy, ixx * dxy + ixy * dyy, ixy * dxx + iyy * dxy,
-                     ixy * dxy + iyy * dyy))
-    fisher = np.empty((2, 2))
-    for i in range(2):
-        for j in range(2):
-            m, n = rows[i], rows[j]
-            fisher[i, j] = 0.5 * np.sum(m[0] * n[0] + m[1] * n[2] + m[2] * n[1] + m[3] * n[3])
+    value = 0.5 * (np.log(det).sum() + u @ x + v @ y)
+    # With D the derivative of Sigma, 2 a^2 S or 2 s^2 1: the gradient is
+    # 1/2 tr(Sigma^-1 D) - 1/2 u^T D u, and Fisher's matrix 1/2 tr(Sigma^-1 D1 Sigma^-1 D2).
+    m00, m01 = ixx * sxx + ixy * sxy, ixx * sxy + ixy * syy
+    m10, m11 = ixy * sxx + iyy * sxy, ixy * sxy + iyy * syy
+    uu, vv = u * u, v * v
+    gradient = np.array([
+        a2 * (m00.sum() + m11.sum() - sxx @ uu - syy @ vv - 2.0 * (sxy @ (u * v))),
+        s2 * (ixx.sum() + iyy.sum() - uu.sum() - vv.sum()),
+    ])
+    cross = 2.0 * a2 * s2 * (m00 @ ixx + (m01 + m10) @ ixy + m11 @ iyy)
+    fisher = np.array([
+        [2.0 * a2 * a2 * (m00 @ m00 + 2.0 * (m01 @ m10) + m11 @ m11), cross],
+        [cross, 2.0 * s2 * s2 * (ixx @ ixx + 2.0 * (ixy @ ixy) + iyy @ iyy)],
+    ])
     value += 0.5 * (p[0] / PRIOR_LN_A) ** 2
     gradient[0] += p[0] / PRIOR_LN_A**2
     fisher[0, 0] += 1.0 / PRIOR_LN_A**2

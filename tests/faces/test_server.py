@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from astropy.io import fits
+from astropy.wcs import WCS
 
 pytest.importorskip("fastapi", reason="fastapi")
 httpx = pytest.importorskip("httpx", reason="httpx")
@@ -24,8 +27,11 @@ from headerlets import make_headerlet  # noqa: E402
 
 from cynosure.faces.server.app import create_app, new_token  # noqa: E402
 from cynosure.faces.server.differences import differences  # noqa: E402
-from cynosure.solutions.intake import read_headerlet, read_record  # noqa: E402
+from cynosure.ground import sky  # noqa: E402
+from cynosure.solutions.headerletio import parse_headerlet  # noqa: E402
+from cynosure.solutions.intake import read_headerlet  # noqa: E402
 from cynosure.solutions.query import Query  # noqa: E402
+from cynosure.solutions.records import read_record  # noqa: E402
 from cynosure.solutions.solution import Solution  # noqa: E402
 from cynosure.solutions.store import GuideStars, Store  # noqa: E402
 
@@ -301,7 +307,7 @@ def test_pages(client, store):
     page = client.get("/exposures/j95y04hpq").text
     assert "A switch is proposed" in page
     assert page.count('class="field"') == 5
-    assert "SIP terms without -SIP" in page
+    assert "SIP terms, but its CTYPE does not say -SIP" in page
     assert f"{IDC}-FIT_REL_GAIAEDR3" in client.get("/proposals").text
     index = client.get("/").text
     assert 'href="/exposures/j95y04hpq"' in index
@@ -420,8 +426,6 @@ assert astrometry_utils.AstrometryDB(raise_errors=True, testing=True).getObserva
 
 def exposure_of(data, path):
     """Write an exposure with the WCS of a headerlet active, as the pipeline leaves it."""
-    from astropy.io import fits
-
     with fits.open(io.BytesIO(data)) as hlet:
         primary = fits.PrimaryHDU()
         for key in ("IDCTAB", "NPOLFILE", "D2IMFILE", "DISTNAME", "SIPNAME", "UPWCSVER",
@@ -444,24 +448,106 @@ def exposure_of(data, path):
         fits.HDUList(hdus).writeto(path)
 
 
-def test_hubbles_own_client(store, running, tmp_path):
-    pytest.importorskip("stwcs", reason="stwcs")
-    from astropy.io import fits
-    from astropy.wcs import WCS
+def tpv_cards(chip):
+    """Return the cards of a TPV with a distortion of some pixels, of one of two chips."""
+    pv = {"PV1_1": 1.0 + 2e-4 * chip, "PV2_1": 1.0 - 1e-4, "PV1_4": 0.02, "PV2_5": -0.03,
+          "PV1_10": 0.4, "PV2_7": 0.3}
+    return {
+        "CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "CRVAL1": 150.0, "CRVAL2": 2.0 + 0.029 * chip,
+        "CRPIX1": 2048.5, "CRPIX2": 1024.5, "CD1_1": -1.39e-5, "CD1_2": 1e-7, "CD2_1": 1e-7,
+        "CD2_2": 1.39e-5, "CUNIT1": "deg", "CUNIT2": "deg", "RADESYS": "ICRS", **pv,
+    }
 
+
+def solved(wcsname=f"{IDC}-FIT_IMG_GAIADR3", **changes):
+    """Return the record of an exposure of two chips."""
+    chips = tuple(
+        {"name": f"j95y04hpq_flc.fits[SCI,{k}]", "hdu": 3 * k - 2, "shape": [2048, 4096],
+         "cards": tpv_cards(k)} for k in (1, 2)
+    )
+    return Solution("data/j95y04hpq_flc.fits", **{
+        "status": "solved", "quality": 1, "wcsname": wcsname, "catalog": "GAIADR3",
+        "n_used": 321, "rms_ra_mas": 3.0, "rms_dec_mas": 4.0, "software": "cynosure 0.1",
+        "created": "2026-01-02T03:04:05+00:00", "chips": chips, "form": "tpv", **changes})
+
+
+def apart_mas(wcs, truth):
+    """Return how far two WCSs are apart at most over a chip."""
+    x, y = (g.ravel() for g in np.meshgrid(np.linspace(0, 4095, 23), np.linspace(0, 2047, 17)))
+    return sky.separation_deg(
+        *wcs.all_pix2world(x, y, 0), *truth.all_pix2world(x, y, 0)).max() * 3.6e6
+
+
+def test_a_record_is_offered_as_a_headerlet(client, store):
+    """What was solved here is an exposure's solution as any other, in the form that is known."""
+    kept = read_record(solved().to_json())
+    assert (kept.rootname, kept.media) == ("j95y04hpq", "application/json")
+    far = solved("IDC_0461802ej-FIT_IMG_GAIADR1")  # more than SIP of degree 7 can say
+    for chip in far.chips:
+        chip["cards"] = {**chip["cards"], "PV1_39": 3e12}
+    store.add([kept, read_record(far.to_json())])
+    root = ElementTree.fromstring(client.get("/astrometryDB/observation/read/j95y04hpq").content)
+    names = {s.findtext("wcsName"): s.findtext("solutionID") for s in root.iter("solution")}
+    assert kept.wcsname in names
+    assert far.wcsname not in names
+    assert root.findtext("bestSolutionID") == names[kept.wcsname]
+    address = "/astrometryDB/observation/read/j95y04hpq"
+    got = client.get(address, params={"wcsname": kept.wcsname})
+    assert got.headers["content-type"] == "application/fits"
+    assert got.headers["content-disposition"].endswith('.fits"')
+    made = read_headerlet(got.content)
+    assert (made.rootname, made.wcsname, made.faults) == ("j95y04hpq", kept.wcsname, ())
+    assert (made.nmatch, made.rms_ra_mas, made.catalog) == (321, 3.0, "GAIADR3")
+    for chip in (1, 2):
+        truth = WCS(fits.Header(tpv_cards(chip)))
+        assert apart_mas(parse_headerlet(got.content).wcs(("SCI", chip)), truth) < 1.0
+    assert client.get(address, params={"wcsname": far.wcsname}).status_code == 404
+    for record, status in ((kept, 200), (read_record(far.to_json()), 422)):
+        file = f"/api/v1/solutions/{record.content_sha256}/file"
+        assert Solution.from_json(client.get(file).text).wcsname == record.wcsname
+        answer = client.get(file, params={"form": "headerlet"})
+        assert answer.status_code == status
+        assert answer.content == got.content or "mas off" in answer.json()["error"]
+
+
+def test_hubbles_own_client_takes_a_record(store, running, tmp_path):
+    pytest.importorskip("stwcs", reason="stwcs")
+    store.add([read_record(solved().to_json())])
     store.set_guide_stars(GuideStars(
         "j95y04hpq", 1e-4, 5e-5, 0.0, 1.0, 150.05, 2.05, 150.0501, 2.05005, "GSC240"))
     path = tmp_path / "j95y04hpq_flc.fits"
     exposure_of(make_headerlet(), path)
+    said = asked(running, path)
+    name = solved().wcsname
+    assert said["LISTED"].endswith(f" {name}")
+    assert said["ACTIVE"] == f"{name} {name}"
+    with warnings.catch_warnings(), fits.open(path) as hdus:
+        warnings.simplefilter("ignore")
+        for chip in (1, 2):
+            mine = WCS(hdus["SCI", chip].header, hdus)
+            assert apart_mas(mine, WCS(fits.Header(tpv_cards(chip)))) < 1.0
+
+
+def asked(running, path):
+    """Let Hubble's client ask for all it can, and return what it said."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", HUBBLE, path, f"{running.url}/astrometryDB/",
          f"{running.url}/webservices"],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
-        env={**os.environ, "no_proxy": "127.0.0.1", "jref": f"{tmp_path}/"},
+        capture_output=True, text=True, timeout=120, cwd=path.parent, check=False,
+        env={**os.environ, "no_proxy": "127.0.0.1", "jref": f"{path.parent}/"},
     )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    said = dict(line.split(" ", 1) for line in done.stdout.splitlines()
+    return dict(line.split(" ", 1) for line in done.stdout.splitlines()
                 if line.split(" ", 1)[0] in ("LISTED", "OFFSET", "ACTIVE", "ATTACHED"))
+
+
+def test_hubbles_own_client(store, running, tmp_path):
+    pytest.importorskip("stwcs", reason="stwcs")
+    store.set_guide_stars(GuideStars(
+        "j95y04hpq", 1e-4, 5e-5, 0.0, 1.0, 150.05, 2.05, 150.0501, 2.05005, "GSC240"))
+    path = tmp_path / "j95y04hpq_flc.fits"
+    exposure_of(make_headerlet(), path)
+    said = asked(running, path)
     # The one whose SIP terms lack their -SIP is not offered.
     assert said["LISTED"] == f"{sorted(['OPUS', IDC, f'{IDC}-GSC240', FIT])} {FIT}"
     assert said["OFFSET"] == "Success GSC240 0.0001 True"
@@ -469,8 +555,6 @@ def test_hubbles_own_client(store, running, tmp_path):
     assert FIT in said["ATTACHED"]
     # The active WCS is that of the headerlet.
     x, y = np.meshgrid(np.linspace(0, 4095, 7), np.linspace(0, 2047, 5))
-    import warnings
-
     with warnings.catch_warnings(), fits.open(path) as hdus:
         warnings.simplefilter("ignore")
         with fits.open(io.BytesIO(fit().payload)) as hlet:

@@ -121,15 +121,16 @@ def test_versions(folder, capsys):
     assert run(migrate) == ExitCode.NOTHING_TO_DO
     with sqlite3.connect("sky.db") as connection:
         connection.executescript(
-            "DROP TABLE decisions; DROP TABLE guide_stars; UPDATE store_facts SET value = '1' "
-            "WHERE name = 'schema_version'")
+            "DROP TABLE decisions; DROP TABLE guide_stars; "
+            "ALTER TABLE solutions DROP COLUMN extent; "
+            "UPDATE store_facts SET value = '1' WHERE name = 'schema_version'")
     connection.close()
     assert run(["store", "find", "--store", "sky.db"]) == ExitCode.STORE_UNAVAILABLE
     assert "cynosure store migrate" in capsys.readouterr().err
     assert run([*migrate, "--dry-run"]) == ExitCode.OK
     assert run(migrate) == ExitCode.OK
     with sqlite3.connect("sky.db") as connection:
-        connection.execute("UPDATE store_facts SET value = '3' WHERE name = 'schema_version'")
+        connection.execute("UPDATE store_facts SET value = '99' WHERE name = 'schema_version'")
     connection.close()
     assert run(migrate) == ExitCode.STORE_UNAVAILABLE
     assert "newer cynosure" in capsys.readouterr().err

@@ -86,6 +86,25 @@ def test_a_posteriori_when_valid():
     assert best(good, prior, max_rms_mas=5.0).wcsname == prior.wcsname
 
 
+def test_chips_of_different_solutions_are_the_last_resort():
+    """Such a solution tears the chips apart: never before a sound one, but better than nothing."""
+    words = "SIPWCS,2 holds another solution, IDC_x-HSC30"
+    torn = stored(f"{NEW}-FIT_REL_GAIAeDR3", rms=5.0, nmatch=573, doubts=(words,))
+    for policy in ("hierarchy", "measured"):
+        for sound in ("OPUS", NEW, f"{NEW}-FIT_REL_GAIADR1"):
+            decision = best(torn, stored(sound), policy=policy)
+            assert decision.wcsname == sound
+            [lost] = [c for c in decision.considered if c.verdict == "passed over"]
+            assert lost.reason == f"doubtful: {words}"
+        assert "not in doubt rather than" in best(torn, stored(NEW), policy=policy).reason
+    broken = stored(NEW, valid=False, faults=("broken",))
+    decision = best(torn, broken)
+    assert decision.wcsname == torn.wcsname
+    assert f"doubtful: {words}" in decision.reason
+    chosen = best(torn, stored(NEW), choice=torn.content_sha256)
+    assert (chosen.wcsname, chosen.rule) == (torn.wcsname, "user")
+
+
 def test_only_relative_is_not_placed():
     decision = best(stored(f"{NEW}-FIT_REL_NONE", rms=3.0, nmatch=90), stored(NEW))
     assert decision.wcsname == NEW

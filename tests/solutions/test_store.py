@@ -14,6 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
+from astropy.wcs import WCS
+from exposures import headerlet_sky, make_flc, make_tpv
+from exposures import sky as exposure_sky
 from headerlets import make_headerlet, variants
 from postgres import server  # noqa: F401 (a fixture)
 from sqlalchemy import inspect, text
@@ -30,10 +34,13 @@ from cynosure.ground.errors import (
     StoreUnavailable,
     Temporary,
 )
-from cynosure.solutions import migrations, schema
+from cynosure.solutions import archive, migrations, schema
 from cynosure.solutions.database import Database
-from cynosure.solutions.intake import read_entries, read_headerlet, read_record
+from cynosure.solutions.headerlet import HeaderletDamaged
+from cynosure.solutions.headerletio import parse_headerlet
+from cynosure.solutions.intake import entries_of_bytes, read_entries, read_headerlet
 from cynosure.solutions.query import Query
+from cynosure.solutions.records import read_record
 from cynosure.solutions.solution import Solution
 from cynosure.solutions.store import Added, GuideStars, Store
 from cynosure.solutions.transfer import export_store, import_store
@@ -353,6 +360,7 @@ def older(url):
         with opened.database.engine.begin() as connection:
             schema.guide_stars.drop(connection)
             schema.decisions.drop(connection)
+            connection.execute(text("ALTER TABLE solutions DROP COLUMN extent"))
             connection.execute(
                 text("UPDATE store_facts SET value = '1' WHERE name = 'schema_version'")
             )
@@ -376,7 +384,7 @@ def test_migration(url, tmp_path):
     assert "cynosure store migrate" in caught.value.hint
     assert caught.value.exit_code == ExitCode.STORE_UNAVAILABLE
     database = Database(url)
-    assert len(migrations.migrate(database)) == 1
+    assert len(migrations.migrate(database)) == 2
     assert migrations.migrate(database) == []
     migrated = shape(database)
     with database.engine.begin() as connection:
@@ -557,12 +565,17 @@ def test_a_full_disk(tmp_path):
 
 def test_faults_are_found():
     assert entry().faults == ()
-    assert "SIP terms without -SIP" in entry(CTYPE1="RA---TAN").faults[0]
-    assert "without SIP terms" in entry(wcsname="OPUS", sip=False, CTYPE1="RA---TAN-SIP").faults[0]
+    assert "SIP terms, but its CTYPE does not say" in entry(CTYPE1="RA---TAN").faults[0]
+    assert "no SIP terms" in entry(wcsname="OPUS", sip=False, CTYPE1="RA---TAN-SIP").faults[0]
     assert "no SIP terms" in entry(sip=False).faults[0]
-    assert "singular" in entry(CD1_1=0.0, CD1_2=0.0).faults[0]
+    assert "no usable CD matrix" in entry(CD1_1=0.0, CD1_2=0.0).faults[0]
     units = make_headerlet()
-    assert read_headerlet(units.replace(b"'WCSDVARR'", b"'WCSDVARX'")).faults[0].endswith("missing")
+    assert "which is not in it" in read_headerlet(
+        units.replace(b"'WCSDVARR'", b"'WCSDVARX'")).faults[0]
+    nowhere = read_headerlet(units.replace(b"CRVAL1  =", b"XRVAL1  ="))
+    assert "no reference point" in nowhere.faults[0]
+    nowhere = read_headerlet(units.replace(b"EXTVER: ", b"EXTVEX: "))
+    assert "does not say which WCSDVARR it looks up" in nowhere.faults[0]
 
 
 @pytest.mark.parametrize(("given", "expected"), [
@@ -595,9 +608,6 @@ def test_long_and_odd_names():
 
 @pytest.mark.filterwarnings("ignore:The WCS transformation has more axes")
 def test_footprints_against_wcslib():
-    from astropy.io import fits
-    from astropy.wcs import WCS
-
     made = entry(ra=359.9, dec=-75.0, turn_deg=77.0)
     with fits.open(io.BytesIO(made.payload)) as hdus:
         for chip in (1, 2):
@@ -607,25 +617,118 @@ def test_footprints_against_wcslib():
             assert sep.max() < 1.0  # within twenty pixels, made distortion and all
 
 
-def test_real_headerlets(data_dir, store):
+def test_real_exposures(data_dir, store):
+    """Seventeen headerlets, a file of one, and an active WCS that is in no headerlet whole."""
     folder = data_dir / "p04-hst-headerlets"
     made = [e for name in sorted(folder.glob("*.fits")) for e in read_entries(name)]
-    assert len(made) == 18
     assert not [e for e in made if isinstance(e, CynosureError) or e.faults]
-    assert store.add(made) == Added(18, 0)
+    assert len(made) == 19
+    # The active WCS and the alternates of the FLT are all in its headerlets; so are those of the
+    # FLC, but for the active one: the second chip of the headerlet of its name is of another fit.
+    twice = [e for e in made if e.wcsname.endswith("-FIT_REL_GAIAeDR3")
+             and e.rootname == "ib4606c5q"]
+    assert [e.doubts for e in twice] == [
+        ("SIPWCS,2 holds another solution, IDC_2731450pi-HSC30",), ()]
+    assert sum(len(e.doubts) for e in made) == 1
+    assert {e.extent for e in made if e.rootname.startswith("ib46")} == {"image"}
+    [alone] = [e for e in made if e.rootname == "ia1d23dmq"]
+    assert alone.extent == "assumed"
+    assert store.add(made) == Added(19, 0)
     for e in made:
         assert store.payload(e.content_sha256) == e.payload
     for rootname, n_used in (("ib4606c5q", 573), ("ib4606cpq", 276)):
         best = store.best(rootname)
         assert best.wcsname.endswith("-FIT_REL_GAIAeDR3")
         assert f"{n_used} stars" in best.reason
-    assert len(store.find(Query(cone=(137.84, -64.91, 0.01)))) == 17
+        assert "doubtful" not in best.reason
+    assert store.best("ib4606c5q").content_sha256 == twice[1].content_sha256
+    [lost] = [c for c in store.best("ib4606c5q").considered
+              if c.content_sha256 == twice[0].content_sha256]
+    assert (lost.verdict, lost.reason) == (
+        "passed over", "doubtful: SIPWCS,2 holds another solution, IDC_2731450pi-HSC30")
+    assert len(store.find(Query(cone=(137.84, -64.91, 0.01)))) == 18
     assert len(store.find(Query(rootname="ia1d23dmq"))) == 1
 
 
-def test_packed_headerlets(tmp_path):
-    from astropy.io import fits
+def test_an_exposure_gives_its_own_solutions(store, tmp_path):
+    """Active and alternates come under their true names; what a headerlet holds comes once."""
+    path = make_flc(tmp_path / "j95y04hpq_flc.fits")
+    with fits.open(path, mode="update") as units:
+        units[0].header["DATE"] = "2020-05-06"
+        for k in (1, 2):
+            header = units["SCI", k].header
+            header["WCSNAMEA"], header["HDRNAMEA"] = f"{IDC}-GSC240", "mine_hlet"
+            for keyword in ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CD1_1", "CD1_2", "CD2_1",
+                            "CD2_2", "CTYPE1", "CTYPE2"):
+                header[keyword + "A"] = header[keyword]
+            header["CRVAL1A"] += 1e-4
+    made = {e.wcsname: e for e in read_entries(path)}
+    assert set(made) == {IDC, f"{IDC}-GSC240", "OPUS"}
+    assert made[f"{IDC}-GSC240"].hdrname == "mine_hlet"
+    assert all((e.rootname, e.faults, e.extent, e.created) == (
+        "j95y04hpq", (), "image", "2020-05-06T00:00:00") for e in made.values())
+    # The same pixels are at the same place by the file and by what was kept of it.
+    for name, key in ((IDC, " "), (f"{IDC}-GSC240", "A")):
+        kept = parse_headerlet(made[name].payload)
+        for chip in (1, 2):
+            truth = exposure_sky(path, ("SCI", chip), key)
+            assert np.abs(headerlet_sky(kept, ("SCI", chip)) - truth).max() * 3.6e6 < 0.01
+    # 64 x 48 pixels of 0.05 arcsec, not what twice CRPIX would say of a stamp.
+    assert made[IDC].circle()[2] * 3600 < 120
+    assert store.add(made.values()) == Added(3, 0)
+    archive.archive(path, IDC)
+    again = list(read_entries(path))
+    assert sorted(e.wcsname for e in again) == sorted(made)
+    assert len({e.content_sha256 for e in again}) == 3
 
+
+def test_an_image_of_any_telescope(store, tmp_path):
+    path = make_tpv(tmp_path / "m81.fits", name="FIT_IMG_GAIADR3")
+    [one] = read_entries(path)
+    assert (one.rootname, one.wcsname, one.kind) == ("m81", "FIT_IMG_GAIADR3", "a posteriori")
+    assert (one.extent, one.faults) == ("image", ())
+    truth = np.array(WCS(fits.getheader(path)).all_pix2world(
+        [-0.5, 63.5, 63.5, -0.5], [-0.5, -0.5, 47.5, 47.5], 0)).T
+    assert sky.separation_deg(*one.corners[0].T, *truth.T).max() * 3600 < 0.01
+    [unnamed] = entries_of_bytes(make_tpv(tmp_path / "m82.fits").read_bytes(), "m82.fits")
+    assert (unnamed.rootname, unnamed.wcsname) == ("m82", "ORIGINAL")
+    assert store.add([one, unnamed]).new == 2
+    fits.writeto(tmp_path / "plain.fits", np.zeros((4, 4)))
+    with pytest.raises(ImageError, match="no solution"):
+        list(read_entries(tmp_path / "plain.fits"))
+
+
+def test_the_size_of_a_chip(store):
+    """It is known from the image, told by the tables, or assumed; and what is better counts."""
+    bare, tables = entry(tables=False), entry()
+    assert (bare.extent, tables.extent) == ("assumed", "tables")
+    # A stamp in the corner of the chip: twice CRPIX would be a quarter of the sky's place.
+    data = make_headerlet(tables=False, CRPIX1=-1500.0)
+    guessed = read_headerlet(data)
+    known = read_headerlet(data, shapes={("SCI", 1): (200, 300), ("SCI", 2): (200, 300)})
+    assert (guessed.extent, known.extent) == ("assumed", "image")
+    wide = sky.separation_deg(*known.corners[0, 0], *known.corners[0, 1]) * 3600 / 0.05
+    assert wide == pytest.approx(300, rel=0.2)  # the made distortion is strong out there
+    assert store.add([guessed]) == Added(1, 0)
+    ra, dec, radius = guessed.circle()
+    assert len(store.find(Query(cone=(ra, dec, radius / 10)))) == 1
+    assert store.add([known]) == Added(0, 1)
+    [kept] = store.find()
+    assert kept.extent == "image"
+    assert np.array_equal(kept.corners, known.corners)
+    assert store.find(Query(cone=(*guessed.corners[0, 2], 1e-3))) == []
+    assert len(store.find(Query(cone=(*known.corners[0, 2], 1e-3)))) == 1
+    assert store.add([guessed]) == Added(0, 1)
+    assert store.find()[0].extent == "image"
+
+
+def test_faults_agree_with_those_of_the_operations():
+    for change in ({}, {"CTYPE1": "RA---TAN"}, {"CD1_1": 0.0, "CD1_2": 0.0}, {"sip": False}):
+        data = make_headerlet(**change)
+        assert set(parse_headerlet(data).faults()) <= set(read_headerlet(data).faults)
+
+
+def test_packed_headerlets(tmp_path):
     data = make_headerlet()
     packed = np.frombuffer(gzip.compress(data), dtype=np.uint8)
     plain = np.frombuffer(data, dtype=np.uint8)
@@ -641,7 +744,7 @@ def test_packed_headerlets(tmp_path):
     broken = content.replace(bytes(packed[:200]), bytes(200))
     path.write_bytes(broken)
     results = list(read_entries(path))
-    assert isinstance(results[0], ImageError)
+    assert isinstance(results[0], CynosureError)
     assert results[1].payload == data
 
 
@@ -649,9 +752,9 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     from cynosure.solutions import intake
 
     monkeypatch.setattr(intake, "MAX_HEADERLET_BYTES", 1 << 20)
-    with pytest.raises(ImageError, match="no headerlet"):
+    with pytest.raises(HeaderletDamaged, match="no headerlet"):
         intake._unpacked(gzip.compress(bytes(3 << 20)), "bomb")
-    with pytest.raises(ImageError, match="no headerlet"):
+    with pytest.raises(HeaderletDamaged, match="no headerlet"):
         read_headerlet(bytes(2 << 20))
 
 
@@ -659,7 +762,7 @@ def test_what_is_not_a_headerlet(tmp_path):
     data = make_headerlet()
     for wrong in (b"", b"hello", data[:1000], data[:5000], data.replace(b"DESTIM", b"DESTIX"),
                   data.replace(b"SIPWCS", b"SIPWCX")):
-        with pytest.raises(ImageError):
+        with pytest.raises(HeaderletDamaged):
             read_headerlet(wrong)
     path = tmp_path / "x.solution.json"
     for wrong in ("{", "[]", '{"schema": "cynosure.solution/1"}', "null", '{"a": 1}',
@@ -674,7 +777,7 @@ def test_what_is_not_a_headerlet(tmp_path):
 def test_names_that_no_database_takes(store):
     nul = make_headerlet().replace(b"'somebody'", b"'some\0\n\x1b!'")
     assert store.add([read_headerlet(nul)]) == Added(1, 0)
-    assert store.find()[0].author == "some???!"
+    assert store.find()[0].author == "some   !"
     with pytest.raises(ImageError, match="300 characters"):
         entry("x" * 300)
     cards = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 10.0, "CRVAL2": 20.0,

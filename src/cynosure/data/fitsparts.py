@@ -267,8 +267,14 @@ def parts_of_bytes(data: bytes, name: str, *, max_parts: int = 10_000) -> list[P
         if len(parts) >= max_parts:
             raise ImageError(image=name, reason=f"more than {max_parts} units")
         body = data[unit.data_start : unit.data_start + unit.data_size]
-        parts.append(Part(records_of(unit.raw), unit.raw, body, unit.data_start, unit.data_size))
+        records = list(_records(unit.raw))
+        parts.append(Part(records, unit.raw, body, unit.data_start, unit.data_size))
     return parts
+
+
+@lru_cache(maxsize=64)  # those of lookup tables are the same in thousands of files
+def _records(raw: bytes) -> tuple[tuple[str, bytes], ...]:
+    return tuple(records_of(raw))
 
 
 # --- files ----------------------------------------------------------------------------------

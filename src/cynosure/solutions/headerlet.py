@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +64,6 @@ TABLES = ("WCSDVARR", "D2IMARR")
 LOOKUP = re.compile(r"(DP|D2IM)\d(\.EXTVER)?")
 LOOKUP_VERSION = re.compile(r"EXTVER: *(\d{1,9})(\.0*)?")
 TERM = re.compile(r"[AB]_\d+_\d+|PV[12]_\d+")
-_TERM_STARTS = frozenset("ABP")
 STRUCTURE = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|CHECKSUM|DATASUM|GROUPS|TFIELDS|T[A-Z]{4}\d+"
 )
@@ -156,7 +156,6 @@ class LookupTable:
             )
         return np.frombuffer(self.data, dtype).reshape(shape).astype(np.float32)
 
-
     @property
     def axes(self) -> dict[str, float]:
         """CRPIX, CRVAL and CDELT of the table."""
@@ -166,7 +165,7 @@ class LookupTable:
         return {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class ChipWcs:
     """The WCS of one chip.
 
@@ -183,11 +182,9 @@ class ChipWcs:
     version: int
     target: Target
     records: Records
-    _first: dict[str, bytes] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        # The first card of a keyword counts; a header has up to two hundred.
-        object.__setattr__(self, "_first", dict(reversed(self.records)))
+    @cached_property
+    def _first(self) -> dict[str, bytes]:
+        return dict(reversed(self.records))  # the first card of a keyword counts
 
     @property
     def cards(self) -> Records:
@@ -209,35 +206,28 @@ class ChipWcs:
         value = self.get(keyword)
         return float(value) if isinstance(value, (int, float)) else default
 
-    @property
+    @cached_property
     def lookups(self) -> list[tuple[str, int]]:
         """EXTNAME and EXTVER of the tables that the cards name."""
         return lookups_of(self.records)
 
-    @property
+    @cached_property
     def linear(self) -> NDArray[np.float64]:
         """CRVAL, CRPIX and the matrix from pixels to degrees."""
         number = self.number
-        axes = (1, 2)
-        cd = [[number(f"CD{i}_{j}", np.nan) for j in axes] for i in axes]
-        if np.isnan(cd).all():
+        cd = [number(k, math.nan) for k in ("CD1_1", "CD1_2", "CD2_1", "CD2_2")]
+        if all(map(math.isnan, cd)):
             cd = [
-                [number(f"PC{i}_{j}", float(i == j)) * number(f"CDELT{i}", 1.0) for j in axes]
-                for i in axes
+                number(f"PC{i}_{j}", float(i == j)) * number(f"CDELT{i}", 1.0)
+                for i in (1, 2) for j in (1, 2)
             ]
-        point = [number(f"{k}{i}", 0.0) for k in ("CRVAL", "CRPIX") for i in axes]
-        return np.array([*point, *np.nan_to_num(cd).ravel()])
+        point = [number(k) for k in ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")]
+        return np.array([*point, *(0.0 if math.isnan(v) else v for v in cd)])
 
-    @property
+    @cached_property
     def distortion(self) -> dict[str, float]:
         """The SIP and PV terms that are not zero."""
-        out = {}
-        for key, body in self.records:
-            if key[:1] in _TERM_STARTS and TERM.fullmatch(key):
-                value = value_of(body)
-                if isinstance(value, (int, float)) and value:
-                    out[key] = float(value)
-        return out
+        return dict(_terms(tuple(r for r in self.records if r[0][:1] in "ABP")))
 
     @property
     def kinds(self) -> tuple[str, str]:
@@ -247,17 +237,27 @@ class ChipWcs:
 
 def lookups_of(records: Records) -> list[tuple[str, int]]:
     """Return EXTNAME and EXTVER of the tables that WCS cards name, NPOL's first."""
-    out = []
+    return list(_lookups(tuple(r for r in records if r[0][:2] in ("DP", "D2"))))
+
+
+@lru_cache(maxsize=512)  # the chips of all exposures of a camera name the same few
+def _lookups(records: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, int], ...]:
+    out = set()
     for key, body in records:
-        found = key[:2] in ("DP", "D2") and LOOKUP.fullmatch(key)
-        if found:
+        if LOOKUP.fullmatch(key):
             text = str(value_of(body))
             number = LOOKUP_VERSION.fullmatch(text)
             if number is None and key.endswith(".EXTVER"):
                 number = re.fullmatch(r"(\d{1,9})(\.0*)?", text)
             if number is not None:
-                out.append((TABLES[key.startswith("D2IM")], int(number[1])))
-    return sorted(set(out), key=lambda at: (TABLES.index(at[0]), at[1]))
+                out.add((TABLES[key.startswith("D2IM")], int(number[1])))
+    return tuple(sorted(out, key=lambda at: (TABLES.index(at[0]), at[1])))
+
+
+@lru_cache(maxsize=512)  # and have the same distortion, while its files are
+def _terms(records: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, float], ...]:
+    values = {k: value_of(body) for k, body in records if TERM.fullmatch(k)}
+    return tuple((k, float(v)) for k, v in values.items() if isinstance(v, (int, float)) and v)
 
 
 def _records(header: bytes) -> Records:
@@ -287,11 +287,17 @@ class Headerlet:
 
     def get(self, keyword: str, default: Value = None) -> Value:
         """Return the value of a primary card."""
-        return Part(self.head).get(keyword, default)
+        body = self._first.get(keyword)
+        value = None if body is None else value_of(body)
+        return default if value is None else value
+
+    @cached_property
+    def _first(self) -> dict[str, bytes]:
+        return dict(reversed(self.head))
 
     def text(self, keyword: str) -> str:
         """Return a primary card as a text; empty where it is absent."""
-        return Part(self.head).text(keyword)
+        return str(self.get(keyword, "")).strip()
 
     @property
     def destim(self) -> str:
@@ -334,7 +340,8 @@ class Headerlet:
     @property
     def n_matched(self) -> int:
         """Stars of the fit, also where they were written as a text; 0 where unknown."""
-        for text in (self.text("NMATCH"), *(str(self.chips[0].get(k, "")) for k in MATCHED)):
+        first = self.chips[0]
+        for text in (self.text("NMATCH"), *(str(first.get(k, "")) for k in ("NMATCHES", "NMATCH"))):
             if re.fullmatch(r"\d{1,9}(\.0*)?", text) and float(text):
                 return int(float(text))
         return 0
@@ -437,7 +444,7 @@ class Headerlet:
                 out.append(f"{where} has a CTYPE that says -SIP, but no SIP terms")
             linear = chip.linear
             a, b, c, d = linear[4:].tolist()
-            if not np.isfinite(linear).all() or a * d - b * c == 0.0:
+            if not all(map(math.isfinite, linear.tolist())) or a * d - b * c == 0.0:
                 out.append(f"{where} has no usable CD matrix")
             missing = [t for t in chip.lookups if self.table(*t) is None]
             out += [f"{where} names {n},{v}, which is not in it" for n, v in missing]
@@ -445,12 +452,9 @@ class Headerlet:
 
     def doubts(self) -> list[str]:
         """Say what contradicts itself, though it can be used; empty for most."""
-        out = []
-        for chip in self.chips:
-            name = str(chip.get("WCSNAME", ""))
-            if name and name != self.wcsname:
-                out.append(f"SIPWCS,{chip.version} holds another solution, {name}")
-        return out
+        named = [(c.version, str(c.get("WCSNAME", "")).strip()) for c in self.chips]
+        return [f"SIPWCS,{version} holds another solution, {name}"
+                for version, name in named if name and name != self.wcsname]
 
     def replaced(self, **cards: Value) -> Headerlet:
         """Return a headerlet with some primary cards set; WCSNAME also in the chips."""
@@ -482,9 +486,6 @@ class Headerlet:
             return self.head
         first = [next(r for r in self.head if r[0] == k) for k in HEAD if k in keys]
         return first + [r for r in self.head if r[0] not in HEAD]
-
-
-MATCHED = ("NMATCHES", "NMATCH")
 
 
 def _renamed(chip: ChipWcs, name: str) -> ChipWcs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from cynosure.data.fitsfile import open_fits
@@ -111,14 +112,19 @@ def headerlet_of_parts(parts: Sequence[Part], name: str = "headerlet") -> Header
     for number, (kind, version) in enumerate(places):
         if (kind, version) in places[:number]:
             raise HeaderletDamaged(headerlet=name, reason=f"two {kind} of EXTVER {version}")
-    head = [r for r in parts[0].records if not STRUCTURE.fullmatch(r[0])]
+    head = [r for r in parts[0].records if not _is_structure(r[0])]
     headerlet = Headerlet(head, tuple(chips), tuple(tables), tuple(notes))
     return _completed(headerlet)
 
 
+@lru_cache(maxsize=1024)
+def _is_structure(keyword: str) -> bool:
+    return STRUCTURE.fullmatch(keyword) is not None
+
+
 def _chip(part: Part, notes: list[str]) -> ChipWcs:
     """Return the chip of a SIPWCS; old ones name their image in SCIEXT, or not at all."""
-    records = [r for r in part.records if not STRUCTURE.fullmatch(r[0])]
+    records = [r for r in part.records if not _is_structure(r[0])]
     name, version = part.text("TG_ENAME").upper(), part.get("TG_EVER")
     if not (name and isinstance(version, int)):
         found = re.search(r"([A-Za-z]\w*)?\W*(\d{1,6})", part.text("SCIEXT"))

@@ -14,6 +14,7 @@ from sqlalchemy import insert, inspect, select, text, update
 from cynosure._version import __version__
 from cynosure.ground.errors import StoreUnavailable
 from cynosure.solutions import schema
+from cynosure.solutions.entry import FITS
 from cynosure.solutions.schema import SCHEMA_VERSION, store_facts
 
 if TYPE_CHECKING:
@@ -32,9 +33,20 @@ def _decisions(connection: Connection) -> None:
     schema.guide_stars.create(connection)
 
 
+def _extents(connection: Connection) -> None:
+    connection.execute(text(
+        "ALTER TABLE solutions ADD COLUMN extent VARCHAR(10) DEFAULT 'assumed' NOT NULL"
+    ))
+    # Records state the size of their images.
+    connection.execute(
+        update(schema.solutions).where(schema.solutions.c.media != FITS).values(extent="image")
+    )
+
+
 # Version that a step leads to: what it does, in words and in deed.
 STEPS: dict[int, tuple[str, Callable[[Connection], None]]] = {
     2: ("keep decisions and guide-star offsets", _decisions),
+    3: ("say how the size of the chips is known", _extents),
 }
 
 

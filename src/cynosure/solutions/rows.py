@@ -5,20 +5,55 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-from cynosure.solutions.intake import Entry
+from sqlalchemy import bindparam
+from sqlalchemy.dialects import postgresql, sqlite
+
+from cynosure.solutions.entry import Entry
+from cynosure.solutions.schema import NO_FAULTS
 from cynosure.solutions.selection import Decision
 
-__all__ = ["PIECE", "decision_row", "payload_row", "put_together", "solution_row"]
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect, Table
+
+__all__ = [
+    "PIECE", "decision_row", "insert_many", "payload_row", "put_together", "solution_row",
+]
 
 PIECE = struct.Struct("<QI32s")  # offset in the file, size, digest
 
 _PLAIN = (
     "content_sha256", "rootname", "wcsname", "hdrname", "kind", "distname", "idctab", "npol",
     "d2im", "catalog", "method", "quality", "status", "rms_ra_mas", "rms_dec_mas", "fit_rms_mas",
-    "nmatch", "created", "author", "descrip", "software", "media",
+    "nmatch", "created", "author", "descrip", "software", "media", "extent",
 )
+
+
+def insert_many(connection: Any, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows that are not there yet, by the driver itself.
+
+    SQLAlchemy makes the statement; that it also goes through every value of every row would be
+    half the time of filling a store.
+    """
+    if not rows:
+        return
+    statement, order = _insertion(table, connection.dialect, tuple(rows[0]))
+    given = [tuple(row[n] for n in order) for row in rows] if order else list(rows)
+    connection.exec_driver_sql(statement, given)
+
+
+@lru_cache(maxsize=64)
+def _insertion(
+    table: Table, dialect: Dialect, names: tuple[str, ...]
+) -> tuple[str, tuple[str, ...]]:
+    """Return the statement, and the order of its parameters where they have no names."""
+    module = sqlite if dialect.name == "sqlite" else postgresql
+    statement = module.insert(table).values({n: bindparam(n) for n in names})
+    compiled = statement.on_conflict_do_nothing().compile(dialect=dialect)
+    return str(compiled), tuple(compiled.positiontup or ())
 
 
 def solution_row(
@@ -26,13 +61,19 @@ def solution_row(
 ) -> dict[str, Any]:
     """Return the row of ``solutions``, without its number."""
     ra, dec, radius = circle or (None, None, None)
-    faults = {"faults": list(entry.faults), "notes": list(entry.notes)}
+    said = NO_FAULTS
+    if entry.faults or entry.doubts or entry.notes:
+        said = json.dumps(
+            {"doubts": entry.doubts, "faults": entry.faults, "notes": entry.notes},
+            ensure_ascii=False,
+        )
     return {
         **{name: getattr(entry, name) for name in _PLAIN},
         "ra_deg": ra, "dec_deg": dec, "radius_deg": radius,
         "corners": entry.corners.astype("<f8").tobytes(), "added": added,
-        "settings": json.dumps(entry.settings or {}, sort_keys=True, default=str),
-        "valid": not entry.faults, "faults": json.dumps(faults, ensure_ascii=False),
+        "settings": json.dumps(entry.settings, sort_keys=True, default=str)
+        if entry.settings else "{}",
+        "valid": not entry.faults, "faults": said,
         "size_bytes": len(entry.payload),
     }
 

@@ -33,6 +33,7 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "NO_FAULTS",
     "SCHEMA_VERSION",
     "Stored",
     "decisions",
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 # Raise it with every change of a table, and add the step to `migrations.STEPS`.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -90,9 +91,11 @@ solutions = Table(
     Column("software", Text, nullable=False),
     Column("settings", Text, nullable=False),  # JSON
     Column("valid", Boolean, nullable=False),
-    Column("faults", Text, nullable=False),  # JSON: why it is not valid, what was odd
+    Column("faults", Text, nullable=False),  # JSON: why it is not valid, doubted, what was odd
     Column("media", String(40), nullable=False),
     Column("size_bytes", Integer, nullable=False),
+    # How the size of the chips is known; of a store of schema 2 nobody said.
+    Column("extent", String(10), nullable=False, server_default="assumed"),
     Index("solutions_rootname", "rootname"),
     Index("solutions_created", "created"),
     Index("solutions_added", "added"),
@@ -154,14 +157,14 @@ guide_stars = Table(
     Index("guide_stars_rootname", "rootname", "id"),
 )
 
-NO_FAULTS = json.dumps({"faults": [], "notes": []})
+NO_FAULTS = json.dumps({"doubts": [], "faults": [], "notes": []})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
     """One solution as the store has it: a row of ``solutions``.
 
-    The fields are those of :class:`cynosure.solutions.intake.Entry` without the file, and:
+    The fields are those of :class:`cynosure.solutions.entry.Entry` without the file, and:
 
     Attributes
     ----------
@@ -207,9 +210,11 @@ class Stored:
     settings: dict[str, Any]
     valid: bool
     faults: tuple[str, ...]
-    notes: tuple[str, ...]
     media: str
     size_bytes: int
+    extent: str = ""
+    doubts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of_row(cls, row: Any) -> Stored:
@@ -218,10 +223,10 @@ class Stored:
         values["corners"] = np.frombuffer(values["corners"], dtype="<f8").reshape(-1, 4, 2)
         settings, faults = values["settings"], values["faults"]
         values["settings"] = {} if settings == "{}" else json.loads(settings)
-        values["faults"] = values["notes"] = ()
+        values["faults"] = ()
         if faults != NO_FAULTS:
             said = json.loads(faults)
-            values["faults"], values["notes"] = tuple(said["faults"]), tuple(said["notes"])
+            values.update({k: tuple(said.get(k, ())) for k in ("faults", "doubts", "notes")})
         return cls(**values)
 
     @property
@@ -237,7 +242,8 @@ class Stored:
         """Return all fields, JSON-safe."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["corners"] = self.corners.tolist()
-        values["faults"], values["notes"] = list(self.faults), list(self.notes)
+        for name in ("faults", "doubts", "notes"):
+            values[name] = list(values[name])
         return values
 
 

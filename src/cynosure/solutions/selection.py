@@ -13,6 +13,8 @@ unplaced                a relative alignment only (catalogue NONE), or a name of
 pipeline                the telescope's pointing, ``OPUS``
 ======================  ====================================================================
 
+Before all classes come the solutions that nothing speaks against: one whose chips hold different
+solutions would tear the chips apart, so it is only taken where there is nothing else, and says so.
 Within a class the *hierarchy* asks for the newest distortion model, then for quality and the newest
 catalogue; *measured* asks for quality and residuals first. The decision is a record: what was
 chosen, by which rule, and for every other solution the first point on which it lost.
@@ -257,6 +259,11 @@ def _group(s: Stored) -> int:
 
 
 def _describe_group(s: Stored) -> str:
+    text = _describe_class(s)
+    return f"{text}; doubtful: {'; '.join(s.doubts)}" if s.doubts else text
+
+
+def _describe_class(s: Stored) -> str:
     group = _group(s)
     if group == 7:
         parts = [f"a posteriori, fitted to {s.catalog or parse_wcsname(s.wcsname).catalog}"]
@@ -337,6 +344,11 @@ def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4g}"
 
 
+_BY_DOUBT = _Criterion(
+    lambda s: not s.doubts,
+    lambda a, b: f"doubtful: {'; '.join(a.doubts)}",
+    "not in doubt rather",
+)
 _BY_GROUP = _Criterion(
     _group,
     lambda a, b: f"{CLASSES[_group(a)]} comes after {CLASSES[_group(b)]}",
@@ -378,8 +390,8 @@ _BY_NAME = _Criterion(  # two of the same: any, but always the same one
 )
 
 _ORDERS: dict[str, tuple[_Criterion, ...]] = {
-    "hierarchy": (_BY_GROUP, _BY_DISTORTION, _BY_QUALITY, _BY_CATALOG, _BY_METHOD, _BY_RMS,
-                  _BY_MATCHES, _BY_DATE, _BY_NAME),
-    "measured": (_BY_GROUP, _BY_QUALITY, _BY_RMS, _BY_MATCHES, _BY_DISTORTION, _BY_CATALOG,
-                 _BY_METHOD, _BY_DATE, _BY_NAME),
+    "hierarchy": (_BY_DOUBT, _BY_GROUP, _BY_DISTORTION, _BY_QUALITY, _BY_CATALOG, _BY_METHOD,
+                  _BY_RMS, _BY_MATCHES, _BY_DATE, _BY_NAME),
+    "measured": (_BY_DOUBT, _BY_GROUP, _BY_QUALITY, _BY_RMS, _BY_MATCHES, _BY_DISTORTION,
+                 _BY_CATALOG, _BY_METHOD, _BY_DATE, _BY_NAME),
 }

@@ -17,15 +17,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import case, delete, func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import case, delete, func, insert, select, update
 
 from cynosure.ground.errors import CatalogDamaged, SettingError, StoreUnavailable
 from cynosure.solutions import migrations, skyquery
 from cynosure.solutions.database import Database
-from cynosure.solutions.intake import Entry
+from cynosure.solutions.entry import EXTENTS, Entry
 from cynosure.solutions.query import Query, conditions, escaped
-from cynosure.solutions.rows import PIECE, decision_row, payload_row, put_together, solution_row
+from cynosure.solutions.rows import (
+    PIECE,
+    decision_row,
+    insert_many,
+    payload_row,
+    put_together,
+    solution_row,
+)
 from cynosure.solutions.schema import (
     SCHEMA_VERSION,
     Stored,
@@ -221,41 +227,58 @@ class Store:
         return total
 
     def _add_batch(self, connection: Any, batch: Sequence[Entry]) -> Added:
-        unique = {e.content_sha256: e for e in batch}
-        known = {row[0] for row in connection.execute(
-            select(solutions.c.content_sha256).where(solutions.c.content_sha256.in_(unique))
-        )}
+        unique: dict[str, Entry] = {}
+        for e in batch:
+            other = unique.get(e.content_sha256)
+            if other is None or _knows_more(e, other.extent):
+                unique[e.content_sha256] = e
+        known = self._known(connection, list(unique))
         fresh = [e for key, e in unique.items() if key not in known]
+        self._place(connection, [
+            (known[key][0], e) for key, e in unique.items()
+            if key in known and _knows_more(e, known[key][1])
+        ])
         if not fresh:
             return Added(0, len(batch))
         added = _now()
         circles = [e.circle() for e in fresh]
         rows = [solution_row(e, circle, added) for e, circle in zip(fresh, circles, strict=True)]
-        insertion = self._insert(solutions).on_conflict_do_nothing(
-            index_elements=[solutions.c.content_sha256]
-        )
-        connection.execute(insertion, rows)
-        ids = dict(connection.execute(
-            select(solutions.c.content_sha256, solutions.c.id)
-            .where(solutions.c.content_sha256.in_([e.content_sha256 for e in fresh]))
-        ).all())
+        insert_many(connection, solutions, rows)
+        ids = {k: v[0] for k, v in self._known(
+            connection, [e.content_sha256 for e in fresh]).items()}
         # Another writer may have been faster with some; its file and footprint are the same.
-        cells = skyquery.footprint_cells(circles)
-        self._insert_all(connection, footprints, [
-            {"uniq": int(uniq), "solution_id": ids[fresh[k].content_sha256]} for k, uniq in cells
-        ])
-        stored_pieces: dict[bytes, bytes] = {}
-        files = [payload_row(e, ids[e.content_sha256], stored_pieces) for e in fresh]
-        self._insert_pieces(connection, stored_pieces)
-        self._insert_all(connection, payloads, files)
+        self._cover(connection, [ids[e.content_sha256] for e in fresh], circles)
+        shared: dict[bytes, bytes] = {}
+        files = [payload_row(e, ids[e.content_sha256], shared) for e in fresh]
+        self._insert_pieces(connection, shared)
+        insert_many(connection, payloads, files)
         return Added(len(fresh), len(batch) - len(fresh))
 
-    def _insert(self, table: Any) -> Any:
-        return (sqlite if self.database.is_sqlite else postgresql).insert(table)
+    def _known(self, connection: Any, contents: list[str]) -> dict[str, tuple[int, str]]:
+        """Return number and extent of the solutions that are there, by content."""
+        c = solutions.c
+        rows = connection.execute(
+            select(c.content_sha256, c.id, c.extent).where(c.content_sha256.in_(contents))
+        )
+        return {row[0]: (row[1], row[2]) for row in rows}
 
-    def _insert_all(self, connection: Any, table: Any, rows: list[dict[str, Any]]) -> None:
-        if rows:
-            connection.execute(self._insert(table).on_conflict_do_nothing(), rows)
+    def _cover(self, connection: Any, numbers: list[int], circles: list[Any]) -> None:
+        cells = skyquery.footprint_cells(circles)
+        insert_many(connection, footprints, [
+            {"uniq": uniq, "solution_id": numbers[k]} for k, uniq in cells
+        ])
+
+    def _place(self, connection: Any, better: list[tuple[int, Entry]]) -> None:
+        """Correct the footprints of solutions of which the chips' size has become known."""
+        for number, entry in better:
+            row = solution_row(entry, entry.circle(), "")
+            names = ("corners", "extent", "ra_deg", "dec_deg", "radius_deg")
+            connection.execute(
+                update(solutions).where(solutions.c.id == number).values(
+                    {name: row[name] for name in names})
+            )
+            connection.execute(delete(footprints).where(footprints.c.solution_id == number))
+        self._cover(connection, [number for number, _ in better], [e.circle() for _, e in better])
 
     def _insert_pieces(self, connection: Any, bodies: dict[bytes, bytes]) -> None:
         if not bodies:
@@ -264,7 +287,7 @@ class Store:
             select(pieces.c.digest).where(pieces.c.digest.in_(list(bodies)))
         )}
         # In one order, so that two writers never wait for each other.
-        self._insert_all(connection, pieces, [
+        insert_many(connection, pieces, [
             {"digest": d, "body": bodies[d]} for d in sorted(bodies) if d not in there
         ])
 
@@ -531,6 +554,12 @@ class Store:
             "exposures": int(row[1]), "size_bytes": int(row[2] or 0), "last_added": row[3] or "",
             "kinds": {kind: int(n) for kind, n in sorted(kinds)},
         }
+
+
+def _knows_more(entry: Entry, extent: str) -> bool:
+    """Say whether an entry knows the size of its chips better than was known."""
+    worse: Sequence[str] = EXTENTS[: EXTENTS.index(entry.extent)]
+    return extent in worse
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

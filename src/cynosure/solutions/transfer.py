@@ -16,12 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy import insert, select
 
 from cynosure._version import __version__
 from cynosure.ground.errors import CatalogDamaged, CynosureError, OutputError, OutputExists
 from cynosure.ground.files import reason_of
-from cynosure.solutions.intake import FITS, Entry, read_headerlet, read_record
+from cynosure.solutions.entry import EXTENTS, FITS, Entry
+from cynosure.solutions.intake import read_headerlet
+from cynosure.solutions.records import read_record
 from cynosure.solutions.schema import SCHEMA_VERSION, Stored, decisions, guide_stars, solutions
 from cynosure.solutions.store import Added, Store
 
@@ -157,7 +160,10 @@ def _entries(folder: Path, facts: dict[str, Any]) -> Iterator[Entry]:
     path, count = folder / "solutions.parquet", 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(ROWS, columns=["content_sha256", "media", "payload"]):
+            # What the image's size was is not in a headerlet.
+            known = [n for n in ("corners", "extent") if n in file.schema_arrow.names]
+            wanted = ["content_sha256", "media", "payload", *known]
+            for batch in file.iter_batches(ROWS, columns=wanted):
                 for row in batch.to_pylist():
                     count += 1
                     yield _entry(row, f"{path}, row {count}")
@@ -180,7 +186,17 @@ def _entry(row: dict[str, Any], name: str) -> Entry:
         raise CatalogDamaged(catalog=name, reason=f"damaged ({error})") from error
     if entry.content_sha256 != row["content_sha256"]:
         raise CatalogDamaged(catalog=name, reason="its content is not what its checksum says")
-    return entry
+    return _placed(entry, row.get("corners"), row.get("extent"))
+
+
+def _placed(entry: Entry, corners: Any, extent: Any) -> Entry:
+    """Return an entry with the footprint that it had, where that is known better."""
+    if extent not in EXTENTS or EXTENTS.index(extent) <= EXTENTS.index(entry.extent):
+        return entry
+    places = np.asarray(corners or [], dtype=float)
+    if not places.size or places.size % 8 or not np.isfinite(places).all():
+        return entry
+    return dataclasses.replace(entry, corners=places.reshape(-1, 4, 2), extent=extent)
 
 
 def _read_rows(path: Path, table: Any, expected: Any) -> list[dict[str, Any]]:

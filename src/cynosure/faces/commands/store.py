@@ -13,7 +13,7 @@ from cynosure.faces.shell import Command, Shell, option, shared
 from cynosure.ground.errors import CynosureError, ExitCode, OutputExists, SettingError
 
 if TYPE_CHECKING:
-    from cynosure.solutions.intake import Entry
+    from cynosure.solutions.entry import Entry
     from cynosure.solutions.schema import Stored
 
 __all__ = ["store"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
 
-from cynosure.solutions.intake import FITS
+from cynosure.solutions.entry import FITS
 from cynosure.solutions.schema import Stored
 from cynosure.solutions.store import Store
 
@@ -39,13 +39,17 @@ OpenStore = Annotated[Store, Depends(_store)]
 Writer = Annotated[str, Depends(_writer)]
 
 
-def file_headers(stored: Stored) -> dict[str, str]:
-    """Return the headers under which a solution's file is downloaded; its name is made safe."""
+def file_headers(stored: Stored, media: str = "") -> dict[str, str]:
+    """Return the headers under which a solution's file is downloaded; its name is made safe.
+
+    With a `media` type the file is given in that form.
+    """
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", stored.hdrname or stored.wcsname or stored.rootname)
     stem = stem.removesuffix(".fits").strip("._") or "solution"
-    ending = ".fits" if stored.media == FITS else ".solution.json"
+    media = media or stored.media
+    ending = ".fits" if media == FITS else ".solution.json"
     headers: dict[str, Any] = {
         "Content-Disposition": f'attachment; filename="{stem[:150]}{ending}"',
-        "ETag": f'"{stored.content_sha256}"',
+        "ETag": f'"{stored.content_sha256}{"" if media == stored.media else "-headerlet"}"',
     }
     return headers

@@ -14,7 +14,8 @@ from cynosure.faces.server.access import OpenStore, Writer, file_headers
 from cynosure.faces.server.differences import differences
 from cynosure.ground.errors import CynosureError
 from cynosure.solutions import query as store_query
-from cynosure.solutions.intake import Entry, entries_of_bytes
+from cynosure.solutions.entry import FITS, Entry
+from cynosure.solutions.intake import as_headerlet, entries_of_bytes
 from cynosure.solutions.schema import Stored
 from cynosure.solutions.store import GuideStars, Store
 
@@ -95,12 +96,18 @@ def solution(content_sha256: str, store: OpenStore) -> dict[str, Any]:
 
 
 @router.get("/solutions/{content_sha256}/file", response_class=Response)
-def file(content_sha256: str, store: OpenStore) -> Response:
-    """Give a solution's file: a headerlet, or the record of a solved image."""
+def file(
+    content_sha256: str, store: OpenStore, form: Literal["own", "headerlet"] = "own"
+) -> Response:
+    """Give a solution's file: a headerlet, or the record of a solved image.
+
+    With ``form=headerlet`` a record is given as a headerlet too, if SIP can say what it says.
+    """
     stored = _stored(store, content_sha256)
-    return Response(
-        store.payload(content_sha256), media_type=stored.media, headers=file_headers(stored)
-    )
+    payload, media = store.payload(content_sha256), stored.media
+    if form == "headerlet":
+        payload, media = as_headerlet(payload, stored.hdrname or stored.rootname), FITS
+    return Response(payload, media_type=media, headers=file_headers(stored, media))
 
 
 def _stored(store: Store, content_sha256: str) -> Stored:

@@ -23,12 +23,15 @@ from cynosure.ground.errors import (
     Temporary,
 )
 from cynosure.ground.settings import Range, Unit
+from cynosure.solutions.headerlet import HeaderletDamaged
+from cynosure.solutions.holdings import NoSuchSolution
 from cynosure.solutions.store import Store
 
 __all__ = ["create_app", "new_token", "serve"]
 
 STATUS = {
-    SettingError: 422, ImageError: 422, CatalogDamaged: 422, StoreUnavailable: 503,
+    SettingError: 422, ImageError: 422, HeaderletDamaged: 422, NoSuchSolution: 422,
+    CatalogDamaged: 422, StoreUnavailable: 503,
     Temporary: 503, OutputError: 507,
 }
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cynosure.ground import sky
 from cynosure.ground.errors import CynosureError
-from cynosure.solutions.intake import FITS
+from cynosure.solutions.entry import FITS
 from cynosure.solutions.schema import Stored
 from cynosure.solutions.store import Store
 

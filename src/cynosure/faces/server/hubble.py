@@ -5,17 +5,22 @@ whether the service is there, the list of an exposure's solutions as XML, and on
 headerlet. Under ``GSSS_WEBSERVICES_URL`` it asks for the offsets of the guide stars.
 
 A client takes a solution by its WCSNAME alone; where several have one name, the one that the
-selection ranks first is offered, and only what may be applied.
+selection ranks first is offered, and only what may be applied. It knows nothing but headerlets:
+the record of a solved image is given as one, if SIP can say what it says.
 """
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass, field
 from xml.etree import ElementTree as Xml
 
 from fastapi import APIRouter, Response
 
 from cynosure.faces.server.access import OpenStore, file_headers
-from cynosure.solutions.intake import FITS
+from cynosure.ground.errors import CynosureError
+from cynosure.solutions.entry import FITS
+from cynosure.solutions.intake import as_headerlet
 from cynosure.solutions.query import Query, escaped
 from cynosure.solutions.schema import Stored
 from cynosure.solutions.selection import Decision
@@ -46,7 +51,7 @@ def observation(rootname: str, store: OpenStore, wcsname: str | None = None) -> 
         if stored is None:
             return _unknown(f"{rootname} has no solution {wcsname}")
         return Response(
-            store.payload(stored.content_sha256), media_type=FITS, headers=file_headers(stored)
+            _headerlet(store, stored), media_type=FITS, headers=file_headers(stored, FITS)
         )
     root = Xml.Element("observation")
     Xml.SubElement(root, "observationID").text = next(iter(offered.values())).rootname
@@ -69,13 +74,39 @@ def _offered(store: Store, rootname: str) -> tuple[dict[str, Stored], Decision]:
     for name in dict.fromkeys((rootname, rootname.lower())):
         found = found or store.find(Query(rootname=escaped(name), valid=True))
     decision = store.best(found[0].rootname if found else rootname)
-    by_content = {s.content_sha256: s for s in found if s.media == FITS and s.wcsname}
+    by_content = {
+        s.content_sha256: s for s in found
+        if s.wcsname and (s.media == FITS or _headerlet(store, s) is not None)
+    }
     offered: dict[str, Stored] = {}
     for considered in decision.considered:
         stored = by_content.get(considered.content_sha256)
         if stored is not None and (considered.verdict != "excluded"):
             offered.setdefault(stored.wcsname, stored)
     return offered, decision
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A record; the content stands for all of it."""
+
+    content: str
+    payload: bytes = field(compare=False, repr=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _converted(record: _Record) -> bytes | None:
+    try:
+        return as_headerlet(record.payload, record.content[:12])
+    except CynosureError:
+        return None  # it stays what it is, under its own address
+
+
+def _headerlet(store: Store, stored: Stored) -> bytes | None:
+    """Return a solution as a headerlet; None for a record that cannot be one."""
+    if stored.media == FITS:
+        return store.payload(stored.content_sha256)
+    return _converted(_Record(stored.content_sha256, store.payload(stored.content_sha256)))
 
 
 @router.get("/webservices/GSCConvert/GSCconvert.aspx")

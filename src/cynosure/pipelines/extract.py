@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -13,14 +14,14 @@ from numpy.typing import NDArray
 
 from cynosure.data.frame import Frame, check_pixels
 from cynosure.data.tables import SourceFlag
-from cynosure.ground.errors import NotEnoughStars
+from cynosure.ground.errors import CynosureError, NotEnoughStars
 from cynosure.pixels.background import Background, estimate_background
 from cynosure.pixels.detect import detect_sources, find_saturation
 from cynosure.pixels.measure import fit_psf
 from cynosure.pixels.mosaic import NOISE_FACTOR, is_mosaic, to_luminance
 from cynosure.pixels.psf import Psf, build_psf
 
-__all__ = ["Extraction", "extract_sources"]
+__all__ = ["Extraction", "extract_sources", "load_kernels"]
 
 SettingsMap = Mapping[str, dict[str, Any]]
 
@@ -102,6 +103,24 @@ def extract_sources(
         notes.append(f"{error}: positions are windowed centroids")
         psf = None
     return Extraction(frame, background, psf, sources, tuple(notes), clock.seconds)
+
+
+def load_kernels(settings: SettingsMap) -> None:
+    """Load the compiled kernels by measuring a small made-up field.
+
+    It takes half a second of a single image's solve, and can be had while the image is read,
+    which holds no lock.
+    """
+    rng = np.random.default_rng(0)
+    side, n, sigma = 128, 16, 1.0
+    rows, columns = np.mgrid[:side, :side].astype(np.float32)
+    data = rng.normal(0.0, 1.0, (side, side)).astype(np.float32)
+    grid = np.linspace(16.0, side - 16.0, round(n**0.5))
+    for x, y in rng.uniform(-3, 3, (n, 2)) + np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2):
+        data += 300.0 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2.0 * sigma**2))
+    small = {**settings["psf"], "degree": 0, "rounds": 1, "radius_fwhm": 1.5}
+    with contextlib.suppress(CynosureError):
+        extract_sources(Frame(data, saturation_adu=1e4), {**settings, "psf": small})
 
 
 # A PSF this many times wider or narrower than the stars it is for is not theirs.

@@ -36,7 +36,7 @@ from cynosure.data.wcsread import is_wcs_keyword
 from cynosure.ground.errors import CatalogMissing, CynosureError, SettingError
 from cynosure.ground.settings import Range, Settings, Unit
 from cynosure.pipelines.evidence import ENDING, write_evidence
-from cynosure.pipelines.extract import Extraction, extract_sources
+from cynosure.pipelines.extract import Extraction, extract_sources, load_kernels
 from cynosure.pipelines.gather import gather
 from cynosure.pipelines.plate import solve_plate
 from cynosure.pipelines.run import Run, default_settings, run_images
@@ -162,6 +162,8 @@ def solve(
     exposure: Exposure | None = None
     try:
         log("reading")
+        if threads > 1:
+            threading.Thread(target=_load_kernels, args=(settings,), daemon=True).start()
         catalog = refcat if isinstance(refcat, RefCat) else open_refcat(refcat)
         exposure = image if isinstance(image, Exposure) else read(
             image, instrument=instrument, epoch_yr=epoch_yr
@@ -334,6 +336,16 @@ def _solve_exposure(
 
 def _say(log: Log, prefix: str, text: str) -> None:
     log(prefix + text)
+
+
+_loaded = threading.Event()
+
+
+def _load_kernels(settings: Settings) -> None:
+    """Load the compiled kernels of the pixels, once in a process."""
+    if not _loaded.is_set():
+        _loaded.set()
+        load_kernels(settings)
 
 
 @cache

@@ -1,5 +1,6 @@
 """The service: its three faces, and what it refuses."""
 
+import csv
 import io
 import json
 import os
@@ -25,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "solutions"))
 
 from headerlets import make_headerlet  # noqa: E402
 
+from cynosure.data.refcat import open_refcat  # noqa: E402
+from cynosure.data.tables import REFERENCE  # noqa: E402
 from cynosure.faces.server.app import create_app, new_token  # noqa: E402
 from cynosure.faces.server.differences import differences  # noqa: E402
 from cynosure.ground import sky  # noqa: E402
@@ -526,6 +529,161 @@ def test_hubbles_own_client_takes_a_record(store, running, tmp_path):
         for chip in (1, 2):
             mine = WCS(hdus["SCI", chip].header, hdus)
             assert apart_mas(mine, WCS(fits.Header(tpv_cards(chip)))) < 1.0
+
+
+@pytest.fixture(scope="module")
+def stars():
+    """Give a catalogue of known stars around (150, 2): some without a motion."""
+    rng = np.random.default_rng(3)
+    table = REFERENCE.empty(400)
+    table["ref_id"] = np.arange(400) + 4_000_000_000_000_000_000
+    table["ra_deg"], table["dec_deg"] = rng.uniform(149.5, 150.5, 400), rng.uniform(1.5, 2.5, 400)
+    table["mag"], table["ref_epoch_yr"] = rng.uniform(12, 20, 400), 2016.0
+    table["ra_error_mas"] = table["dec_error_mas"] = 0.1
+    table["pm_ra_mas_yr"], table["pm_dec_mas_yr"] = rng.normal(0, 50, (2, 400))
+    table["pm_ra_error_mas_yr"] = table["pm_dec_error_mas_yr"] = 0.05
+    table["pm_ra_mas_yr"][::10] = table["pm_dec_mas_yr"][::10] = np.nan
+    return table
+
+
+@pytest.fixture
+def catalog_client(store, stars, tmp_path):
+    from astropy.table import Table
+
+    columns = {"source_id": "ref_id", "ra": "ra_deg", "dec": "dec_deg", "phot_g_mean_mag": "mag",
+               "ref_epoch": "ref_epoch_yr", "ra_error": "ra_error_mas",
+               "dec_error": "dec_error_mas", "pmra": "pm_ra_mas_yr", "pmdec": "pm_dec_mas_yr",
+               "pmra_error": "pm_ra_error_mas_yr", "pmdec_error": "pm_dec_error_mas_yr"}
+    path = tmp_path / "stars.fits"
+    Table({k: stars[v] for k, v in columns.items()}).write(path)
+    catalog = open_refcat(path, name="GAIADR3")
+    with client_of(store, refcats=[catalog], requests_per_minute=0) as client:
+        yield client
+
+
+def searched(client, **given):
+    """Read an answer as the alignment software does."""
+    answer = client.get("/webservices/vo/CatalogSearch.aspx", params=given)
+    assert answer.status_code == 200, answer.text
+    lines = answer.text.split("\r\n")
+    assert lines[0].startswith("#"), lines[0]
+    del lines[0]
+    return list(csv.DictReader(lines))
+
+
+def test_catalogue_search(catalog_client, stars):
+    assert catalog_client.get("/api/v1/status").json()["catalogs"] == ["GAIADR3"]
+    by_id = {str(s["ref_id"]): s for s in stars}
+    sep = sky.separation_deg(stars["ra_deg"], stars["dec_deg"], 150.1, 2.05)
+    rows = searched(catalog_client, RA=150.1, DEC=2.05, SR=0.2, FORMAT="CSV", CAT="GAIADR3",
+                    MINDET=5)
+    assert {r["objID"] for r in rows} == {str(i) for i in stars["ref_id"][sep <= 0.2]}
+    assert len(rows) > 20
+    for row in rows:
+        star = by_id[row["source_id"]]
+        assert float(row["ra"]) == pytest.approx(star["ra_deg"], abs=1e-9)
+        assert (row["pmra"] == "") == np.isnan(star["pm_ra_mas_yr"])
+        assert float(row["epoch"]) == 2016.0
+    mags = [float(r["mag"]) for r in rows]
+    assert mags == sorted(mags)
+    later = searched(catalog_client, ra=150.1, dec=2.05, sr=0.2, cat="gaiadr3", epoch=2026)
+    assert len(later) == len(rows)
+    for row in later:
+        star = by_id[row["objID"]]
+        moved = np.isfinite(star["pm_ra_mas_yr"])
+        assert float(row["epoch"]) == (2026.0 if moved else 2016.0)
+        truth = star["dec_deg"] + (10 * star["pm_dec_mas_yr"] / 3.6e6 if moved else 0.0)
+        assert abs(float(row["dec"]) - truth) * 3.6e6 < 0.01
+    few = searched(catalog_client, STCS="CIRCLE 150.1 2.05 0.2", MAXOBJ=5, MAGRANGE="13,18")
+    assert [r["objID"] for r in few] == [
+        r["objID"] for r in rows if 13 <= float(r["mag"]) <= 18][:5]
+
+
+def test_catalogue_search_in_polygons(catalog_client, stars):
+    ra, dec = stars["ra_deg"], stars["dec_deg"]
+    box = searched(catalog_client, BBOX="149.9,1.9,150.2,2.1")
+    inside = (ra > 149.9) & (ra < 150.2) & (dec > 1.9) & (dec < 2.1)
+    assert {r["objID"] for r in box} == {str(i) for i in stars["ref_id"][inside]}
+    # An L, which is not convex; for the sake of the test its sides are nearly great circles.
+    corners = [(149.8, 1.8), (150.2, 1.8), (150.2, 1.9), (149.9, 1.9), (149.9, 2.2), (149.8, 2.2)]
+    text = "POLYGON ICRS " + " ".join(f"{a} {d}" for a, d in corners)
+    rows = searched(catalog_client, STCS=text, CAT="GAIADR3")
+    inside = (ra > 149.8) & (dec > 1.8) & (((ra < 150.2) & (dec < 1.9)) |
+                                           ((ra < 149.9) & (dec < 2.2)))
+    assert {r["objID"] for r in rows} == {str(i) for i in stars["ref_id"][inside]}
+
+
+@pytest.mark.parametrize(("query", "words"), [
+    ("", "numbers are expected"), ("RA=1&DEC=2", "numbers are expected"),
+    ("RA=1&DEC=92&SR=1", "DEC=92"), ("RA=nan&DEC=2&SR=1", "numbers"), ("RA=1&DEC=2&SR=90", "wide"),
+    ("RA=1&DEC=2&SR=-1", "SR=-1"), ("RA=1&DEC=2&SR=1&CAT=PS1", "not served here, but GAIADR3"),
+    ("RA=1&DEC=2&SR=1&FORMAT=VOTABLE", "only CSV"), ("RA=1&DEC=2&SR=1&EPOCH=1e9", "EPOCH"),
+    ("STCS=ELLIPSE 1 2 3 4", "CIRCLE or POLYGON"), ("STCS=POLYGON 1 2 3", "expected"),
+    ("STCS=POLYGON 1 2 3 4 5 6 7", "pairs"), ("BBOX=1,2,3", "4 numbers"),
+    ("RA=1&DEC=2&SR=1&MAXOBJ=0", "MAXOBJ"), ("RA=1&DEC=2&SR=1&MAGRANGE=20,10", "brighter"),
+])
+def test_bad_catalogue_searches(catalog_client, query, words):
+    answer = catalog_client.get(f"/webservices/vo/CatalogSearch.aspx?{query}")
+    assert answer.status_code == 400
+    assert answer.text.startswith("Error")
+    assert words in answer.text
+
+
+def test_no_stars_and_no_catalogue(catalog_client, client):
+    where = "/webservices/vo/CatalogSearch.aspx?RA=10&DEC=-80&SR=0.1"
+    answer = catalog_client.get(where)
+    assert (answer.status_code, answer.text[:15]) == (200, "No data records")
+    assert client.get(where).status_code == 400
+    assert client.get(where).text.startswith("Error: no catalogue")
+
+
+def test_many_readers_and_a_writer(store, stars, tmp_path):
+    """Readers never wait for the writer, see whole solutions only, and end with all of them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    files = [make_headerlet(f"k{i:08d}", chips=1, tables=i % 2 == 0) for i in range(60)]
+    wrong = []
+
+    def read(client, number):
+        seen = 0
+        while not done.is_set():
+            try:
+                status = client.get("/api/v1/status").json()
+                rows = client.get("/api/v1/solutions", params={"rootname": "k*", "limit": 1000})
+                found = rows.json()
+                if status["solutions"] < 5 + seen or len(found) < seen:
+                    wrong.append((number, "fewer than before", len(found), seen))
+                seen = len(found)
+                if found:
+                    one = found[number % len(found)]
+                    file = client.get(f"/api/v1/solutions/{one['content_sha256']}/file")
+                    if read_headerlet(file.content).content_sha256 != one["content_sha256"]:
+                        wrong.append((number, "another file"))
+                    page = client.get(f"/exposures/{one['rootname']}")
+                    listing = client.get(f"/astrometryDB/observation/read/{one['rootname']}")
+                    codes = {r.status_code for r in (rows, file, page, listing)}
+                    if codes != {200}:
+                        wrong.append((number, codes))
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                wrong.append((number, repr(error)))
+
+    done = threading.Event()
+    with Running(store, requests_per_minute=0) as server, ThreadPoolExecutor(4) as pool:
+        clients = [httpx.Client(base_url=server.url, trust_env=False, timeout=30)
+                   for _ in range(4)]
+        readers = [pool.submit(read, c, k) for k, c in enumerate(clients)]
+        try:
+            for data in files:
+                answer = server.client.post("/api/v1/solutions", content=data, headers=AUTH)
+                assert (answer.status_code, answer.json()["new"]) == (201, 1)
+        finally:
+            done.set()
+            for reader in readers:
+                reader.result(timeout=60)
+            for c in clients:
+                c.close()
+    assert wrong == []
+    assert store.count() == 65
 
 
 def asked(running, path):

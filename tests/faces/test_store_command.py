@@ -149,5 +149,10 @@ def test_guide_stars_and_the_environment(folder, capsys, monkeypatch):
     assert run(["store", "guide-stars", "bad.json"]) == ExitCode.USAGE
     Path("bad.json").write_text("{")
     assert run(["store", "guide-stars", "bad.json"]) == ExitCode.USAGE
-    assert run(["store", "serve", "--dry-run"]) == ExitCode.OK
-    assert "only reading" in capsys.readouterr().err
+    Path("stars.csv").write_text("ra,dec,mag\n10.0,20.0,12.5\n10.1,20.1,13.5\n")
+    assert run(["store", "serve", "--dry-run", "--refcat", "MINE=stars.csv"]) == ExitCode.OK
+    said = capsys.readouterr().err
+    assert "only reading" in said
+    assert "catalogue MINE: stars.csv" in said
+    assert run(["store", "serve", "--dry-run", "--refcat", "absent.csv"]) == (
+        ExitCode.NO_CATALOG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from cynosure.faces.shell import Command, Shell, option, shared
 from cynosure.ground.errors import CynosureError, ExitCode, OutputExists, SettingError
 
 if TYPE_CHECKING:
+    from cynosure.data.refcat import RefCat
     from cynosure.solutions.entry import Entry
     from cynosure.solutions.schema import Stored
 
@@ -321,10 +323,12 @@ def migrate(shell: Shell, url: str) -> int:
         show_default=True, metavar="MB", help="Refuse larger uploads.")
 @option("--rate", "requests_per_minute", type=click.IntRange(0), default=1200, show_default=True,
         metavar="N", help="Requests a minute and address; 0 for no limit.")
+@option("--refcat", "refcats", multiple=True, metavar="[NAME=]PATH|URL",
+        help="Also serve this reference catalogue; may be given several times.")
 @shared
 def serve(
     shell: Shell, url: str, host: str, port: int, token: str | None, max_body_mb: int,
-    requests_per_minute: int,
+    requests_per_minute: int, refcats: tuple[str, ...],
 ) -> int:
     """Serve a store: pages, a JSON interface, and the one that Hubble's own client speaks."""
     from cynosure.solutions.store import Store
@@ -336,17 +340,28 @@ def serve(
             "the service needs {module}", module=error.name, hint="pip install 'cynosure[server]'"
         ) from error
     with Store(url) as opened:
+        catalogs = [_catalog(text) for text in refcats]
         address = f"http://{host}:{port}"
         may = "reading and writing" if token else "only reading"
         shell.tell(f"{opened.name}: {address}  ({may})")
         shell.tell(f"for Hubble's client: ASTROMETRY_SERVICE_URL={address}/astrometryDB/ "
                    f"GSSS_WEBSERVICES_URL={address}/webservices")
+        for catalog in catalogs:
+            shell.tell(f"catalogue {catalog.name}: {catalog.source}")
         if not shell.dry_run:
             app.serve(
-                opened, host=host, port=port, token=token or "",
+                opened, host=host, port=port, token=token or "", refcats=catalogs,
                 max_body_bytes=max_body_mb << 20, requests_per_minute=requests_per_minute,
             )
     return int(ExitCode.OK)
+
+
+def _catalog(text: str) -> RefCat:
+    """Open PATH or URL, under another name where NAME= stands before it."""
+    from cynosure.data.refcat import open_refcat
+
+    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9]*)=(.+)", text)
+    return open_refcat(found[2], name=found[1]) if found else open_refcat(text)
 
 
 @store.command(cls=Command, example="cynosure store guide-stars --store solutions.db offsets.json")

@@ -37,9 +37,10 @@ class Choice(BaseModel):
 
 
 @router.get("/status")
-def status(store: OpenStore) -> dict[str, Any]:
-    """Say what the store holds."""
-    return {k: v for k, v in store.info().items() if k != "store"}
+def status(request: Request, store: OpenStore) -> dict[str, Any]:
+    """Say what the store holds, and which reference catalogues are served."""
+    held = {k: v for k, v in store.info().items() if k != "store"}
+    return {**held, "catalogs": [c.name for c in request.app.state.catalogs.values()]}
 
 
 @router.get("/solutions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,7 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from cynosure._version import __version__
-from cynosure.faces.server import api, hubble, pages
+from cynosure.data.refcat import RefCat
+from cynosure.faces.server import api, catalogs, hubble, pages
 from cynosure.faces.server.limits import Limits
 from cynosure.ground.errors import (
     CatalogDamaged,
@@ -40,6 +42,7 @@ def create_app(
     store: Store,
     *,
     token: str = "",
+    refcats: Sequence[RefCat] = (),
     max_body_bytes: Annotated[int, Unit("bytes"), Range(1024, 1 << 34)] = 64 << 20,
     requests_per_minute: Annotated[int, Range(0, 1_000_000)] = 1200,
 ) -> FastAPI:
@@ -51,6 +54,8 @@ def create_app(
         It stays open while the application lives, and is closed by who opened it.
     token : str
         Who writes must show it; without one the service only reads.
+    refcats : sequence of RefCat
+        Reference catalogues that are served by their names, the first where none is named.
     max_body_bytes : int
         A larger upload is refused before it is read.
     requests_per_minute : int
@@ -61,7 +66,8 @@ def create_app(
         summary="Every WCS solution that an exposure ever had.",
     )
     app.state.store, app.state.token = store, token
-    for part in (hubble, api, pages):
+    app.state.catalogs = catalogs.by_name(refcats)
+    for part in (hubble, catalogs, api, pages):
         app.include_router(part.router)
     app.add_middleware(
         Limits, max_body_bytes=max_body_bytes, requests_per_minute=requests_per_minute
@@ -114,7 +120,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Annotated[int, Range(1, 65535)] = 8765,
     token: str = "",
-    **limits: Any,
+    **options: Any,
 ) -> None:
     """Serve a store until it is interrupted.
 
@@ -128,12 +134,12 @@ def serve(
         Port to listen on.
     token : str
         See :func:`create_app`.
-    **limits
+    **options
         See :func:`create_app`.
     """
     import uvicorn
 
     uvicorn.run(
-        create_app(store, token=token, **limits), host=host, port=port, log_level="warning",
+        create_app(store, token=token, **options), host=host, port=port, log_level="warning",
         server_header=False, timeout_keep_alive=10, limit_concurrency=200,
     )

@@ -2,8 +2,8 @@
 
 A *form* says what is fitted. ``shift``, ``rshift``, ``rscale`` and ``general`` move the plane of a
 model that is there already: the WCS that the image came with, whose distortion stays, or else a
-linear one. ``poly1`` … ``poly7`` fit the whole polynomial. All are linear in their parameters, so each is one generalised least-squares problem with the full
-2 x 2 covariance of every star,
+linear one. ``poly1`` … ``poly7`` fit the whole polynomial. All are linear in their parameters, so
+each is one generalised least-squares problem with the full 2 x 2 covariance of every star,
 
     minimise  sum_i r_i^T Sigma_i^-1 r_i,     Sigma_i from the error model,
 
@@ -18,18 +18,23 @@ a term too many costs a little noise, a term too few is an error that no error b
 the same reason an even order is raised to the next odd one where there are stars enough and that
 is not clearly worse: the distortion of a centred system is cubic, then of fifth order. Where the
 stars held out are too few to tell, five-fold cross-validation over the others decides.
+
+Below a few hundred stars no choice is made between a term too few and a term too many: the higher
+terms are shrunk (:mod:`cynosure.geometry.shrinkage`), and what is left open of them is part of the
+error of the WCS.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.geometry.errormodel import CHI2_OUTLIER, ErrorModel, fit_error_model, mahalanobis2
-from cynosure.geometry.shrinkage import STARTS_PX, Shrinkage
+from cynosure.geometry.forms import FORMS, Design, assemble
+from cynosure.geometry.shrinkage import MISSED, SIZES_PX, Shrinkage, mixture, moved, simplified
 from cynosure.geometry.wcs import SkyModel
 from cynosure.ground.errors import Degenerate
 from cynosure.ground.numeric import lstsq, mad_std, n_terms, poly_design, solve_normal
@@ -41,17 +46,6 @@ __all__ = ["FORMS", "Fit", "Pairs", "fit_wcs", "linear_part", "reserve"]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-# Form, its parameters, and the fewest stars it is tried with: two equations a star, and at least
-# one star more than the parameters need. A polynomial wants two stars a coefficient and two more
-# before it is tried; whether it is chosen, the stars held out decide.
-FORMS: dict[str, tuple[int, int]] = {
-    "shift": (2, 1),
-    "rshift": (3, 2),
-    "rscale": (4, 3),
-    "general": (6, 5),
-    **{f"poly{d}": (2 * n_terms(d), 2 * n_terms(d) + 2) for d in range(1, 8)},
-}
-
 # Stars enough for a held-out seventh of them to judge the form.
 HELD_OUT_NEEDS = 2500
 # A part in seven is 14 %.
@@ -61,7 +55,7 @@ HOLD_OUT_ONE_IN = 7
 RICH = 500
 
 # With fewer stars than RICH a polynomial of this degree is fitted, its higher terms shrunk.
-SHRUNK_DEGREE = 5
+SHRUNK_DEGREE, SHRUNK_ROUNDS, SHRUNK_LEAST = 5, 4, 5
 
 # Stars a coefficient from which an order is well determined.
 ODD_STARS = 15
@@ -122,7 +116,7 @@ class Fit:
     errors : ErrorModel
         The error model.
     covariance : (p, p) ndarray
-        Of the parameters; see :meth:`wcs_error_mas`.
+        Of the parameters of `spread`, or else of `form`; see :meth:`wcs_error_mas`.
     residual_mas : (n, 2) ndarray
         Source minus reference, all pairs, along ra (with cos dec) and dec.
     sigma2_mas2 : (n, 3) ndarray
@@ -140,6 +134,10 @@ class Fit:
     scores : dict
         For each form tried, its held-out score (mean negative log-likelihood of a star) and
         degrees of freedom.
+    base : SkyModel, optional
+        What `form` moves.
+    spread : str
+        The form of the covariance where terms were left open that `form` has not.
     """
 
     model: SkyModel
@@ -157,6 +155,7 @@ class Fit:
     history: tuple[dict[str, float | int | str], ...] = ()
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     base: SkyModel | None = None
+    spread: str = ""
 
     @property
     def order(self) -> int:
@@ -166,7 +165,7 @@ class Fit:
     def wcs_error_mas(self, x: Floats, y: Floats) -> Floats:
         """Return the predicted standard error per axis (n, 2) of the WCS itself at pixels."""
         base = self.base if self.base is not None else self.model
-        design = _Design(self.form, base, np.atleast_1d(x), np.atleast_1d(y))
+        design = Design(self.spread or self.form, base, np.atleast_1d(x), np.atleast_1d(y))
         grow = max(1.0, self.chi2 / max(self.dof, 1))
         return np.sqrt(design.variance(self.covariance)[:, :2] * grow)
 
@@ -240,12 +239,17 @@ def fit_wcs(
     held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
     scores: dict[str, dict[str, float]] = {}
     if form == "auto":
-        form, scores = _choose_form(plane.best(SELECTION_STARS), lower, max_order, shape, lowest)
-        degree = min(max(SHRUNK_DEGREE, max_order if form > "poly5" else 0), max_order)
-        free = form.startswith("poly") or (form == "general" and prior is None)
-        if free and degree > 1 and 5 <= len(pairs) < RICH:
-            return plane.fit_shrunk(degree, ~held, scores)
-    return plane.fit(form, ~held, scores)  # type: ignore[arg-type]
+        chosen, scores = _choose_form(plane.best(SELECTION_STARS), lower, max_order, shape, lowest)
+        if max_order > 1 and SHRUNK_LEAST <= len(pairs) < RICH:
+            around = None if chosen.startswith("poly") else prior
+            degree = max(min(max_order, SHRUNK_DEGREE), around.degree if around else 1)
+            # A polynomial runs away where there are no stars.
+            wide = extent(pairs.x, pairs.y, shape) > 0.5
+            highest = degree if wide else int(chosen[4:]) if chosen.startswith("poly") else 1
+            return plane.fit_shrunk(chosen, degree, highest, around, ~held, scores)
+    else:
+        chosen = form
+    return plane.fit(chosen, ~held, scores)
 
 
 # ------------------------------------------------------------------------------ choosing the form
@@ -282,6 +286,11 @@ def coverage(x: Floats, y: Floats, shape: tuple[int, int], cells: int = 4) -> fl
     i = (np.asarray(x) / shape[1] * cells).astype(int).clip(0, cells - 1)
     j = (np.asarray(y) / shape[0] * cells).astype(int).clip(0, cells - 1)
     return len(np.unique(j * cells + i)) / cells**2
+
+
+def extent(x: Floats, y: Floats, shape: tuple[int, int]) -> float:
+    """Return the share of the frame that the rectangle about the stars covers."""
+    return float(np.ptp(x) * np.ptp(y) / (shape[0] * shape[1]))
 
 
 def _choose_form(
@@ -355,76 +364,6 @@ def _held_out_loss(
 
 
 # ------------------------------------------------------------------------------------- the fit
-class _Design:
-    """The design of a form at some pixels: how xi and eta, in mas, depend on the parameters.
-
-    A polynomial uses the same terms for both axes, so its normal matrix is made of three blocks
-    of half the size.
-    """
-
-    def __init__(self, form: str, base: SkyModel, x: Floats, y: Floats):
-        self.both = form.startswith("poly")
-        if self.both:
-            u, v = (x - base.x0) / base.scale_px, (y - base.y0) / base.scale_px
-            self.ax = self.ay = poly_design(u, v, int(form[4:])) * MAS_PER_DEG
-            return
-        xi, eta = (v * MAS_PER_DEG for v in base.pixel_to_plane(x, y))
-        one, zero = np.full(len(xi), MAS_PER_DEG), np.zeros(len(xi))
-        ax = {"shift": [one, zero], "rshift": [one, zero, -eta], "rscale": [one, zero, -eta, xi],
-              "general": [one, zero, xi, eta, zero, zero]}[form]
-        ay = {"shift": [zero, one], "rshift": [zero, one, xi], "rscale": [zero, one, xi, eta],
-              "general": [zero, one, zero, zero, xi, eta]}[form]
-        self.ax, self.ay = np.stack(ax, axis=1), np.stack(ay, axis=1)
-
-    def __getitem__(self, rows: NDArray[np.generic]) -> _Design:
-        part = object.__new__(_Design)
-        part.both, part.ax, part.ay = self.both, self.ax[rows], self.ay[rows]
-        return part
-
-    def apply(self, p: Floats) -> Floats:
-        """Return the values (n, 2) for parameters."""
-        px, py = np.split(p, 2) if self.both else (p, p)
-        return np.stack([self.ax @ px, self.ay @ py], axis=1)
-
-    def normal(self, w: Floats, goal: Floats) -> tuple[Floats, Floats]:
-        """Return normal matrix and right side for weights w (n, 3), the inverse covariances."""
-        t, s = self.ax, self.ay
-        gx = w[:, 0] * goal[:, 0] + w[:, 2] * goal[:, 1]
-        gy = w[:, 2] * goal[:, 0] + w[:, 1] * goal[:, 1]
-        xx, xy, yy = (t.T @ (w[:, 0:1] * t), t.T @ (w[:, 2:3] * s), s.T @ (w[:, 1:2] * s))
-        if self.both:
-            return np.block([[xx, xy], [xy.T, yy]]), np.concatenate([t.T @ gx, s.T @ gy])
-        return xx + xy + xy.T + yy, t.T @ gx + s.T @ gy
-
-    def variance(self, c: Floats) -> Floats:
-        """Return the covariance (n, 3) of the values for the parameters' covariance."""
-        h = len(c) // 2
-        cxx, cyy, cxy = (c[:h, :h], c[h:, h:], c[:h, h:]) if self.both else (c, c, c)
-        return np.stack([
-            np.einsum("ij,ij->i", self.ax @ cxx, self.ax),
-            np.einsum("ij,ij->i", self.ay @ cyy, self.ay),
-            np.einsum("ij,ij->i", self.ax @ cxy, self.ay),
-        ], axis=1)
-
-
-def _assemble(form: str, base: SkyModel, p: Floats) -> SkyModel:
-    """Return the model that parameters describe."""
-    if form.startswith("poly"):
-        return base.replaced(coeff=p.reshape(2, -1).copy())
-    matrix = {"shift": lambda: np.eye(2),
-              "rshift": lambda: _rotation(p[2]),
-              "rscale": lambda: np.array([[1 + p[3], -p[2]], [p[2], 1 + p[3]]]),
-              "general": lambda: np.eye(2) + p[2:].reshape(2, 2)}[form]()
-    coeff = matrix @ base.coeff
-    coeff[:, 0] += p[:2]
-    return base.replaced(coeff=coeff)
-
-
-def _rotation(angle: float) -> Floats:
-    c, s = np.cos(np.arctan(angle)), np.sin(np.arctan(angle))
-    return np.array([[c, -s], [s, c]])
-
-
 class _Plane:
     """Pairs on the tangent plane of a model, ready to be fitted many times."""
 
@@ -437,7 +376,7 @@ class _Plane:
         xi, eta = project(pairs.ra_deg, pairs.dec_deg, base.ra0_deg, base.dec0_deg)
         self.target = np.stack([xi, eta], axis=1) * MAS_PER_DEG
         self.source_cov = _to_sky(base, pairs)
-        self.designs: dict[str, _Design] = {}
+        self.designs: dict[str, Design] = {}
 
     def best(self, most: int) -> _Plane:
         """Return the plane with the best measured stars only, in their order."""
@@ -453,10 +392,10 @@ class _Plane:
         """Return the model that a form moves."""
         return self.base if form.startswith("poly") else self.lower
 
-    def design(self, form: str) -> _Design:
+    def design(self, form: str) -> Design:
         """Return the design of a form, made once."""
         if form not in self.designs:
-            self.designs[form] = _Design(form, self.start(form), self.pairs.x, self.pairs.y)
+            self.designs[form] = Design(form, self.start(form), self.pairs.x, self.pairs.y)
         return self.designs[form]
 
     def offset(self, form: str) -> Floats:
@@ -512,20 +451,46 @@ class _Plane:
         )
 
     def fit_shrunk(
-        self, degree: int, train: Bools, scores: dict[str, dict[str, float]]
+        self, form: str, degree: int, highest: int, around: SkyModel | None, train: Bools,
+        scores: dict[str, dict[str, float]],
     ) -> Fit:
-        """Fit a polynomial whose higher terms are believed as far as the stars show them."""
-        best: tuple[float, Fit] | None = None
-        for start in STARTS_PX:
-            prior = Shrinkage.of(self.base, degree, start)
-            fit = self.fit(f"poly{degree}", train, scores, prior=prior)
+        """Fit a polynomial whose higher terms are believed as far as the stars show them.
+
+        Where `around` is given and its motion by `form` is as good, that is what is returned,
+        with the covariance of the former.
+        """
+        whole, tried = f"poly{degree}", []
+        for size in SIZES_PX:
+            prior = Shrinkage.of(self.base, degree, size, around)
+            fit = self.fit(whole, train, scores, SHRUNK_ROUNDS, prior)
             cov = fit.sigma2_mas2[train]
             det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
             q = np.minimum(mahalanobis2(fit.residual_mas[train], cov), self.threshold**2)
             evidence = prior.log_evidence - 0.5 * float(np.sum(np.log(det) + q))
-            if best is None or evidence > best[0]:
-                best = evidence, fit
-        return best[1]
+            tried.append((evidence, fit.model.coeff.ravel(), fit.covariance, fit, prior))
+        _, _, _, fit, prior = max(tried, key=lambda t: t[0])
+        p, covariance = mixture([t[:3] for t in tried])
+        u, v = ((z - z0) / self.base.scale_px for z, z0 in
+                ((self.pairs.x, self.base.x0), (self.pairs.y, self.base.y0)))
+        if around is not None:
+            low = self.fit(form, train, scores)
+            change = -p.reshape(2, -1)
+            change[:, : low.model.coeff.shape[1]] += low.model.coeff
+            if moved(change.ravel(), covariance, u, v) < MISSED:
+                return replace(low, covariance=covariance, spread=whole)
+        new, order = simplified(p - prior.mean, covariance, u, v, highest)
+        order = max(order, around.degree if around else 1)
+        residual, use = self.design(whole).apply(new + prior.mean) - self.target, fit.used
+        errors, _ = fit_error_model(
+            residual[use], self.source_cov[use], self.pairs.cov_mas2[use], fit.leverage[use],
+            start=fit.errors,
+        )
+        fit = self._record(
+            whole, new + prior.mean, covariance, fit.leverage, errors, residual, use, train,
+            list(fit.history), scores, prior.effective,
+        )
+        model = self.base.replaced(coeff=fit.model.coeff[:, : n_terms(order)])
+        return replace(fit, model=model, form=f"poly{order}", spread=whole)
 
     def _start(self, least: int, train: Bools) -> tuple[ErrorModel, Bools, Floats]:
         """Drop gross outliers by the residuals of the base, corrected for their median."""
@@ -539,7 +504,7 @@ class _Plane:
         return ErrorModel(1.0, max(spread, 1e-3)), use, np.ones(len(train))
 
     def _solve(
-        self, form: str, design: _Design, goal: Floats, cov: Floats, use: Bools, weight: Floats,
+        self, form: str, design: Design, goal: Floats, cov: Floats, use: Bools, weight: Floats,
         prior: Shrinkage | None,
     ) -> tuple[Floats, Floats, Floats]:
         """Solve the generalised least squares; return parameters, covariance and leverages."""
@@ -570,9 +535,10 @@ class _Plane:
         cov = errors.covariance(self.source_cov, self.pairs.cov_mas2)
         q = mahalanobis2(residual, cov)
         return Fit(
-            model=_assemble(form, self.start(form), p), form=form, errors=errors, covariance=covariance,
-            residual_mas=residual, sigma2_mas2=cov, leverage=np.where(use[:, None], lever, 0.0),
-            used=use, reserved=~train & (q < self.threshold**2), chi2=float(q[use].sum()),
+            model=assemble(form, self.start(form), p), form=form, errors=errors,
+            covariance=covariance, residual_mas=residual, sigma2_mas2=cov,
+            leverage=np.where(use[:, None], lever, 0.0), used=use,
+            reserved=~train & (q < self.threshold**2), chi2=float(q[use].sum()),
             dof=max(2 * int(use.sum()) - round(n_parameters), 0),
             chi2_all=float(q[q < CHI2_OUTLIER].sum()), history=tuple(history), scores=scores,
             base=self.start(form),

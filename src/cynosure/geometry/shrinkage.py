@@ -1,43 +1,49 @@
-r"""Distortion that few stars cannot tell: terms of a polynomial that are believed as far as they show.
+r"""Distortion that few stars cannot tell: terms that are believed as far as they show.
 
-A choice between a linear map and a polynomial is a choice between an error that no error bar knows
-of and one that is needlessly large. Here every coefficient beyond the linear ones has a Gaussian
-prior about zero,
+A choice between a linear map and a polynomial is a choice between an error that no error bar
+knows of and one that is needlessly large. Here every coefficient beyond the linear ones has a
+Gaussian prior about zero, or about what the image came with,
 
-    c_k ~ N(0, tau_g^2)      for the terms of group g,
+    c_k ~ N(m_k, tau_g^2)      for the terms of group g,
 
-so that the fit is a linear problem still, ``(N + T^-1) c = b``, and its covariance ``(N + T^-1)^-1``
-holds what the stars have left open. The groups are the terms of each degree, and the third- and
-fifth-order radial distortion of an optical axis at the frame's centre as a parameter each: a lens
-has more of these than of anything else. The sizes tau_g are those under which the residuals are
-most likely (type-II maximum likelihood, MacKay 1992, Neural Computation 4, 415; here by the steps
-of Dempster et al. 1977), with a weak prior that keeps them from falling to zero where no star
-speaks of them.
+so that the fit is a linear problem still, ``(N + T^-1) (c - m) = b - N m``, and its covariance
+``(N + T^-1)^-1`` holds what the stars have left open. The groups are the terms of each degree,
+and the third- and fifth-order radial distortion about the frame's centre as a parameter each: a
+lens has more of these than of anything else. The sizes tau_g are those under which the residuals
+are most likely (type-II maximum likelihood, MacKay 1992, Neural Computation 4, 415; by the steps
+of Dempster, Laird & Rubin 1977), with a weak prior about a size that is tried. Several are tried,
+and what they lead to is averaged by what the residuals say of each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.geometry.skymodel import SkyModel
-from cynosure.ground.numeric import n_terms, poly_exponents
+from cynosure.ground.numeric import n_terms, poly_design, poly_exponents
 
-__all__ = ["STARTS_PX", "Shrinkage"]
+__all__ = ["MISSED", "SIZES_PX", "Shrinkage", "mixture", "moved", "simplified"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Sizes (px, half a frame from the centre) at which the search begins: of the terms of each
-# degree, and of the radial ones. The likeliest end wins.
-STARTS_PX = ((0.02, 0.05), (0.05, 2.0), (1.0, 2.0))
+# Sizes that are tried, px half a frame from the centre, of the terms of second and third degree.
+SIZES_PX = (0.004, 0.02, 0.1, 0.4, 1.5)
 
-# What a size is taken for before the stars are asked, px, and what that weighs, in coefficients.
-TYPICAL_PX = {2: 0.05, 3: 0.05, 4: 0.02, 5: 0.02, 6: 0.01, 7: 0.01}
-TYPICAL_RADIAL_PX = {3: 0.3, 5: 0.1}
-WEIGHT = 1.0
+# The terms of each higher degree are smaller by this factor, and radial ones larger by that.
+FALL, RADIAL = 0.4, 5.0
+
+# What the size that is tried weighs against the stars, in coefficients.
+WEIGHT, RADIAL_WEIGHT = 3.0, 0.3
+
+# Each size is likelier than the next by this, as a logarithm.
+SMALLER = 0.3
+
+# Terms that move the WCS by less than this part of its error, in the mean over the frame.
+MISSED = 0.5
 
 # Steps of the iteration for the sizes, each time the linear problem is solved.
 STEPS = 12
@@ -56,7 +62,11 @@ class Shrinkage:
     groups : tuple of (k,) ndarray of int
         Parameters that have a size in common; the linear ones are in none.
     typical2, size2 : (g,) ndarray
-        The squares of the typical and of the present sizes, deg^2.
+        The squares of the sizes that are tried and of the present ones, deg^2.
+    weight : (g,) ndarray
+        What the former weigh, in coefficients.
+    mean : (2 t,) ndarray
+        What the coefficients are expected to be.
     effective : float
         Parameters that the stars determine.
     log_evidence : float
@@ -67,14 +77,15 @@ class Shrinkage:
     basis: Floats
     groups: tuple[Ints, ...]
     typical2: Floats
+    weight: Floats
     size2: Floats
+    mean: Floats
     effective: float = 0.0
     log_evidence: float = 0.0
-    fixed: bool = field(default=False)
 
     @classmethod
     def of(
-        cls, base: SkyModel, degree: int, start_px: tuple[float, float], highest: int | None = None
+        cls, base: SkyModel, degree: int, size_px: float, around: SkyModel | None = None
     ) -> Shrinkage:
         """Return the prior for a polynomial on the plane of a model.
 
@@ -83,30 +94,33 @@ class Shrinkage:
         base : SkyModel
             Its linear part tells what radial is.
         degree : int
-        start_px : tuple of float
-            First guess of the sizes: of the terms, and of the radial ones.
-        highest : int, optional
-            Terms beyond this degree are zero.
+        size_px : float
+            What the terms of second and third degree are taken for.
+        around : SkyModel, optional
+            On the same plane: what the coefficients are expected to be, linear ones too.
         """
         t = n_terms(degree)
         powers = poly_exponents(degree)
         order = powers.sum(axis=1)
         pixel_deg = np.sqrt(abs(np.linalg.det(base.coeff[:, 1:3]))) / base.scale_px
-        columns, groups, typical, start = [np.eye(2 * t)], [], [], []
-        for k in range(2, degree + 1):
+        columns, groups, typical, weights = [np.eye(2 * t)], [], [], []
+        mean = np.zeros((2, t))
+        if around is not None:
+            mean[:, : around.coeff.shape[1]] = around.coeff
+        for k in range(2 if around is None else 1, degree + 1):
             rows = np.flatnonzero(order == k)
             groups.append(np.concatenate([rows, rows + t]))
-            typical.append(TYPICAL_PX[k])
-            start.append(start_px[0] * (1.0 if k <= 3 else 0.3))
+            typical.append(size_px * FALL ** max(k - 3, 0) * (RADIAL if k == 1 else 1.0))
+            weights.append(WEIGHT if k > 1 else RADIAL_WEIGHT)
         for k in range(3, min(degree, 5) + 1, 2):
             groups.append(np.array([2 * t + len(columns) - 1]))
             columns.append(_radial(base, powers, (k - 1) // 2).reshape(-1, 1))
-            typical.append(TYPICAL_RADIAL_PX[k])
-            start.append(start_px[1] * (1.0 if k == 3 else 0.3))
-        size2 = (np.array(start) * pixel_deg) ** 2
+            typical.append(RADIAL * size_px * FALL ** max(k - 3, 0))
+            weights.append(RADIAL_WEIGHT)
+        typical2 = (np.array(typical) * pixel_deg) ** 2
         return cls(
-            degree, np.concatenate(columns, axis=1), tuple(groups),
-            (np.array(typical) * pixel_deg) ** 2, size2,
+            degree, np.concatenate(columns, axis=1), tuple(groups), typical2, np.array(weights),
+            typical2.copy(), mean.ravel(),
         )
 
     def solve(self, matrix: Floats, right: Floats) -> tuple[Floats, Floats]:
@@ -117,18 +131,19 @@ class Shrinkage:
         coefficients : (2 t,) ndarray
         covariance : (2 t, 2 t) ndarray
         """
-        normal, goal = self.basis.T @ matrix @ self.basis, self.basis.T @ right
-        # In units in which a parameter's prior, or else its error, is about one.
-        for step in range(1 if self.fixed else STEPS):
+        normal = self.basis.T @ matrix @ self.basis
+        goal = self.basis.T @ (right - matrix @ self.mean)
+        for step in range(STEPS):
             inverse, x, log_det = self._posterior(normal, goal)
-            if self.fixed or step == STEPS - 1:
+            if step == STEPS - 1:
                 break
             for g, rows in enumerate(self.groups):
                 seen = np.sum(x[rows] ** 2 + np.diag(inverse)[rows])
-                self.size2[g] = (WEIGHT * self.typical2[g] + seen) / (WEIGHT + len(rows))
+                typical = self.weight[g] * self.typical2[g]
+                self.size2[g] = (typical + seen) / (self.weight[g] + len(rows))
         self.effective = float(np.sum(inverse * normal))
         self.log_evidence = self._log_evidence(x, log_det)
-        return self.basis @ x, self.basis @ inverse @ self.basis.T
+        return self.mean + self.basis @ x, self.basis @ inverse @ self.basis.T
 
     def _posterior(self, normal: Floats, goal: Floats) -> tuple[Floats, Floats, float]:
         precision = np.zeros(len(goal))
@@ -145,9 +160,80 @@ class Shrinkage:
     def _log_evidence(self, x: Floats, log_det: float) -> float:
         value = -0.5 * log_det
         for g, rows in enumerate(self.groups):
-            value -= 0.5 * len(rows) * np.log(self.size2[g]) + 0.5 * np.sum(x[rows]**2) / self.size2[g]
-            value -= 0.5 * WEIGHT * (np.log(self.size2[g]) + self.typical2[g] / self.size2[g])
+            size2 = self.size2[g]
+            value -= 0.5 * (len(rows) * np.log(size2) + np.sum(x[rows] ** 2) / size2)
+            ratio = self.typical2[g] / size2
+            value += 0.5 * self.weight[g] * (np.log(ratio) - ratio)
         return float(value)
+
+
+def mixture(tried: list[tuple[float, Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Return mean and covariance of what different sizes led to, by what they are worth.
+
+    Parameters
+    ----------
+    tried : list of tuple
+        Logarithm of the evidence, coefficients (p,) and covariance (p, p).
+    """
+    log_weight = np.array([t[0] for t in tried]) - SMALLER * np.arange(len(tried))
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    mean = sum(w * t[1] for w, t in zip(weight, tried))
+    covariance = sum(
+        w * (t[2] + np.outer(t[1] - mean, t[1] - mean)) for w, t in zip(weight, tried)
+    )
+    return np.asarray(mean), np.asarray(covariance)
+
+
+def simplified(
+    p: Floats, covariance: Floats, u: Floats, v: Floats, highest: int
+) -> tuple[Floats, int]:
+    """Leave out terms of the highest degrees that nobody would miss.
+
+    The lower terms become what they are expected to be if the higher ones are zero.
+
+    Parameters
+    ----------
+    p : (2 t,) ndarray
+    covariance : (2 t, 2 t) ndarray
+    u, v : (n,) ndarray
+        Where the stars are; the terms are judged over the rectangle that holds these.
+    highest : int
+        Terms of higher degree are left out in any case.
+
+    Returns
+    -------
+    p : (2 t,) ndarray
+        With zeros.
+    degree : int
+        The highest that is left.
+    """
+    order = poly_exponents(_degree_of(len(p) // 2)).sum(axis=1)
+    for degree in range(1, int(order[-1])):
+        out = np.flatnonzero(np.tile(order > degree, 2))
+        new = p - covariance[:, out] @ np.linalg.lstsq(covariance[np.ix_(out, out)], p[out])[0]
+        new[out] = 0.0
+        if degree == highest or moved(new - p, covariance, u, v) < MISSED:
+            return new, degree
+    return p, int(order[-1])
+
+
+def moved(change: Floats, covariance: Floats, u: Floats, v: Floats) -> float:
+    """Return how far coefficients move the WCS over the frame, in standard errors (rms)."""
+    t = len(change) // 2
+    gu, gv = np.meshgrid(*(np.linspace(z.min(), z.max(), 7) for z in (u, v)))
+    design = poly_design(gu.ravel(), gv.ravel(), _degree_of(t))
+    errors2 = [
+        np.einsum("ij,ij->i", design @ c, design)
+        for c in (covariance[:t, :t], covariance[t:, t:])
+    ]
+    return float(np.sqrt(np.mean(
+        [(design @ d) ** 2 / e for d, e in zip(np.split(change, 2), errors2)]
+    )))
+
+
+def _degree_of(t: int) -> int:
+    return round((np.sqrt(8 * t + 1) - 3) / 2)
 
 
 def _radial(base: SkyModel, powers: Ints, half_order: int) -> Floats:

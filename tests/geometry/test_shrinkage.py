@@ -99,8 +99,8 @@ def test_stars_in_a_corner_leave_the_rest_open():
     error, sigma = errors_px(fit, truth)
     assert fit.order <= 3
     assert sigma.max() > 10 * sigma.min()
-    near = sigma.max(axis=1) < 3 * sigma.min()
-    assert np.abs(error[near] / sigma[near]).max() < 4
+    corner = np.logical_and.outer(np.arange(9) < 3, np.arange(9) < 3).ravel()
+    assert np.abs(error[corner] / sigma[corner]).max() < 4
 
 
 def test_the_posterior_is_that_of_the_textbook():

@@ -479,6 +479,8 @@ class _Plane:
             if moved(change.ravel(), covariance, u, v) < MISSED:
                 return replace(low, covariance=covariance, spread=whole)
         new, order = simplified(p - prior.mean, covariance, u, v, highest)
+        left = new + prior.mean - p
+        covariance = covariance + np.outer(left, left)
         order = max(order, around.degree if around else 1)
         residual, use = self.design(whole).apply(new + prior.mean) - self.target, fit.used
         errors, _ = fit_error_model(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,10 @@ from cynosure.solutions.names import (
 )
 from cynosure.solutions.solution import Solution
 
-__all__ = ["exposure_of", "headerlet_of_record", "read_record"]
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+
+__all__ = ["exposure_of", "header_of_chip", "headerlet_of_record", "read_record"]
 
 # What a record in another form may be off.
 MAX_CONVERSION_MAS = 1.0
@@ -126,10 +129,18 @@ def exposure_of(image: str) -> str:
     return found[1] if found else stem
 
 
-def _header(chip: dict[str, Any]) -> Any:
+def header_of_chip(chip: dict[str, Any]) -> Header:
+    """Return the cards of a record's chip as a header; what can be no card is left out.
+
+    Raises
+    ------
+    ValueError, TypeError, AttributeError
+        If a value cannot stand in a header.
+    """
     from astropy.io.fits import Header
 
-    return Header([(k, v) for k, v in chip["cards"].items() if v is not None])
+    cards = {k: v for k, v in chip["cards"].items() if v is not None}
+    return Header([(k, v) for k, v in cards.items() if re.fullmatch(r"[A-Z0-9_-]{1,8}", k)])
 
 
 def _shape(chip: dict[str, Any]) -> tuple[int, int] | None:
@@ -145,7 +156,7 @@ def _corners(solution: Solution) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     for chip in solution.chips:
         wcs, shape = None, _shape(chip)
         if isinstance(chip.get("cards"), dict) and shape is not None:
-            wcs, _ = read_wcs(_header(chip), shape=shape)
+            wcs, _ = read_wcs(header_of_chip(chip), shape=shape)
         if wcs is None or shape is None:
             notes.append(f"{chip.get('name', 'chip')}: its place on the sky cannot be told")
             continue
@@ -197,7 +208,7 @@ def headerlet_of_record(text: str, name: str = "solution") -> Headerlet:
 
 def _chip(number: int, chip: dict[str, Any], solution: Solution) -> ChipWcs:
     target = _target(str(chip.get("name", "")), int(chip.get("hdu", 0)))
-    header = _header(chip)
+    header = header_of_chip(chip)
     header["WCSNAME"] = solution.wcsname
     header["TG_ENAME"], header["TG_EVER"] = target
     raw = header.tostring(sep="", endcard=True, padding=True).encode("ascii", "replace")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cynosure.ground import sky
 from cynosure.ground.errors import CynosureError
 from cynosure.solutions.entry import FITS
+from cynosure.solutions.records import header_of_chip
 from cynosure.solutions.schema import Stored
 from cynosure.solutions.store import Store
 
@@ -132,8 +133,7 @@ def _headers(file: _File) -> tuple[list[tuple[int, Any, Any]], Any]:
     if file.media != FITS:
         content = json.loads(file.payload)
         return [
-            (number, fits.Header([(k, v) for k, v in chip["cards"].items() if v is not None]),
-             tuple(int(n) for n in chip["shape"]))
+            (number, header_of_chip(chip), tuple(int(n) for n in chip["shape"]))
             for number, chip in enumerate(content["chips"], start=1)
         ], None
     hdus = fits.open(io.BytesIO(file.payload), lazy_load_hdus=False)

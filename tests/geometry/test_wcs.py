@@ -368,6 +368,14 @@ def test_what_cannot_be_used_is_said(change, words):
     assert any(words in n for n in notes), notes
 
 
+def test_a_distortion_of_the_detector_that_is_no_table_is_said():
+    header = linear(D2IMDIS1="Polynomial")
+    units = fits.HDUList([fits.PrimaryHDU()])
+    wcs, notes = read_wcs(header, shape=SHAPE, hdulist=units)
+    assert wcs is None
+    assert any("cannot be read" in n for n in notes), notes
+
+
 def test_a_header_without_a_wcs_says_nothing():
     assert read_wcs(fits.Header({"OBJECT": "M81"})) == (None, ())
 

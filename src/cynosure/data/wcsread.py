@@ -303,6 +303,7 @@ def _build(cards: Header, hdulist: HDUList | None) -> tuple[WCS | None, list[str
             MemoryError,
             AssertionError,
             AttributeError,
+            NameError,  # of astropy itself, for a D2IMDIS that is not a lookup table
             OverflowError,
             RuntimeError,
             OSError,

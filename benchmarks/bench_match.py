@@ -17,6 +17,7 @@ import argparse
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class Field:
 
 @dataclass
 class Camera:
-    """A TAN camera with radial distortion and decentring; u = offset from the centre / half diagonal."""
+    """A TAN camera with radial distortion and decentring; u = offset / half the diagonal."""
 
     ra: float
     dec: float
@@ -82,10 +83,26 @@ def magnitudes(rng, n, slope):
     return np.log10(rng.uniform(1e-9, 1, n)) / slope
 
 
-def simulate(rng, *, n_sources, spurious=0.3, missing=0.3, radius=0.5, scale_error=0.1,
-             depth=1.0, distortion=0.01, cluster=0.0, noise=0.25, scatter=0.3, scale=None,
-             shape=None, wrong_sky=False, structure="", max_reference=150_000):
-    """Make a field of about `n_sources` detections; `depth` is stars in the catalogue a star of the image."""
+def simulate(
+    rng,
+    *,
+    n_sources,
+    spurious=0.3,
+    missing=0.3,
+    radius=0.5,
+    scale_error=0.1,
+    depth=1.0,
+    distortion=0.01,
+    cluster=0.0,
+    noise=0.25,
+    scatter=0.3,
+    scale=None,
+    shape=None,
+    wrong_sky=False,
+    structure="",
+    max_reference=150_000,
+):
+    """Make a field of about `n_sources`; `depth`: stars of the catalogue a star of the image."""
     shape_given = shape
     if shape is None:
         side = rng.choice([512, 1024, 2048, 4096, 6000])
@@ -107,12 +124,19 @@ def simulate(rng, *, n_sources, spurious=0.3, missing=0.3, radius=0.5, scale_err
     else:
         depth = 1.0
     camera = Camera(
-        rng.uniform(0, 360), np.degrees(np.arcsin(rng.uniform(-1, 1))), s, rng.uniform(0, 360),
-        int(rng.choice([-1, 1])), shape, rng.uniform(-1, 1) * distortion * 0.85,
+        rng.uniform(0, 360),
+        np.degrees(np.arcsin(rng.uniform(-1, 1))),
+        s,
+        rng.uniform(0, 360),
+        int(rng.choice([-1, 1])),
+        shape,
+        rng.uniform(-1, 1) * distortion * 0.85,
         distortion * 0.15 * rng.uniform() * np.exp(2j * np.pi * rng.uniform()),
     )
     where, r = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.uniform())
-    ra0, dec0 = (float(v) for v in deproject(r * np.cos(where), r * np.sin(where), camera.ra, camera.dec))
+    ra0, dec0 = (
+        float(v) for v in deproject(r * np.cos(where), r * np.sin(where), camera.ra, camera.dec)
+    )
 
     def population(count):
         n = rng.poisson(count)
@@ -138,10 +162,14 @@ def simulate(rng, *, n_sources, spurious=0.3, missing=0.3, radius=0.5, scale_err
     kept = np.flatnonzero(mag < deepest)
     number = np.full(len(ra), -1)
     number[kept] = np.arange(len(kept))
-    n_false = int(round(len(seen) * spurious / (1 - spurious)))
+    n_false = round(len(seen) * spurious / (1 - spurious))
     fx, fy = false_sources(rng, n_false, shape, structure)
     flux = 10 ** (-0.4 * (mag[seen] + rng.normal(0, scatter, len(seen))))
-    fflux = rng.choice(flux, len(fx)) * 10 ** rng.normal(0, 0.1, len(fx)) if len(flux) else np.ones(len(fx))
+    fflux = (
+        rng.choice(flux, len(fx)) * 10 ** rng.normal(0, 0.1, len(fx))
+        if len(flux)
+        else np.ones(len(fx))
+    )
     faint = np.clip(10 ** (0.2 * (mag[seen] - limit)), 0.1, 1)
     x = np.concatenate([x[seen] + rng.normal(0, 1, len(seen)) * noise * faint, fx])
     y = np.concatenate([y[seen] + rng.normal(0, 1, len(seen)) * noise * faint, fy])
@@ -160,8 +188,16 @@ def simulate(rng, *, n_sources, spurious=0.3, missing=0.3, radius=0.5, scale_err
         ra, dec = population(total * depth)
         mag, star = magnitudes(rng, len(ra), slope), np.full(len(x), -1)
     pointing = Pointing(ra0, dec0, radius, s * (1 + rng.uniform(-1, 1) * scale_error), scale_error)
-    facts = dict(n=len(x), true=int((star >= 0).sum()), reference=len(ra), scale=s, shape=shape,
-                 depth=depth, cluster=cluster, radial=camera.radial)
+    facts = dict(
+        n=len(x),
+        true=int((star >= 0).sum()),
+        reference=len(ra),
+        scale=s,
+        shape=shape,
+        depth=depth,
+        cluster=cluster,
+        radial=camera.radial,
+    )
     return Field(x, y, flux, star, ra, dec, mag, pointing, shape, camera, facts)
 
 
@@ -169,8 +205,15 @@ def false_sources(rng, n, shape, structure):
     ny, nx = shape
     if structure == "trail":
         t = np.sort(rng.uniform(0, 1, 3 * n + 30))
-        x0, x1, y0, y1 = rng.uniform(0, nx), rng.uniform(0, nx), rng.uniform(0, ny), rng.uniform(0, ny)
-        return x0 + t * (x1 - x0) + rng.normal(0, 1, t.size), y0 + t * (y1 - y0) + rng.normal(0, 1, t.size)
+        x0, x1, y0, y1 = (
+            rng.uniform(0, nx),
+            rng.uniform(0, nx),
+            rng.uniform(0, ny),
+            rng.uniform(0, ny),
+        )
+        return x0 + t * (x1 - x0) + rng.normal(0, 1, t.size), y0 + t * (y1 - y0) + rng.normal(
+            0, 1, t.size
+        )
     if structure == "column":
         t = rng.uniform(0, ny, 3 * n + 30)
         return np.round(rng.uniform(0, nx, 1)) + rng.normal(0, 0.5, t.size), t
@@ -198,7 +241,7 @@ def errors_px(field, match):
 
 
 def is_right(field, match):
-    """Whether the model is right over the frame, at stars seen or not; the share of true pairs is shown beside it."""
+    """Whether the model is right over the frame, at stars seen or not, and so most pairs."""
     e = errors_px(field, match)
     return bool(np.median(e) < 1.5 and np.quantile(e, 0.9) < 4.0 and purity(field, match) > 0.6)
 
@@ -210,7 +253,16 @@ def purity(field, match):
 def attempt(field, solver=match_pointing):
     start = time.process_time()
     try:
-        match = solver(field.x, field.y, field.flux, field.ra, field.dec, field.mag, field.pointing, field.shape)
+        match = solver(
+            field.x,
+            field.y,
+            field.flux,
+            field.ra,
+            field.dec,
+            field.mag,
+            field.pointing,
+            field.shape,
+        )
         why = ""
     except CynosureError as error:
         match, why = None, error
@@ -230,18 +282,28 @@ def any_field(rng, **changes):
     depth = 10 ** rng.uniform(np.log10(0.1), np.log10(30))
     depth = max(depth, min(1.0, 14 / (0.7 * n)))
     kind = dict(
-        n_sources=n, depth=depth, distortion=rng.choice([0.0, 0.002, 0.005, 0.01]),
-        cluster=float(rng.choice([0, 0, 0, 0.3, 1.0, 3.0])), noise=rng.uniform(0.1, 0.5), scatter=rng.uniform(0.1, 0.5),
+        n_sources=n,
+        depth=depth,
+        distortion=rng.choice([0.0, 0.002, 0.005, 0.01]),
+        cluster=float(rng.choice([0, 0, 0, 0.3, 1.0, 3.0])),
+        noise=rng.uniform(0.1, 0.5),
+        scatter=rng.uniform(0.1, 0.5),
     )
     return simulate(rng, **{**kind, **changes})
 
 
 def table(rows):
-    print(f"{'sources':>14} {'fields':>7} {'right':>8} {'none':>6} {'wrong':>6} {'CPU s':>9} {'99 %':>8} {'err px':>7} {'pairs true':>10}")
+    print(
+        f"{'sources':>14} {'fields':>7} {'right':>8} {'none':>6} {'wrong':>6} {'CPU s':>9} "
+        f"{'99 %':>8} {'err px':>7} {'pairs true':>10}"
+    )
     for label, seconds, right, none, wrong, err, pure in rows:
         n = len(seconds)
-        print(f"{label:>14} {n:7d} {100 * right / n:7.2f}% {none:6d} {wrong:6d} {np.median(seconds):9.4f} "
-              f"{np.quantile(seconds, 0.99):8.3f} {np.median(err):7.3f} {100 * np.mean(pure):9.2f}%")
+        print(
+            f"{label:>14} {n:7d} {100 * right / n:7.2f}% {none:6d} {wrong:6d} "
+            f"{np.median(seconds):9.4f} {np.quantile(seconds, 0.99):8.3f} "
+            f"{np.median(err):7.3f} {100 * np.mean(pure):9.2f}%"
+        )
 
 
 def hinted(fields, seed, verbose, make=random_hinted):
@@ -262,11 +324,18 @@ def hinted(fields, seed, verbose, make=random_hinted):
                 bins[b][5].append(purity(field, match))
         if verbose and not right:
             e = errors_px(field, match)
-            print(k, field.facts, "->", f"{seconds:.2f} s", why and why.facts.get("tried", why),
-                  match and (match.log_odds, match.evidence, np.quantile(e, [0.5, 0.9])), flush=True)
+            print(
+                k,
+                field.facts,
+                "->",
+                f"{seconds:.2f} s",
+                why and why.facts.get("tried", why),
+                match and (match.log_odds, match.evidence, np.quantile(e, [0.5, 0.9])),
+                flush=True,
+            )
         if verbose and (k + 1) % 500 == 0:
             print(k + 1, "fields", flush=True)
-    labels = [f"{a}-{b}" for a, b in zip(edges, edges[1:])][:-1] + ["5000+", "all"]
+    labels = [f"{a}-{b}" for a, b in pairwise(edges)][:-1] + ["5000+", "all"]
     table([(label, *b) for label, b in zip(labels, bins) if b[0]])
 
 
@@ -276,8 +345,14 @@ def wrong(fields, seed, verbose):
     for k in range(fields):
         rng = np.random.default_rng([seed, 7, k])
         n = int(10 ** rng.uniform(np.log10(20), np.log10(3000)))
-        field = random_hinted(rng, n_sources=n, wrong_sky=True, structure=kinds[k % len(kinds)],
-                              cluster=float(rng.choice([0, 0.3])), max_reference=50_000)
+        field = random_hinted(
+            rng,
+            n_sources=n,
+            wrong_sky=True,
+            structure=kinds[k % len(kinds)],
+            cluster=float(rng.choice([0, 0.3])),
+            max_reference=50_000,
+        )
         match, why, dt = attempt(field)
         seconds.append(dt)
         best.append(match.log_odds if match else why.facts.get("best_log_odds", np.nan))
@@ -285,14 +360,21 @@ def wrong(fields, seed, verbose):
             accepted += 1
             print("WRONG", k, field.facts, match.log_odds, match.evidence, flush=True)
         if verbose and (k + 1) % 500 == 0:
-            print(k + 1, "fields", f"median {np.median(seconds):.3f} s, best log-odds {np.nanmax(best):.1f}", flush=True)
+            print(
+                k + 1,
+                "fields",
+                f"median {np.median(seconds):.3f} s, best log-odds {np.nanmax(best):.1f}",
+                flush=True,
+            )
     best = np.array(best)
-    print(f"wrong sky: {fields} fields, {accepted} accepted, median {np.median(seconds):.3f} s, "
-          f"highest log-odds {np.nanmax(best):.1f}, 99.9 % {np.nanquantile(best, 0.999):.1f}")
+    print(
+        f"wrong sky: {fields} fields, {accepted} accepted, median {np.median(seconds):.3f} s, "
+        f"highest log-odds {np.nanmax(best):.1f}, 99.9 % {np.nanquantile(best, 0.999):.1f}"
+    )
 
 
 def read_tycho(path):
-    """Read ra, dec and magnitude of the Tycho-2 table; its magnitudes may be of the other byte order."""
+    """Read ra, dec and magnitude of Tycho-2; its magnitudes may be of the other byte order."""
     import pyarrow.parquet as pq
 
     t = pq.read_table(path)
@@ -302,15 +384,38 @@ def read_tycho(path):
     return ra, dec, mag.astype(float)
 
 
-def blind_field(rng, ra, dec, mag, width, center=None, *, missing=0.3, spurious=0.3, scatter=0.4,
-                distortion=0.006, invented=False, structure=""):
+def blind_field(
+    rng,
+    ra,
+    dec,
+    mag,
+    width,
+    center=None,
+    *,
+    missing=0.3,
+    spurious=0.3,
+    scatter=0.4,
+    distortion=0.006,
+    invented=False,
+    structure="",
+):
     """Make an image of a part of a catalogue; None where it shows fewer than 14 of its stars."""
     ny, nx = (int(v) for v in rng.choice([[1024, 1024], [768, 1024], [2048, 2048], [2700, 4000]]))
     scale = width * 3600 / np.sqrt(nx * ny)
     ra0, dec0 = center or (rng.uniform(0, 360), np.degrees(np.arcsin(rng.uniform(-1, 1))))
-    camera = Camera(ra0, dec0, scale, rng.uniform(0, 360), int(rng.choice([-1, 1])), (ny, nx),
-                    rng.uniform(-1, 1) * distortion, 0.1 * distortion * np.exp(2j * np.pi * rng.uniform()))
-    near = np.flatnonzero(separation_deg(ra, dec, ra0, dec0) < 0.8 * width * 1.1)
+    camera = Camera(
+        ra0,
+        dec0,
+        scale,
+        rng.uniform(0, 360),
+        int(rng.choice([-1, 1])),
+        (ny, nx),
+        rng.uniform(-1, 1) * distortion,
+        0.1 * distortion * np.exp(2j * np.pi * rng.uniform()),
+    )
+    reach = 0.8 * width * 1.1
+    low, high = np.searchsorted(dec, [dec0 - reach, dec0 + reach])  # the catalogue is by dec
+    near = low + np.flatnonzero(separation_deg(ra[low:high], dec[low:high], ra0, dec0) < reach)
     x, y = camera.pixels(ra[near], dec[near])
     inside = (x > 0) & (x < nx) & (y > 0) & (y < ny)
     near, x, y = near[inside], x[inside], y[inside]
@@ -337,8 +442,14 @@ def blind(fields, seed, verbose, index, catalogue, widths, centers=None, invente
         rng = np.random.default_rng([seed, 11, k])
         k += 1
         width = 10 ** rng.uniform(*np.log10(widths))
-        made = blind_field(rng, *catalogue, width, centers and centers(rng), invented=invented,
-                           structure=kinds[k % len(kinds)] if invented else "")
+        made = blind_field(
+            rng,
+            *catalogue,
+            width,
+            centers and centers(rng),
+            invented=invented,
+            structure=kinds[k % len(kinds)] if invented else "",
+        )
         if made is None:
             continue
         x, y, flux, camera = made
@@ -355,22 +466,46 @@ def blind(fields, seed, verbose, index, catalogue, widths, centers=None, invente
             e = np.hypot(*(np.array(camera.pixels(*match.model.pixel_to_sky(gx, gy))) - [gx, gy]))
             right = np.median(e) < 2 and match.parity == camera.parity
         accepted += match is not None
-        rows.append((width, right, match is not None and not right, seconds, cpu,
-                     tried["best_log_odds"] if tried else match.log_odds))
-        if verbose and right == invented or (match is not None and not right):
-            print(k - 1, f"width {width:.2f}", len(x), f"dec {camera.dec:.0f}", f"{cpu:.3f} s", tried,
-                  match and (match.log_odds, match.evidence), flush=True)
+        rows.append(
+            (
+                width,
+                right,
+                match is not None and not right,
+                seconds,
+                cpu,
+                tried["best_log_odds"] if tried else match.log_odds,
+            )
+        )
+        if (verbose and right == invented) or (match is not None and not right):
+            print(
+                k - 1,
+                f"width {width:.2f}",
+                len(x),
+                f"dec {camera.dec:.0f}",
+                f"{cpu:.3f} s",
+                tried,
+                match and (match.log_odds, match.evidence),
+                flush=True,
+            )
     r = np.array(rows, dtype=float)
     if invented:
-        print(f"blind, no sky: {len(r)} lists, {accepted} accepted, highest log-odds {r[:, 5].max():.1f}, "
-              f"median {np.median(r[:, 4]):.4f} CPU s")
+        print(
+            f"blind, no sky: {len(r)} lists, {accepted} accepted, "
+            f"highest log-odds {r[:, 5].max():.1f}, median {np.median(r[:, 4]):.4f} CPU s"
+        )
         return
-    print(f"{'width deg':>12} {'lists':>6} {'solved':>8} {'wrong':>6} {'median s':>9} {'median CPU s':>12} {'99 % CPU s':>10}")
+    print(
+        f"{'width deg':>12} {'lists':>6} {'solved':>8} {'wrong':>6} {'median s':>9} "
+        f"{'median CPU s':>12} {'99 % CPU s':>10}"
+    )
     for low, high in [*zip([1, 2, 5, 10], [2, 5, 10, 20.01]), (0, 100)]:
         b = r[(r[:, 0] >= low) & (r[:, 0] < high)]
         if len(b):
-            print(f"{low:5g}-{high:<6.3g} {len(b):6d} {100 * b[:, 1].mean():7.2f}% {int(b[:, 2].sum()):6d} "
-                  f"{np.median(b[:, 3]):9.4f} {np.median(b[:, 4]):12.4f} {np.quantile(b[:, 4], 0.99):10.3f}")
+            print(
+                f"{low:5g}-{high:<6.3g} {len(b):6d} {100 * b[:, 1].mean():7.2f}% "
+                f"{int(b[:, 2].sum()):6d} {np.median(b[:, 3]):9.4f} {np.median(b[:, 4]):12.4f} "
+                f"{np.quantile(b[:, 4], 0.99):10.3f}"
+            )
 
 
 def region_catalogue():
@@ -382,7 +517,9 @@ def region_catalogue():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "what", nargs="?", default="hinted", choices=["hinted", "wrong", "blind", "region", "nosky"]
     )
@@ -395,19 +532,36 @@ def main():
     if a.what in ("blind", "region", "nosky"):
         region = a.what == "region"
         catalogue = region_catalogue() if region else read_tycho(a.tycho)
+        by_dec = np.argsort(catalogue[1], kind="stable")
+        catalogue = tuple(column[by_dec] for column in catalogue)
         path = Path(a.index + ("-region" if region else "-tycho"))
         widths = (1.9, 2.1) if region else (1.0, 20.0)
         if not path.exists():
             start = time.perf_counter()
-            index = build_index(*catalogue, path, min_width_deg=2.0 if region else 1.0,
-                                max_width_deg=2.0 if region else 20.0)
+            index = build_index(
+                *catalogue,
+                path,
+                min_width_deg=2.0 if region else 1.0,
+                max_width_deg=2.0 if region else 20.0,
+            )
             print(f"built in {time.perf_counter() - start:.1f} s: {index!r}")
         start = time.perf_counter()
         index = open_index(path)
         print(f"opened in {1e3 * (time.perf_counter() - start):.1f} ms: {index!r}")
-        centers = (lambda rng: (83 + rng.uniform(-8, 8), 35 + rng.uniform(-8, 8))) if region else None
+        centers = (
+            (lambda rng: (83 + rng.uniform(-8, 8), 35 + rng.uniform(-8, 8))) if region else None
+        )
         for n in (3, a.fields):  # the first few compile and load
-            blind(n, a.seed, a.verbose and n == a.fields, index, catalogue, widths, centers, a.what == "nosky")
+            blind(
+                n,
+                a.seed,
+                a.verbose and n == a.fields,
+                index,
+                catalogue,
+                widths,
+                centers,
+                a.what == "nosky",
+            )
         return
     attempt(simulate(np.random.default_rng(0), n_sources=300))
     if a.what == "hinted":

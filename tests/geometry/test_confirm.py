@@ -18,7 +18,9 @@ def field(n_common, n_lone, n_reference, shift=(0.0, 0.0), seed=0, sigma=0.15):
     rng = np.random.default_rng(seed)
     x, y = rng.uniform(0, 1200, n_common), rng.uniform(0, 1000, n_common)
     ra, dec = MODEL.pixel_to_sky(x + shift[0], y + shift[1])
-    other = MODEL.pixel_to_sky(rng.uniform(-500, 1700, n_reference), rng.uniform(-500, 1500, n_reference))
+    other = MODEL.pixel_to_sky(
+        rng.uniform(-500, 1700, n_reference), rng.uniform(-500, 1500, n_reference)
+    )
     sx = np.r_[x + rng.normal(0, sigma, n_common), rng.uniform(0, 1200, n_lone)]
     sy = np.r_[y + rng.normal(0, sigma, n_common), rng.uniform(0, 1000, n_lone)]
     return sx, sy, rng.random(len(sx)), np.r_[ra, other[0]], np.r_[dec, other[1]]

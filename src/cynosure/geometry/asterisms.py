@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cynosure.geometry.growth import bounds, order_of
+from cynosure.geometry.growth import bounds
 
 __all__ = [
     "BINS",

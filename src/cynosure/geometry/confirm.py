@@ -91,7 +91,9 @@ def confirm_wcs(
         return None
     # A shift of the pixels by s is the model evaluated at x + s.
     moved = model.replaced(x0=model.x0 - refined[0], y0=model.y0 - refined[1])
-    return _as_match(moved, listed[i], stars[j], log_odds, refined, fraction, shape, len(x), len(stars))
+    return _as_match(
+        moved, listed[i], stars[j], log_odds, refined, fraction, shape, len(x), len(stars)
+    )
 
 
 def _likely_shift(source: Floats, star: Floats, radius: float, sigma: float) -> Floats | None:
@@ -147,8 +149,8 @@ def _as_match(
     xi, eta = project(*model.pixel_to_sky([xc, xc], [yc + 0.5, yc - 0.5]), float(ra), float(dec))
     determinant = float(np.linalg.det(cd))
     text = (
-        f"header: shift of {shift[0]:+.2f} {shift[1]:+.2f} px, {len(i)} of {min(n_sources, MAX_SOURCES)} "
-        f"sources agree, log-odds {log_odds:.1f}"
+        f"header: shift of {shift[0]:+.2f} {shift[1]:+.2f} px, {len(i)} of "
+        f"{min(n_sources, MAX_SOURCES)} sources agree, log-odds {log_odds:.1f}"
     )
     return Match(
         i, j, model, log_odds, n_sources, n_reference,

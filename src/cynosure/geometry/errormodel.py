@@ -144,7 +144,7 @@ def _most_likely(
         step = -gradient / (np.diag(curvature) * (1.0 + damping) + 1e-9)
         if p[1] > floor or gradient[1] < 0:  # sigma_0 is free; at its floor only a moves
             damped = curvature + damping * np.diag(np.diag(curvature) + 1e-9)
-            step = np.linalg.solve(damped, -gradient)
+            step = np.asarray(np.linalg.solve(damped, -gradient), np.float64)
         trial = np.clip(p + np.clip(step, -1.5, 1.5), [np.log(0.05), floor], [np.log(50.0), 20.0])
         moved = np.abs(trial - p).max()
         if moved < 1e-4:

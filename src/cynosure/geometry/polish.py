@@ -29,6 +29,11 @@ Ints = NDArray[np.int64]
 MAX_PAIRS = 5000  # the brightest sources that the last pairing takes in
 FEW = 60  # pairs up to which they are chosen by evidence
 SIGMAS_PX = (0.1, 0.25, 0.6, 1.5)  # errors of a position that the evidence chooses from
+# Sizes of the terms of the polynomial that the evidence chooses from: any, at every level; and
+# those of a lens that is round, a little off its axis, which few stars are enough for.
+ANY = np.array([0, 0, 1, 1.5, 1.5, 1.5, 1, 1, 1, 1])
+ROUND = np.array([0, 0, 0.05, 0.3, 0.3, 0.05, 0.05, 1, 0.05, 0.05])
+LENSES = [ANY * level for level in np.unique(LEVELS)] + [ROUND * 0.003, ROUND * 0.01]
 MIN_PAIRS = 5
 GATE_SIGMA = 3.7
 TRUE_SHARE = 0.7  # how likely a pair of a grown hypothesis is true, before it is looked at
@@ -120,7 +125,7 @@ class _Few(NamedTuple):
 def _fit_few(u: Complexes, w: Complexes, norm: float, density: float) -> _Few:
     """Choose distortion, error and pairs by their evidence, and fit.
 
-    Under a level and an error the positions are Gaussian with ``C = sigma^2 + Phi Lambda Phi^H``;
+    Under a lens and an error the positions are Gaussian with ``C = sigma^2 + Phi Lambda Phi^H``;
     a pair that is left out is chance, of the density of the stars. Its own odds given all others
     follow from the inverse of C, so the worst is found and left out one at a time.
     """
@@ -128,9 +133,8 @@ def _fit_few(u: Complexes, w: Complexes, norm: float, density: float) -> _Few:
     values = w - w.mean()
     as_chance = np.log(density * (1.0 - TRUE_SHARE) / TRUE_SHARE)
     best: _Few | None = None
-    for level in np.unique(LEVELS):
-        lens = np.array([0, 0, 1, 1.5, 1.5, 1.5, 1, 1, 1, 1]) * level * norm
-        prior = np.where(np.arange(len(lens)) < 2, 10.0 * norm, lens)
+    for lens in LENSES:
+        prior = np.where(np.arange(len(lens)) < 2, 10.0, lens) * norm
         scaled = phi * prior
         for sigma in SIGMAS_PX:
             kept = np.arange(len(u))
@@ -148,7 +152,7 @@ def _fit_few(u: Complexes, w: Complexes, norm: float, density: float) -> _Few:
             odds += (len(u) - len(kept)) * as_chance - len(kept) * np.log(2.0 * np.pi)
             if best is None or odds > best.evidence:
                 normal = f.conj().T @ f / sigma**2 + np.eye(len(prior))
-                cov = prior[:, None] * np.linalg.inv(normal) * prior
+                cov = np.asarray(prior[:, None] * np.linalg.inv(normal) * prior, np.complex128)
                 coeff = cov @ (phi[kept].conj().T @ values[kept]) / sigma**2
                 coeff[0] += w.mean()
                 best = _Few(odds, kept, coeff, cov, sigma)

@@ -45,7 +45,7 @@ from cynosure.geometry.skyindex import (
     project_one,
     quantised,
 )
-from cynosure.ground.errors import NoMatch, NotEnoughStars
+from cynosure.ground.errors import CatalogDamaged, NoMatch, NotEnoughStars
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.sky import project, radec
 
@@ -369,6 +369,8 @@ def solve_blind(
 
     Raises
     ------
+    CatalogDamaged
+        If the index contradicts itself.
     NotEnoughStars
         If fewer than six sources can take part.
     NoMatch
@@ -475,6 +477,11 @@ def _hypothesis(
     ra0, dec0 = (float(v) for v in radec(tangent))
     hit = np.flatnonzero(found.match[k] >= 0)
     matched = np.asarray(band.star)[found.match[k][hit]].astype(np.int64)
+    if np.any((matched < 0) | (matched >= len(index.ra_deg))):
+        raise CatalogDamaged(
+            catalog=str(index.path), reason="a band names stars that are not there",
+            hint="Build it again with `cynosure index build`.",
+        )
     near = _stars_around(index, found.aim[k], 1.25 * sources.norm * scale)
     near = np.union1d(near, matched)
     near = near[np.argsort(index.mag[near], kind="stable")]

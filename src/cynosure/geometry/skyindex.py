@@ -45,6 +45,7 @@ Ints = NDArray[np.int64]
 
 SCHEMA = "cynosure.index/1"
 HEADER = "index.json"
+WIDTHS_DEG = 0.01, 100.0  # of the fields that an index can be for
 FIELD_STARS = 24  # stars of a band in a square field of its width
 BAND_STEP = np.sqrt(2.0)  # width of a band's fields over that of the next narrower band
 NEAR = 4  # neighbours that a star makes quads with
@@ -354,8 +355,8 @@ def _make_band(ra: Floats, dec: Floats, vector: Floats, width_deg: float) -> dic
 def build_index(
     ra_deg: ArrayLike, dec_deg: ArrayLike, mag: ArrayLike, out: str | Path,
     *,
-    min_width_deg: Annotated[float, Unit("deg"), Range(0.01, 100.0)] = 1.0,
-    max_width_deg: Annotated[float, Unit("deg"), Range(0.01, 100.0)] = 20.0,
+    min_width_deg: Annotated[float, Unit("deg"), Range(*WIDTHS_DEG)] = 1.0,
+    max_width_deg: Annotated[float, Unit("deg"), Range(*WIDTHS_DEG)] = 20.0,
     overwrite: bool = False,
 ) -> QuadIndex:
     """Build a blind index from stars, and open it.
@@ -381,6 +382,11 @@ def build_index(
         If the stars make no quads.
     OutputExists, OutputError, SettingError
     """
+    if not (WIDTHS_DEG[0] <= min_width_deg and max_width_deg <= WIDTHS_DEG[1]):
+        raise SettingError(
+            "fields of {low:g} to {high:g} deg; an index is for {least:g} to {most:g} deg",
+            low=min_width_deg, high=max_width_deg, least=WIDTHS_DEG[0], most=WIDTHS_DEG[1],
+        )
     if min_width_deg > max_width_deg:
         raise SettingError(
             "min_width_deg = {low:g} is above max_width_deg = {high:g}",
@@ -496,10 +502,12 @@ def open_index(path: str | Path, *, check: bool = False) -> QuadIndex:
             names = [f"band{k:02d}_{n}" for n in BAND_ARRAYS]
             arrays = [_open_array(path, n, entries[n], check) for n in names]
             bands.append(Band(facts["width_deg"], facts["bins"], Rows(*arrays[:3]), *arrays[3:]))
-        return QuadIndex(
+        index = QuadIndex(
             path, stars[0], stars[1], stars[2], stars[3], Rows(*stars[4:]), tuple(bands),
-            header["min_width_deg"], header["max_width_deg"],
+            float(header["min_width_deg"]), float(header["max_width_deg"]),
         )
+        _check_shapes(index)
+        return index
     except FileNotFoundError as error:
         if not (path / HEADER).exists():
             raise CatalogMissing(
@@ -508,8 +516,30 @@ def open_index(path: str | Path, *, check: bool = False) -> QuadIndex:
             ) from error
         reason = f"{Path(error.filename).name} is missing"
         raise CatalogDamaged(catalog=str(path), reason=reason) from error
+    except NotADirectoryError as error:
+        raise CatalogMissing(
+            catalog=str(path), reason="a file; an index is a folder",
+            hint="Give the folder that `cynosure index build` made.",
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise CatalogDamaged(catalog=str(path), reason=f"{HEADER}: {error}") from error
+
+
+def _check_shapes(index: QuadIndex) -> None:
+    """Check what compiled loops take for granted: where rows begin, and that lengths agree."""
+    for name, rows, n in (
+        ("the stars", index.rows, len(index.ra_deg)),
+        *((f"band {k}", b.rows, len(b.star)) for k, b in enumerate(index.bands)),
+    ):
+        start = rows.start
+        if len(start) < 2 or start[0] != 0 or start[-1] != n or np.any(np.diff(start) < 0):
+            raise CatalogDamaged(catalog=str(index.path), reason=f"{name}: rows begin nowhere")
+        if rows.vector.shape != (n, 3) or rows.ra.shape != (n,):
+            raise CatalogDamaged(catalog=str(index.path), reason=f"{name}: lengths disagree")
+    for k, b in enumerate(index.bands):
+        q = len(b.quad)
+        if b.quad.shape != (q, 4) or b.code.shape != (q, 4) or b.cell.shape != (b.bins**4 + 1,):
+            raise CatalogDamaged(catalog=str(index.path), reason=f"band {k}: lengths disagree")
 
 
 def _open_array(path: Path, name: str, entry: dict[str, Any], check: bool) -> NDArray[Any]:

@@ -13,6 +13,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 import numpy as np
@@ -364,6 +365,48 @@ def test_differences_of_a_known_shift(store):
     assert fitted.rest_mas < 1.0
     assert fitted.apart_mas < 0.5
     assert made[by_name[IDC].content_sha256].distance_mas == 0.0
+
+
+ODD = [None, True, -1, 1e308, 10**30, "", "x" * 300, "\0", [], {}, [1], {"a": 1}, "RA---ZPN", "12"]
+
+
+def mutated(record, rng):
+    """Return a record's JSON with some values replaced, removed, or under other names."""
+    content = json.loads(record)
+    for _ in range(rng.integers(1, 5)):
+        node = content
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            if not keys:
+                break
+            key = keys[rng.integers(len(keys))]
+            if isinstance(node[key], (dict, list)) and rng.random() < 0.75:
+                node = node[key]
+                continue
+            if rng.random() < 0.2 and isinstance(node, dict):
+                del node[key]
+            elif rng.random() < 0.2 and isinstance(node, dict):
+                node["150.0"] = node.pop(key)
+            else:
+                node[key] = ODD[rng.integers(len(ODD))]
+            break
+    return json.dumps(content).encode()
+
+
+def test_odd_records_never_fail_the_service(store):
+    """Whatever is taken in can be shown, compared and offered; the rest is refused."""
+    rng, codes = np.random.default_rng(8), {201: 0, 422: 0}
+    record = solved().to_json()
+    with client_of(store, requests_per_minute=0) as client:
+        for _ in range(150):
+            answer = client.post("/api/v1/solutions", content=mutated(record, rng), headers=AUTH)
+            codes[answer.status_code] += 1
+        assert min(codes.values()) > 15
+        for known in client.get("/api/v1/exposures", params={"limit": 1000}).json():
+            name = quote(known["rootname"], safe="")
+            for path in (f"/exposures/{name}", f"/api/v1/exposures/{name}/differences",
+                         f"/astrometryDB/observation/read/{name}"):
+                assert client.get(path).status_code in (200, 404), (path, known)
 
 
 # --- a huge upload, a browser, Hubble's client ----------------------------------------------------

@@ -41,7 +41,9 @@ from cynosure.solutions.solution import Solution
 if TYPE_CHECKING:
     from astropy.io.fits import Header
 
-__all__ = ["exposure_of", "header_of_chip", "headerlet_of_record", "read_record"]
+__all__ = ["exposure_of", "headerlet_of_record", "plain_headerlet", "read_record"]
+
+Shapes = dict[Target, tuple[int, int] | None]
 
 # What a record in another form may be off.
 MAX_CONVERSION_MAS = 1.0
@@ -129,14 +131,8 @@ def exposure_of(image: str) -> str:
     return found[1] if found else stem
 
 
-def header_of_chip(chip: dict[str, Any]) -> Header:
-    """Return the cards of a record's chip as a header; what can be no card is left out.
-
-    Raises
-    ------
-    ValueError, TypeError, AttributeError
-        If a value cannot stand in a header.
-    """
+def _header(chip: dict[str, Any]) -> Header:
+    """Return the cards of a chip as a header; what can be no card is left out."""
     from astropy.io.fits import Header
 
     cards = {k: v for k, v in chip["cards"].items() if v is not None}
@@ -156,7 +152,7 @@ def _corners(solution: Solution) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     for chip in solution.chips:
         wcs, shape = None, _shape(chip)
         if isinstance(chip.get("cards"), dict) and shape is not None:
-            wcs, _ = read_wcs(header_of_chip(chip), shape=shape)
+            wcs, _ = read_wcs(_header(chip), shape=shape)
         if wcs is None or shape is None:
             notes.append(f"{chip.get('name', 'chip')}: its place on the sky cannot be told")
             continue
@@ -171,6 +167,29 @@ def _corners(solution: Solution) -> tuple[NDArray[np.float64], tuple[str, ...]]:
 # --- as a headerlet -------------------------------------------------------------------------
 
 
+def plain_headerlet(text: str, name: str = "solution") -> tuple[Headerlet, Shapes]:
+    """Make a headerlet of a record in the form that it has, and return its images' sizes too.
+
+    Raises
+    ------
+    CatalogDamaged, ImageError
+        If it is not such a record.
+    HeaderletDamaged
+        If its chips cannot be told apart.
+    """
+    solution = _parsed(text, name)
+    try:
+        rootname = _printable(exposure_of(solution.image))
+        chips = [_chip(number, chip, solution) for number, chip in
+                 enumerate(solution.chips, start=1)]
+        shapes = {c.target: _shape(chip) for c, chip in zip(chips, solution.chips, strict=True)}
+        if not chips or len(shapes) < len(chips):
+            raise HeaderletDamaged(headerlet=name, reason="its chips cannot be told apart")
+        return Headerlet(_head(solution, rootname, chips), tuple(chips)), shapes
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        raise ImageError(image=name, reason=f"damaged record ({error})") from error
+
+
 def headerlet_of_record(text: str, name: str = "solution") -> Headerlet:
     """Make a headerlet in SIP of the record of a solved image.
 
@@ -181,22 +200,13 @@ def headerlet_of_record(text: str, name: str = "solution") -> Headerlet:
     HeaderletDamaged
         If a chip has no WCS, or SIP cannot say what it says to a milliarcsecond.
     """
-    solution = _parsed(text, name)
+    made, shapes = plain_headerlet(text, name)
+    if all(c.kinds == ("RA---TAN", "DEC--TAN") for c in made.chips):
+        return made
     try:
-        rootname = _printable(exposure_of(solution.image))
-        chips = [_chip(number, chip, solution) for number, chip in
-                 enumerate(solution.chips, start=1)]
-        shapes = {c.target: _shape(chip) for c, chip in zip(chips, solution.chips, strict=True)}
-        if not chips or len(shapes) < len(chips):
-            raise HeaderletDamaged(headerlet=name, reason="its chips cannot be told apart")
-        made = Headerlet(_head(solution, rootname, chips), tuple(chips))
-        if all(c.kinds == ("RA---TAN", "DEC--TAN") for c in chips):
-            return made
         sip, maps = converted(made, "sip", shapes=shapes, name=made.wcsname)
     except SettingError as error:
         raise HeaderletDamaged(headerlet=name, reason=str(error)) from error
-    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
-        raise ImageError(image=name, reason=f"damaged record ({error})") from error
     worst = max(m.summary()["max_mas"] for m in maps)
     if not worst <= MAX_CONVERSION_MAS:
         raise HeaderletDamaged(
@@ -208,7 +218,7 @@ def headerlet_of_record(text: str, name: str = "solution") -> Headerlet:
 
 def _chip(number: int, chip: dict[str, Any], solution: Solution) -> ChipWcs:
     target = _target(str(chip.get("name", "")), int(chip.get("hdu", 0)))
-    header = header_of_chip(chip)
+    header = _header(chip)
     header["WCSNAME"] = solution.wcsname
     header["TG_ENAME"], header["TG_EVER"] = target
     raw = header.tostring(sep="", endcard=True, padding=True).encode("ascii", "replace")

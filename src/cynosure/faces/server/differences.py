@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import io
-import json
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.data.wcsread import sky_of_pixels
 from cynosure.ground import sky
-from cynosure.ground.errors import CynosureError
+from cynosure.ground.errors import CynosureError, SettingError
+from cynosure.solutions.compare import chip_shape
 from cynosure.solutions.entry import FITS
-from cynosure.solutions.records import header_of_chip
+from cynosure.solutions.headerlet import Headerlet, Target
+from cynosure.solutions.headerletio import parse_headerlet
+from cynosure.solutions.records import plain_headerlet
 from cynosure.solutions.schema import Stored
 from cynosure.solutions.store import Store
 
 __all__ = ["Difference", "differences"]
 
 Floats = NDArray[np.float64]
-Chip = tuple[int, tuple[int, int]]  # number, rows and columns
+Shape = tuple[int, int]  # rows and columns
+Chip = tuple[Target, Shape]
 
 NX, NY = 9, 7  # points over a chip
 MAX_CHIPS = 64
@@ -92,12 +95,19 @@ class _File:
     media: str = field(compare=False)
     payload: bytes = field(compare=False, repr=False)
 
+    def opened(self) -> tuple[Headerlet, Mapping[Target, Shape | None]]:
+        """Return the WCSs of the chips, and their sizes as far as they are stated."""
+        if self.media == FITS:
+            return parse_headerlet(self.payload, self.content), {}
+        return plain_headerlet(self.payload.decode("utf-8"), self.content)
+
 
 def differences(store: Store, solutions: Sequence[Stored], reference: str) -> list[Difference]:
     """Compare solutions with one of them, on the same pixels of the same chips.
 
     The chips' sizes are those of the reference: headerlets do not state them, and two solutions
-    that reckon them from their reference points may not agree.
+    that reckon them from their reference points may not agree. What cannot be evaluated has no
+    place to compare.
     """
     contents = [s.content_sha256 for s in solutions]
     media = {s.content_sha256: s.media for s in solutions}
@@ -118,51 +128,32 @@ def differences(store: Store, solutions: Sequence[Stored], reference: str) -> li
 
 def _chips(file: _File) -> tuple[Chip, ...]:
     chips: list[Chip] = []
-    for number, header, shape in _headers(file)[0]:
-        if shape is None:
-            x, y = (abs(float(header.get(f"CRPIX{i}", 512.0))) or 512.0 for i in (1, 2))
-            shape = (min(int(2 * y), 100_000), min(int(2 * x), 100_000))
-        chips.append((number, shape))
-    return tuple(chips[:MAX_CHIPS])
-
-
-def _headers(file: _File) -> tuple[list[tuple[int, Any, Any]], Any]:
-    """Return the chips' headers, with number and shape where it is known, and the open file."""
-    from astropy.io import fits
-
-    if file.media != FITS:
-        content = json.loads(file.payload)
-        return [
-            (number, header_of_chip(chip), tuple(int(n) for n in chip["shape"]))
-            for number, chip in enumerate(content["chips"], start=1)
-        ], None
-    hdus = fits.open(io.BytesIO(file.payload), lazy_load_hdus=False)
-    return [(h.ver, h.header, None) for h in hdus if h.name == "SIPWCS"], hdus
+    try:
+        headerlet, shapes = file.opened()
+        for chip in sorted(headerlet.chips, key=lambda c: c.version)[:MAX_CHIPS]:
+            with contextlib.suppress(SettingError):  # its size cannot be told
+                shape = chip_shape(chip, headerlet, shapes.get(chip.target))
+                chips.append((chip.target, shape))
+    except CynosureError:
+        return ()
+    return tuple(chips)
 
 
 @functools.lru_cache(maxsize=256)
 def _sky(file: _File, chips: tuple[Chip, ...]) -> Floats:
     """Return right ascension and declination of a grid of pixels of every chip."""
-    from astropy.io.fits import VerifyError
-
-    from cynosure.data.wcsread import read_wcs, sky_of_pixels
-
     out = np.full((len(chips), NY, NX, 2), np.nan)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the files were checked when they came in
-            found, hdus = _headers(file)
-            headers = {number: header for number, header, _ in found}
-            for k, (number, shape) in enumerate(chips):
-                if number not in headers:
-                    continue
-                wcs, _ = read_wcs(headers[number], hdulist=hdus, shape=shape)
-                if wcs is None:
-                    continue
+        headerlet, _ = file.opened()
+        for k, (target, shape) in enumerate(chips):
+            if headerlet.chip(target) is None:
+                continue
+            with contextlib.suppress(CynosureError):
+                wcs = headerlet.wcs(target, shape=shape)
                 x, y = np.meshgrid(
                     np.linspace(0, shape[1] - 1, NX), np.linspace(0, shape[0] - 1, NY)
                 )
                 out[k] = np.stack(sky_of_pixels(wcs, x, y), axis=-1)
-    except (CynosureError, VerifyError, OSError, ValueError, KeyError, TypeError):
-        return out  # what cannot be evaluated has no place to compare
+    except CynosureError:
+        return out
     return out

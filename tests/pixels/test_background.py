@@ -81,12 +81,61 @@ def test_negative_tiny_and_huge_skies_scale():
     rng = np.random.default_rng(7)
     image = rng.normal(0, 1, (300, 300))
     one = sky_of(image)
-    for scale, offset in ((1e-9, 0), (1e-3, -1.0), (1e12, 0), (1, -1e4)):
+    for scale, offset in ((1e-30, 0), (1e-9, 0), (1e-3, -1.0), (1e12, 0), (1e30, 0), (1, -1e4)):
         b = sky_of(image * scale + offset)
         tiny = 4e-7 * abs(offset)  # single precision
         level = b.level - np.float32(offset)
         np.testing.assert_allclose(level, one.level * scale, atol=0.03 * scale + tiny)
         np.testing.assert_allclose(b.sigma, one.sigma * scale, rtol=0.03)
+
+
+def test_steep_slopes_are_no_noise():
+    rng = np.random.default_rng(14)
+    yy, xx = np.mgrid[:640, :640]
+    noise = rng.normal(0, 5, xx.shape)
+    # Within a cell the first one scatters by 14, the second by up to 11.
+    skies = (1000 + 0.3 * xx - 0.2 * yy, 0.04, 1.0), (100 + 5e-4 * (xx - 300) ** 2, 0.12, 6.0)
+    for sky, wrong_noise, wrong_level in skies:
+        b = sky_of(sky + noise)
+        assert b.sigma.max() < 5 * (1 + wrong_noise)
+        assert b.sigma.min() > 5 * 0.96
+        assert np.abs(b.rows(0, 640) - sky)[40:-40, 40:-40].max() < wrong_level
+
+
+def test_a_huge_nebula_is_followed_as_far_as_the_mesh_can():
+    rng = np.random.default_rng(14)
+    yy, xx = np.mgrid[:640, :640]
+    nebula = 2000 * np.exp(-((xx - 320) ** 2 + (yy - 300) ** 2) / (2 * 130**2))
+    b = sky_of(100 + nebula + rng.normal(0, 5, xx.shape), cell_px=64)
+    assert np.median(b.sigma) < 20  # a cell on its slope spans 600
+    error = np.abs(b.rows(0, 640) - 100 - nebula)
+    assert np.median(error) < 15
+    assert np.quantile(error, 0.95) < 100
+    assert np.all(b.sigma > 0)
+    # A noise that goes on straight beyond the edge would fall below zero there.
+    noise = 0.2 + 10 * np.clip((320 - np.hypot(xx - 320, yy - 320)) / 320, 0, 1) ** 3
+    b = sky_of(rng.normal(size=xx.shape) * noise, cell_px=64)
+    assert b.sigma.min() > 0.15
+
+
+def test_most_pixels_may_be_missing():
+    rng = np.random.default_rng(15)
+    image = rng.normal(50, 2, (400, 400))
+    image[rng.random(image.shape) < 0.95] = np.nan
+    b = sky_of(image)
+    assert np.median(b.level) == pytest.approx(50, abs=0.3)
+    assert np.median(b.sigma) == pytest.approx(2, rel=0.1)
+    corner = np.full((400, 400), np.nan)
+    corner[:25, :25] = rng.normal(50, 2, (25, 25))
+    b = sky_of(corner)
+    np.testing.assert_allclose(b.level, 50, atol=1.5)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, np.nan])
+def test_a_gain_that_is_none_is_said(gain):
+    image = np.random.default_rng(16).normal(50, 2, (64, 64)).astype(np.float32)
+    with pytest.raises(ImageError, match="electrons per ADU is none"):
+        estimate_background(Frame(image, gain_e_adu=gain))
 
 
 def test_a_constant_patch_keeps_its_level_and_borrows_a_noise():

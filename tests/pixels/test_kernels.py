@@ -45,7 +45,7 @@ def level_and_noise(values, least=0.3, count=None, total=None):
     few, sums = np.empty(1, bool), np.empty((1, 4))
     kernels.clip_cells(np.sort(values)[None], n, total, least, low, high, pivot, few)
     kernels.sum_cells(values[None], NO_MASK, 0, 1, 1, 1, low, high, pivot, sums)
-    level, sigma = _level_and_noise(sums, pivot, few)
+    level, sigma = _level_and_noise(sums, low, high, pivot, few)
     return level[0], sigma[0]
 
 
@@ -81,7 +81,7 @@ def test_cells_are_summed_within_their_bounds(masked):
         j, i = 1 + c // 3, c % 3
         box = (slice(j * 61 // 3, (j + 1) * 61 // 3), slice(i * 83 // 3, (i + 1) * 83 // 3))
         v = data[box][~mask[box]].astype(float)
-        v = v[(v >= 4) & (v <= 17)] - pivot[c]
+        v = (v[(v >= 4) & (v <= 17)] - pivot[c]) / 13
         expected = [len(v), np.sum(v < 0), v.sum(), (v * v).sum()]
         np.testing.assert_allclose(sums[c], expected, rtol=1e-5, atol=1e-4)
 
@@ -150,10 +150,11 @@ def test_boxes_hold_the_pixels_less_the_sky():
     tile = (40, 50)
     image, variance = np.zeros(tile, np.float32), np.zeros(tile, np.float32)
     bad = np.zeros(tile, bool)
-    corner_x, corner_y = 5, 8
+    corner_x, corner_y, unit = 5, 8, 4.0
     x, y, half = np.array([24, 7, 60, -3]), np.array([13, 1, 20, 45]), np.array([4, 3, 5, 2])
     n = kernels.fill_boxes(
-        data, mask, given, level, sigma, 5e4, corner_x, corner_y, x, y, half, image, variance, bad
+        data, mask, given, level, sigma, 5e4, unit, corner_x, corner_y, x, y, half, image,
+        variance, bad,
     )
     seen = np.zeros(tile, bool)
     for a, b, h in zip(x, y, half):
@@ -164,12 +165,12 @@ def test_boxes_hold_the_pixels_less_the_sky():
     np.testing.assert_array_equal(bad, seen & ~usable)
     assert n == (seen & ~usable).sum() == 2
     good = seen & usable
-    np.testing.assert_allclose(image[good], (data[here] - sky)[good], atol=2e-5)
+    np.testing.assert_allclose(unit * image[good], (data[here] - sky)[good], atol=2e-5)
     assert not image[~good].any()
     assert not variance[~good].any()
     expected = np.where(given[here] > 100, given[here], 25.0)
     expected[data[here] >= 5e4] = 0
-    np.testing.assert_allclose(variance[good], expected[good], rtol=1e-5)
+    np.testing.assert_allclose(unit**2 * variance[good], expected[good], rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------- measurement

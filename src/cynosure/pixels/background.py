@@ -6,12 +6,14 @@ level is Pearson's estimate of the mode, ``2.5 median - 1.5 mean``, or the media
 the cell so much that the estimate would overshoot (Bertin & Arnouts 1996). Cells without enough
 pixels take the value of their neighbours. A 3 x 3 median removes cells that hold a bright star or
 a nebula's knot. Between the centres of the cells the level is bicubic and the noise, which may not
-overshoot, is bilinear; outside the outermost centres the level goes on straight.
+overshoot, is bilinear; outside the outermost centres the level goes on straight. Where the level
+changes within a cell by as much as the noise, both are measured again on what it leaves.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -23,7 +25,7 @@ from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
 from cynosure.pixels import kernels
 
-__all__ = ["Background", "estimate_background", "plain_pixels"]
+__all__ = ["Background", "estimate_background", "plain_pixels", "rounding_noise"]
 
 NO_MASK = np.zeros((0, 0), dtype=bool)
 
@@ -36,8 +38,12 @@ SAMPLE_PER_CELL = 1024
 # A cell with a smaller part of its pixels usable takes the value of its neighbours.
 LEAST_USABLE = 0.3
 
+# A slope that changes the level of the sky by more than this part of its noise from one cell to the
+# next, in more than this part of the frame, would pass for noise.
+STEEP, STEEP_PART = 0.5, 0.2
+
 # A sky of more different values than this is not limited by the steps of its digital scale.
-FEW_STEPS = 12
+FEW_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,8 +115,38 @@ def estimate_background(
     Raises
     ------
     ImageError
-        If no cell has enough usable pixels, or the sky has no noise at all.
+        If no cell has enough usable pixels, the sky has no noise at all, or the gain is none.
     """
+    if not frame.gain_e_adu > 0:
+        raise ImageError(
+            image=frame.name, reason=f"a gain of {frame.gain_e_adu} electrons per ADU is none",
+            hint="Give a positive gain; 1 where it is unknown, and the stars will tell it.",
+        )
+    sky = _measured(frame, cell_px, filter_cells, threads)
+    if _steep(sky):
+        rest = np.empty(frame.shape, dtype=np.float32)
+        for row in range(0, len(rest), 512):
+            block = slice(row, min(row + 512, len(rest)))
+            rest[block] = frame.data[block]
+            rest[block] -= sky.rows(block.start, block.stop)
+        more = _measured(frame.replaced(data=rest), cell_px, filter_cells, threads)
+        sigma = np.maximum(more.sigma, rounding_noise(frame.data))
+        sky = Background(sky.level + more.level, sigma, sky.shape)
+    return sky
+
+
+def _steep(sky: Background) -> bool:
+    """Say if the level changes from cell to cell by much of its noise."""
+    level, sigma = sky.level.astype(float), sky.sigma.astype(float)
+    steps = [np.abs(np.diff(level, axis=a)).ravel() for a in (0, 1)]
+    pairs = ((sigma[1:], sigma[:-1]), (sigma[:, 1:], sigma[:, :-1]))
+    noise = [np.minimum(a, b).ravel() for a, b in pairs]
+    steep = np.concatenate(steps) > STEEP * np.concatenate(noise)
+    return bool(steep.size > 0 and steep.mean() > STEEP_PART)
+
+
+def _measured(frame: Frame, cell_px: int, filter_cells: int, threads: int) -> Background:
+    """Measure level and noise of every cell."""
     ny, nx = frame.shape
     rows, columns = max(round(ny / cell_px), 1), max(round(nx / cell_px), 1)
     level = np.empty((rows, columns), dtype=np.float32)
@@ -120,24 +156,26 @@ def estimate_background(
     data, mask = plain_pixels(frame)
     values = np.empty((rows * columns, (cell // step + 2) ** 2), dtype=np.float32)
 
-    def work(j: int) -> None:
+    def work(j: int, least: float = LEAST_USABLE) -> None:
         part = values[j * columns : (j + 1) * columns]
         count, total = np.empty(columns, dtype=np.int64), np.empty(columns, dtype=np.int64)
         kernels.sample_cells(data, mask, step, j, j + 1, rows, columns, part, count, total)
         part.sort(axis=1)
         low, high, pivot = np.empty((3, columns), dtype=np.float32)
         few, sums = np.empty(columns, dtype=bool), np.empty((columns, 4))
-        kernels.clip_cells(part, count, total, LEAST_USABLE, low, high, pivot, few)
+        kernels.clip_cells(part, count, total, least, low, high, pivot, few)
         kernels.sum_cells(data, mask, j, j + 1, rows, columns, low, high, pivot, sums)
-        level[j], sigma[j] = _level_and_noise(sums, pivot, few)
+        level[j], sigma[j] = _level_and_noise(sums, low, high, pivot, few)
 
     share(work, range(rows), threads)
+    if not np.isfinite(level).any():  # whatever there is
+        share(partial(work, least=0.0), range(rows), threads)
     if not np.isfinite(level).any():
         raise ImageError(
             image=frame.name, reason="no usable pixels: no background can be measured",
-            hint="Check the image and its mask: all pixels are NaN or masked.",
+            hint="Check the image and its mask: all pixels, or all but a few, are NaN or masked.",
         )
-    sigma = np.maximum(sigma, _rounding_noise(values))
+    sigma = np.maximum(sigma, rounding_noise(values))
     if not (sigma > 0).any():
         raise ImageError(
             image=frame.name, reason="the pixels have no noise: no background can be measured",
@@ -145,11 +183,13 @@ def estimate_background(
         )
     # A constant patch has a level of its own, and the noise of its neighbours.
     level, sigma = _fill(level, np.isfinite(level)), _fill(sigma, sigma > 0)
-    return Background(_smoothed(level, filter_cells), _smoothed(sigma, filter_cells), (ny, nx))
+    level, sigma = _smoothed(level, filter_cells, True), _smoothed(sigma, filter_cells, False)
+    return Background(level, sigma, (ny, nx))
 
 
 def _level_and_noise(
-    sums: NDArray[np.float64], pivot: NDArray[np.float32], few: NDArray[np.bool_]
+    sums: NDArray[np.float64], low: NDArray[np.float32], high: NDArray[np.float32],
+    pivot: NDArray[np.float32], few: NDArray[np.bool_],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return level and noise of cells from their sums (see :func:`kernels.sum_cells`)."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -162,28 +202,34 @@ def _level_and_noise(
         series = z + np.pi * z**3 / 12.0 + 7.0 * np.pi**2 * z**5 / 480.0
         median = std * np.sqrt(np.pi / 2.0) * series
         mode = np.where(np.abs(mean - median) > 0.3 * std, median, 2.5 * median - 1.5 * mean)
-    return pivot + np.where(few, mean, mode), std
+        unit = high.astype(float) - low
+        unit[unit == 0] = 1.0
+    return pivot + np.where(few, mean, mode) * unit, std * unit
 
 
-def _rounding_noise(values: NDArray[np.float32]) -> np.float32:
+def rounding_noise(values: NDArray[np.float32]) -> np.float32:
     """Return the noise of rounding to a digital scale, where the sky spans few of its steps."""
-    sample = values.ravel()[:: max(1, values.size // 50_000)]
+    step = max(1, round((values.size / 50_000) ** 0.5))
+    sample = values[::step, ::step].ravel()
     sample = sample[np.isfinite(sample)]
-    low, high = np.quantile(sample, [0.02, 0.98]) if len(sample) else (0.0, 0.0)
+    low, high = np.quantile(sample, [0.05, 0.85]) if len(sample) else (0.0, 0.0)  # no stars
     distinct = np.unique(sample[(sample >= low) & (sample <= high)])
     if not 2 <= len(distinct) <= FEW_STEPS:
         distinct = np.unique(sample) if len(distinct) == 1 else distinct[:1]
     return np.float32(np.diff(distinct).min() / 12.0**0.5) if len(distinct) > 1 else np.float32(0)
 
 
-def _smoothed(mesh: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
-    """Return the running median of a mesh."""
+def _smoothed(mesh: NDArray[np.float32], cells: int, straight: bool) -> NDArray[np.float32]:
+    """Return the running median of a mesh that goes on straight, or level, beyond its edge."""
     if cells < 2 or mesh.size == 1:
         return mesh
     before = cells // 2
-    # Beyond the edge the mesh goes on as it does within: a gradient is no reason to bend it.
+    # A gradient is no reason to bend the level at the edge; a noise may not fall below zero.
     width = tuple((before, cells - 1 - before) if n > 1 else (0, 0) for n in mesh.shape)
-    padded = np.pad(mesh, width, mode="reflect", reflect_type="odd")
+    if straight:
+        padded = np.pad(mesh, width, mode="reflect", reflect_type="odd")
+    else:
+        padded = np.pad(mesh, width, mode="edge")
     cells_y, cells_x = (cells if n > 1 else 1 for n in mesh.shape)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (cells_y, cells_x))
     return np.ascontiguousarray(np.median(windows, axis=(2, 3)).astype(np.float32))

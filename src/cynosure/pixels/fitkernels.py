@@ -105,7 +105,7 @@ def fit_groups(
                 still = still and moved <= tolerance[k]
                 new_x = x[k] + min(max(dx, -limit), limit)
                 new_y = y[k] + min(max(dy, -limit), limit)
-                new_flux = max(flux[k] + df, 0.1 * flux[k])
+                new_flux = min(max(flux[k] + df, 0.1 * flux[k]), 10.0 * flux[k])
                 psf = nodes[k % nodes.shape[0]]
                 _draw(residual, psf, spacing, draw_radius[k], x[k], y[k], flux[k], new)
                 _draw(residual, psf, spacing, draw_radius[k], new_x, new_y, -new_flux, new)

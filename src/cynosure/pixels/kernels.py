@@ -85,8 +85,8 @@ def clip_cells(
 ) -> None:
     """Clip the sorted values of each cell about their median until nothing changes.
 
-    Filled are the lowest and highest value kept (NaN where too few pixels are usable), a pivot
-    just above the median, and whether the cell has few different values.
+    Filled are the bounds of the values kept (NaN where too few pixels are usable), a pivot just
+    above the median, and whether the cell has few different values.
     """
     s1, s2 = np.empty(values.shape[1] + 1), np.empty(values.shape[1] + 1)
     for c in range(count.size):
@@ -96,8 +96,7 @@ def clip_cells(
             few[c] = False
             continue
         part = values[c, :n]
-        lo, hi = _clip(part, s1, s2)
-        low[c], high[c] = part[lo], part[hi - 1]
+        lo, hi, low[c], high[c] = _clip(part, s1, s2)
         v = part[lo + (hi - lo) // 2]
         above = _first(part, lo, hi, v, True)
         pivot[c] = 0.5 * (v + part[above]) if above < hi else v
@@ -112,7 +111,7 @@ def sum_cells(
     """Sum over all the pixels of cells within their bounds.
 
     Rows of `sums` are how many, how many of them below the pivot, and the first and second
-    moments about it.
+    moments about it, in units of the distance of the bounds (no square leaves single precision).
     """
     ny, nx = data.shape
     has_mask = mask.size > 0
@@ -120,6 +119,8 @@ def sum_cells(
         j, i = first + c // columns, c % columns
         x0, x1 = i * nx // columns, (i + 1) * nx // columns
         lo, hi, p = low[c], high[c], pivot[c]
+        width = float(hi) - float(lo)
+        scale = np.float32(1.0 / width) if width > 0.0 else np.float32(1.0)
         n = below = 0
         s1 = s2 = 0.0
         for y in range(j * ny // rows, (j + 1) * ny // rows):
@@ -130,7 +131,7 @@ def sum_cells(
                 inside = lo <= v <= hi
                 if has_mask:
                     inside = inside and not mask[y, x0 + k]
-                d = v - p if inside else np.float32(0.0)
+                d = (v - p) * scale if inside else np.float32(0.0)
                 t1 += d
                 t2 += d * d
                 n += int(inside)
@@ -153,8 +154,8 @@ def _first(values: F32, lo: int, hi: int, v: np.float32, beyond: bool) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _clip(values: F32, s1: F64, s2: F64) -> tuple[int, int]:
-    """The range of sorted values within three standard deviations of their median, when stable."""
+def _clip(values: F32, s1: F64, s2: F64) -> tuple[int, int, np.float32, np.float32]:
+    """Which sorted values lie within three standard deviations of their median, and the bounds."""
     n = values.size
     shift = np.float64(values[n // 2])
     s1[0] = s2[0] = 0.0
@@ -163,21 +164,23 @@ def _clip(values: F32, s1: F64, s2: F64) -> tuple[int, int]:
         s1[k + 1] = s1[k] + d
         s2[k + 1] = s2[k] + d * d
     lo, hi = 0, n
+    low, high = values[0], values[n - 1]
     # The lower half of the values knows nothing of the stars: its width starts the clipping.
     median = _grouped_median(values, 0, n)
     width = (median - float(values[int(0.1587 * n)])) * 1.2
     if _share(values, 0, n) > FEW_SHARE:  # all but one number: whatever there is beside it
         width = 0.5 * (float(values[int(0.98 * n)]) - float(values[int(0.02 * n)]))
     for k in range(30):
-        new_lo = _first(values, 0, n, np.float32(median - 3.0 * width), False)
-        new_hi = _first(values, 0, n, np.float32(median + 3.0 * width), True)
+        new_low, new_high = np.float32(median - 3.0 * width), np.float32(median + 3.0 * width)
+        new_lo = _first(values, 0, n, new_low, False)
+        new_hi = _first(values, 0, n, new_high, True)
         if new_hi - new_lo < 8 or (k > 0 and new_lo == lo and new_hi == hi):
             break
-        lo, hi = new_lo, new_hi
+        lo, hi, low, high = new_lo, new_hi, new_low, new_high
         mean = (s1[hi] - s1[lo]) / (hi - lo)
         width = math.sqrt(max((s2[hi] - s2[lo]) / (hi - lo) - mean * mean, 0.0))
         median = _grouped_median(values, lo, hi)
-    return lo, hi
+    return lo, hi, low, high
 
 
 @njit(cache=True, nogil=True)
@@ -328,13 +331,14 @@ def mesh_at(mesh: F32, ny: int, nx: int, x: F64, y: F64, cubic: bool, out: F64) 
 @njit(cache=True, nogil=True)
 def fill_boxes(
     data: F32, mask: NDArray[np.bool_], given: F32, level: F32, sigma: F32, saturation: float,
-    corner_x: int, corner_y: int, x: I64, y: I64, half: I64, image: F32, variance: F32,
-    bad: NDArray[np.bool_],
+    unit: float, corner_x: int, corner_y: int, x: I64, y: I64, half: I64, image: F32,
+    variance: F32, bad: NDArray[np.bool_],
 ) -> int:
     """Fill squares of a tile with the pixels less the sky and with the variance of the sky.
 
     The tile's first pixel is (corner_x, corner_y) of the frame; square n is the pixels within
-    half[n] of (x[n], y[n]), those counted from the tile's corner. A variance of 0 marks a pixel
+    half[n] of (x[n], y[n]), those counted from the tile's corner. Both are in units of `unit`,
+    which keeps the variance of any sky within single precision. A variance of 0 marks a pixel
     that is not to be fitted: unusable (also in `bad`) or saturated. A given variance plane
     replaces the sky's where it is much larger: it knows the noisy pixels. Returns how many of
     the pixels seen were unusable.
@@ -347,6 +351,7 @@ def fill_boxes(
     background = np.empty((1, side), dtype=np.float32)
     noise = np.empty((1, side), dtype=np.float32)
     has_mask, has_given = mask.size > 0, given.size > 0
+    per, per2 = np.float32(1.0 / unit), 1.0 / unit**2
     unusable = 0
     for n in range(x.size):
         i0, i1 = max(x[n] - half[n], 0), min(x[n] + half[n] + 1, width)
@@ -364,10 +369,10 @@ def fill_boxes(
                     unusable += 1
                     image[j, i] = variance[j, i] = np.float32(0.0)
                     continue
-                image[j, i] = v - background[0, i - i0]
-                s2 = noise[0, i - i0] * noise[0, i - i0]
-                if has_given and given[row, corner_x + i] > 4.0 * s2:
-                    s2 = given[row, corner_x + i]
+                image[j, i] = (v - background[0, i - i0]) * per
+                s2 = (noise[0, i - i0] * per) ** 2
+                if has_given and given[row, corner_x + i] * per2 > 4.0 * s2:
+                    s2 = np.float32(given[row, corner_x + i] * per2)
                 variance[j, i] = s2 if v < saturation else np.float32(0.0)
     return unusable
 

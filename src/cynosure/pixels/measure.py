@@ -22,7 +22,13 @@ from cynosure.data.tables import SourceFlag
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
 from cynosure.pixels import fitkernels, kernels, peakkernels
-from cynosure.pixels.background import PLAIN, Background, estimate_background, plain_pixels
+from cynosure.pixels.background import (
+    PLAIN,
+    Background,
+    estimate_background,
+    plain_pixels,
+    rounding_noise,
+)
 from cynosure.pixels.defects import flag_trails
 from cynosure.pixels.detect import detect_sources
 from cynosure.pixels.psf import Psf
@@ -44,6 +50,9 @@ SECOND_ORDER = 7.0
 
 # A PSF model is some per cent off in the core of a bright star; what it leaves there is no source.
 RESIDUAL_FRACTION = 0.03
+
+# Nor is what has less than this part of the light of a star near by.
+WING_FRACTION = 0.001
 
 # chi^2 per degree of freedom, on sky noise, of what is no single star.
 MISFIT_CHI2 = 3.0
@@ -92,6 +101,7 @@ def fit_psf(
     if passes is None:
         beams = frame.data.size / (np.pi * (2.0 * psf.fwhm_px) ** 2)
         passes = 2 if len(sources) > 0.03 * beams else 1
+    frame = frame.replaced(data=plain_pixels(frame)[0])  # once, not for every tile
     current = sources
     for k in range(passes):
         last = k == passes - 1
@@ -240,15 +250,17 @@ def _fit_tile(
         return None
     x, y = sources["x"][index] - x0, sources["y"][index] - y0
     fit, draw = fit_radius[index], draw_radius[index]
+    unit = _unit(background)
     if whole:
-        half = np.array([max(y1 - y0, x1 - x0)])
-        image, variance, bad = _tile_pixels(frame, background, box, np.zeros(1), np.zeros(1), half)
+        half, at = np.array([max(y1 - y0, x1 - x0)]), np.zeros(1)
+        image, variance, bad = _tile_pixels(frame, background, unit, box, at, at, half)
     else:
-        image, variance, bad = _tile_pixels(frame, background, box, x, y, np.maximum(fit, draw) + 2)
+        half = np.maximum(fit, draw) + 2
+        image, variance, bad = _tile_pixels(frame, background, unit, box, x, y, half)
     residual = image.copy()
     if n == 0:
-        return residual
-    flux = _first_fluxes(frame, background, sources[index])
+        return residual * np.float32(unit)
+    flux = _first_fluxes(frame, background, sources[index]) / unit
     bounds = np.flatnonzero(np.r_[True, np.diff(group[index]) != 0, True]).astype(np.int64)
     terms = np.ascontiguousarray(psf.terms(sources["x"][index], sources["y"][index]))
     nodes = psf.coefficients
@@ -259,17 +271,22 @@ def _fit_tile(
     status = np.zeros(n, dtype=np.int32)
     fitkernels.draw_stars(residual, nodes, psf.spacing_px, x, y, flux, draw)
     fitkernels.fit_groups(
-        image, residual, variance, psf.gain_e_adu, nodes, psf.spacing_px, bounds, x, y, flux,
+        image, residual, variance, psf.gain_e_adu * unit, nodes, psf.spacing_px, bounds, x, y, flux,
         fit, draw, sweeps, tolerance[index], covariance, chi2, status,
     )
     keep = mine[index]
     rows = index[keep]
     lost[rows] = status[keep] < 0
-    _store(out, rows, frame.gain_e_adu, x[keep] + x0, y[keep] + y0, flux[keep], covariance[keep],
-           chi2[keep], status[keep])
+    _store(out, rows, frame.gain_e_adu * unit, x[keep] + x0, y[keep] + y0, flux[keep],
+           covariance[keep], chi2[keep], status[keep])
     if bad.any():
         _flag_bad_pixels(out, rows, bad, box, psf.fwhm_px)
-    return residual
+    return residual * np.float32(unit) if whole else None
+
+
+def _unit(background: Background) -> float:
+    """Return about the noise of the sky, a power of two, so that nothing is rounded."""
+    return float(2.0 ** np.round(np.log2(np.median(background.sigma.astype(float)))))
 
 
 def _first_fluxes(
@@ -283,7 +300,7 @@ def _first_fluxes(
 
 
 def _tile_pixels(
-    frame: Frame, background: Background, box: tuple[int, int, int, int],
+    frame: Frame, background: Background, unit: float, box: tuple[int, int, int, int],
     x: NDArray[np.float64], y: NDArray[np.float64], half: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
     """Return a tile's pixels less the sky, their variance, and which are bad.
@@ -299,7 +316,7 @@ def _tile_pixels(
     if frame.variance is not None:
         given = np.require(frame.variance, np.float32, PLAIN)
     kernels.fill_boxes(
-        data, mask, given, background.level, background.sigma, frame.saturation_adu, x0, y0,
+        data, mask, given, background.level, background.sigma, frame.saturation_adu, unit, x0, y0,
         np.rint(x).astype(np.int64), np.rint(y).astype(np.int64), half, image, variance, bad,
     )
     return image, variance, bad
@@ -354,8 +371,11 @@ def _refined(
 ) -> Background:
     """Measure level and noise of the sky again, on what the fits leave of the pixels.
 
-    In a crowded field the wings of the stars raise both.
+    In a crowded field the wings of the stars raise both. Of a sky that spans a few digital steps
+    the residuals are no such steps any more, and the first measurement is the better one.
     """
+    if rounding_noise(frame.data) > 0:
+        return background
     rest = estimate_background(
         frame.replaced(data=residual), cell_px=_cell_px(background), threads=threads
     )
@@ -381,28 +401,42 @@ def _further_sources(
         block = slice(row, min(row + 512, frame.shape[0]))
         sky = old.rows(block.start, block.stop)
         noise = noise_mesh.rows(block.start, block.stop)
-        light = np.maximum(frame.data[block] - sky - residual[block], 0.0)
-        total = noise**2 + light / psf.gain_e_adu + (RESIDUAL_FRACTION * light) ** 2
+        with np.errstate(over="ignore"):  # of a pixel beyond all measure nothing is left
+            light = np.maximum(frame.data[block] - sky - residual[block], 0.0) / noise
+            total = 1.0 + light / (psf.gain_e_adu * noise) + (RESIDUAL_FRACTION * light) ** 2
         residual[block] += sky - background.rows(block.start, block.stop)
-        residual[block] *= noise / np.sqrt(total)
+        residual[block] /= np.sqrt(total)
     flat = Background(np.zeros_like(background.level), background.sigma, background.shape)
     rest = frame.replaced(data=residual, saturation_adu=np.inf)
     more = detect_sources(
         rest, flat, threshold_sigma=threshold_sigma, fwhm_px=psf.fwhm_px, threads=threads
     )
     more = more[more["flags"] & (SourceFlag.COSMIC | SourceFlag.EDGE) == 0]
-    return more[~_beside_saturated(current, more, psf.radius_px)]
+    return more[~_left_over(current, more, psf.radius_px)]
 
 
-def _beside_saturated(
+def _left_over(
     sources: NDArray[np.void], more: NDArray[np.void], reach_px: float
 ) -> NDArray[np.bool_]:
-    """Say which further sources are what a saturated star's failed fit has left."""
+    """Say which further sources are what the fits have left.
+
+    That is all beside a saturated star, and what has next to no light beside a bright one: in its
+    wings the PSF is known to a part in a thousand of its peak, not of what is there.
+    """
     from scipy.spatial import cKDTree
 
-    bad = sources[sources["flags"] & SourceFlag.SATURATED != 0]
-    if len(bad) == 0 or len(more) == 0:
-        return np.zeros(len(more), dtype=bool)
-    tree = cKDTree(np.column_stack([bad["x"], bad["y"]]))
-    distance, _ = tree.query(np.column_stack([more["x"], more["y"]]))
-    return distance < 2.0 * reach_px
+    left = np.zeros(len(more), dtype=bool)
+    if len(more) == 0:
+        return left
+    place = np.column_stack([more["x"], more["y"]])
+    saturated = sources["flags"] & SourceFlag.SATURATED != 0
+    bright = sources["flux_e"] * WING_FRACTION > more["flux_aper_e"].min()
+    for bad, reach in ((saturated, 2.0 * reach_px), (bright & ~saturated, reach_px)):
+        if not bad.any():
+            continue
+        tree = cKDTree(np.column_stack([sources["x"][bad], sources["y"][bad]]))
+        pairs = cKDTree(place).sparse_distance_matrix(tree, reach, output_type="ndarray")
+        own, others = pairs["i"], np.flatnonzero(bad)[pairs["j"]]
+        faint = more["flux_aper_e"][own] < WING_FRACTION * sources["flux_e"][others]
+        left[own[faint | saturated[others]]] = True
+    return left

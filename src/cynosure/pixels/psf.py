@@ -46,6 +46,10 @@ CELLS = 5
 
 MAX_DEGREE = 4
 
+# Stars that stand out by twenty times the noise have more electrons than the first; where the gain
+# says otherwise it is wrong, and is taken to give the second.
+FEWEST_ELECTRONS, MANY_ELECTRONS = 10.0, 1e6
+
 # By how much of the light of a star the PSF may be off: while it is the same over the frame, and
 # when it is not.
 VARIATION, MISFIT = 0.3, 0.05
@@ -174,6 +178,9 @@ def build_psf(
             hint="Lower psf.min_snr, or check that the image is not saturated.",
         )
     data = Stamps.cut(frame, background, sources, index, fwhm, radius_fwhm)
+    light = float(np.median(data.flux))
+    if light * data.gain < FEWEST_ELECTRONS:  # the gain is measured on weights that ignore it
+        data.gain = MANY_ELECTRONS / light
     spacing = float(np.clip(fwhm / NODES_PER_FWHM, 0.2, 8.0))
     nodes = 2 * int(np.ceil((data.radius + 0.5) / spacing)) + 5
     base = _moffat_nodes(data, spacing, nodes)
@@ -245,7 +252,7 @@ class _Fit:
     def weight(self, index: NDArray[np.int64]) -> Floats:
         """Return what stars weigh in the curvature: the (S/N)^2 of their brightest pixel."""
         d = self.data
-        peak = np.maximum(d.flux[index], 1e-30) * 0.9 / d.fwhm**2
+        peak = np.maximum(d.flux[index], 0.0) * 0.9 / d.fwhm**2
         return peak**2 / (d.variance[index] + peak / d.gain + (MODEL_FRACTION * peak) ** 2)
 
     def gather(self, coefficients: Floats, degree: int) -> list[_Sums]:

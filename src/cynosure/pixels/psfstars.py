@@ -21,6 +21,9 @@ Floats = NDArray[np.float64]
 # polynomial's reach, the flat is not perfect. It bounds the weight of the brightest stars.
 MODEL_FRACTION = 0.004
 
+# Instead of no light at all, in a ratio.
+TINY = 1e-200
+
 # Classes of brightness for the noise of the light.
 GAIN_BINS = 30
 
@@ -84,7 +87,7 @@ def _neighbours_light(
         np.concatenate([pairs[:, 0], pairs[:, 1]]),
         np.concatenate([flux[pairs[:, 1]], flux[pairs[:, 0]]]), minlength=len(sources),
     )
-    return light[index] / np.maximum(flux[index], 1e-30)
+    return light[index] / np.maximum(flux[index], TINY)
 
 
 def _spread(
@@ -159,16 +162,17 @@ class Stamps:
         inside = inside & ((columns >= 0) & (columns < nx))[:, None]
         jj = rows.clip(0, ny - 1)[:, :, None]
         ii = columns.clip(0, nx - 1)[:, None, :]
-        values = frame.data[jj, ii]
+        values = frame.data[jj, ii].astype(np.float32, copy=False)
         good = inside & np.isfinite(values) & (values < frame.saturation_adu)
         if frame.mask is not None:
             good &= ~frame.mask[jj, ii]
         level = background.level_at(x, y).astype(np.float32)
         values = np.where(good, values - level[:, None, None], np.float32(0.0))
         _hide_neighbours(sources, index, fwhm, rows, columns, good)
-        flux = np.maximum(sources["flux_aper_e"][index] / frame.gain_e_adu * 1.1, 1e-30)
+        sigma = background.sigma_at(x, y)
+        flux = np.maximum(sources["flux_aper_e"][index] / frame.gain_e_adu * 1.1, 1e-3 * sigma)
         return cls(
-            values, good, good.copy(), background.sigma_at(x, y) ** 2, x, y, flux, x0, y0, radius,
+            values, good, good.copy(), sigma**2, x, y, flux, x0, y0, radius,
             fwhm, frame.gain_e_adu, frame.gain_e_adu,
         )
 
@@ -267,7 +271,7 @@ def _hide_neighbours(
     keep = other != index[star]
     star, other = star[keep], other[keep]
     flux = np.maximum(sources["flux_aper_e"], 0.0)
-    ratio = np.maximum(flux[other] / np.maximum(flux[index[star]], 1e-30), 1e-4)
+    ratio = np.maximum(flux[other] / np.maximum(flux[index[star]], TINY), 1e-4)
     reach = fwhm * (1.0 + 0.25 * np.maximum(np.log(ratio * 300.0), 0.0))
     psfkernels.hide_disks(
         good, star, sources["x"][other] - columns[star, 0], sources["y"][other] - rows[star, 0],

@@ -11,10 +11,11 @@ from cynosure.data.frame import Frame, Pointing
 from cynosure.data.refcat import open_refcat
 from cynosure.data.tables import REFERENCE, SOURCES, SourceFlag
 from cynosure.geometry.wcs import SkyModel, model_to_header
-from cynosure.ground.errors import CatalogMissing, NoMatch, NotEnoughStars
+from cynosure.ground.errors import CatalogMissing, NoMatch, NotEnoughReference, NotEnoughStars
+from cynosure.ground.sky import separation_deg
 from cynosure.pipelines.chips import _prior
 from cynosure.pipelines.extract import extract_sources
-from cynosure.pipelines.plate import _where, solve_plate
+from cynosure.pipelines.plate import _moved, _where, solve_plate
 from cynosure.pipelines.reference import reference_stars, select_reference
 from cynosure.pipelines.run import default_settings
 from cynosure.pipelines.solve import solve
@@ -251,6 +252,39 @@ def test_without_a_pointing_a_catalogue_of_one_region_is_searched_whole():
         solve_plate([frame], [sources], wide, Pointing(), SETTINGS, epoch_yr=2016.0)
     with pytest.raises(CatalogMissing, match="no stars"):
         solve_plate([frame], [sources], Sky(catalog(1)[:0]), Pointing(), SETTINGS, epoch_yr=2016.0)
+
+
+def test_a_field_whose_stars_are_all_cut_is_not_called_uncovered():
+    model = model_of()
+    sky = Sky(catalog(ra_error_mas=4000.0, dec_error_mas=4000.0))
+    frame = frame_of(model)
+    here = Pointing(10.05, 20.0, radius_deg=0.5, scale_arcsec=0.4)
+    with pytest.raises(NotEnoughReference, match="leaves out all of them") as caught:
+        solve_plate([frame], [sources_of(40, 0)], sky, here, SETTINGS, epoch_yr=2016.0)
+    assert "max_error_mas 2000" in str(caught.value)
+    assert "error is 4000 mas" in str(caught.value)
+    assert "max_error_mas" in caught.value.hint
+
+
+@pytest.mark.parametrize(("ra", "dec"), [(40.0, 35.0), (0.01, -60.0), (120.0, 89.6)])
+def test_each_chip_is_looked_for_where_it_lies_from_the_first(ra, dec):
+    first, other = model_of(30.0, ra=ra, dec=dec), model_of(30.0, ra=ra, dec=dec)
+    # 20000 px beyond the first one's edge, and the header points 0.4 degrees off.
+    other = other.replaced(x0=other.x0 - 20000.0)
+    frames = [frame_of(first), frame_of(other)]
+    off = Pointing(ra + 0.1, dec - 0.4, radius_deg=0.5)
+    moved = _moved(off, frames[0], frames[1])
+    x, y = (SHAPE[1] - 1) / 2, (SHAPE[0] - 1) / 2
+    centres = [[float(v) for v in m.pixel_to_sky(x, y)] for m in (first, other)]
+    step = float(separation_deg(*centres[0], *centres[1]))
+    assert step > 1.5
+    assert float(separation_deg(off.ra_deg, off.dec_deg, moved.ra_deg, moved.dec_deg)) == (
+        pytest.approx(step, rel=1e-6)
+    )
+    if abs(dec) < 80:
+        assert float(separation_deg(moved.ra_deg, moved.dec_deg, *centres[1])) < 0.5
+    assert _moved(off, frames[0], frames[0]) is off
+    assert _moved(off, frames[0], Frame(np.zeros(SHAPE, np.float32))) is off
 
 
 def test_chips_without_a_wcs_cannot_be_one_plane():

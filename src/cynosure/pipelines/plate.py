@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cynosure.data.frame import Frame, Pointing
 from cynosure.data.refcat import RefCat
 from cynosure.data.tables import SourceFlag
+from cynosure.data.wcsread import sky_of_pixels
 from cynosure.geometry.confirm import confirm_wcs
 from cynosure.geometry.fit import Fit, fit_wcs
 from cynosure.geometry.match import Match, match_pointing
@@ -33,9 +34,9 @@ from cynosure.ground.errors import (
     NotEnoughStars,
 )
 from cynosure.ground.numeric import lstsq, poly_design
-from cynosure.ground.sky import MAS_PER_DEG, project, radec, separation_deg, unit_vectors
+from cynosure.ground.sky import MAS_PER_DEG, deproject, project, radec, separation_deg, unit_vectors
 from cynosure.pipelines.chips import Chip, fit_chip, make_pairs, scale_arcsec
-from cynosure.pipelines.reference import Reference, reference_stars
+from cynosure.pipelines.reference import Reference, reference_stars, select_reference
 
 __all__ = ["Plate", "solve_plate"]
 
@@ -66,7 +67,8 @@ class Plate:
 def solve_plate(
     frames: list[Frame], sources: list[NDArray[np.void]], refcat: RefCat, pointing: Pointing,
     settings: Mapping[str, dict[str, Any]], *, epoch_yr: float | None, blind: Any = None,
-    together: bool = True, name: str = "image", log: Callable[[str], None] = lambda text: None,
+    together: bool = True, first: Frame | None = None, name: str = "image",
+    log: Callable[[str], None] = lambda text: None,
 ) -> Plate:
     """Recognise the stars of an exposure and fit its WCS.
 
@@ -85,6 +87,8 @@ def solve_plate(
         Searched where there is no pointing, or where it led nowhere.
     together : bool
         Whether several chips are one focal plane.
+    first : Frame, optional
+        The chip whose pointing `pointing` is, where it is not the first of `frames`.
     name : str
         What messages call the image.
     log : callable
@@ -100,6 +104,8 @@ def solve_plate(
         raise NoMatch(
             "{image}: {reason}", image=name, reason=message, hint="Use --chips apart.",
         )
+    if first is not None:
+        pointing = _moved(pointing, first, frames[0])
     field = layout or _Layout.single(frames[0], sources[0])
     notes: list[str] = []
     log("reference stars")
@@ -116,6 +122,24 @@ def solve_plate(
         return Plate((chip,), reference, match, epoch, tuple(notes))
     chips = layout.fit(frames, sources, reference, match, settings)
     return Plate(tuple(chips), reference, match, epoch, tuple(notes))
+
+
+def _moved(pointing: Pointing, first: Frame, frame: Frame) -> Pointing:
+    """Return where a chip points if `first` points there, as the WCS's of the two have it."""
+    if frame is first or pointing.ra_deg is None or pointing.dec_deg is None:
+        return pointing
+    centres = []
+    for chip in (first, frame):
+        if chip.wcs is None:
+            return pointing
+        ny, nx = chip.shape
+        centres.append(sky_of_pixels(chip.wcs, [(nx - 1) / 2], [(ny - 1) / 2]))
+    (ra0, dec0), (ra, dec) = centres
+    xi, eta = project(ra, dec, float(ra0[0]), float(dec0[0]))
+    if not (np.isfinite(xi).all() and np.isfinite(eta).all()):
+        return pointing
+    moved = deproject(xi, eta, pointing.ra_deg, pointing.dec_deg)
+    return replace(pointing, ra_deg=float(moved[0][0]), dec_deg=float(moved[1][0]))
 
 
 def _unmeasured(name: str, sources: NDArray[np.void], match: Match) -> NotEnoughStars:
@@ -191,6 +215,7 @@ def _with_pointing(
         refcat, ra, dec, radius + half, epoch_yr, settings, most
     )
     if len(reference) == 0:
+        _say_if_cut(refcat, ra, dec, radius + half, settings["refcat"], name)
         raise CatalogMissing(
             "{image}: {catalog} has no stars within {radius:.3g} deg of {ra:.4f} {dec:+.4f}{where}",
             image=name, catalog=refcat.name, radius=radius + half, ra=ra, dec=dec,
@@ -208,6 +233,27 @@ def _with_pointing(
         reference.stars["mag"], wide, field.shape, name=name, **settings["match"],
     )
     return (*_deepened(field, refcat, match, reference, settings, epoch_yr, epoch), [])
+
+
+def _say_if_cut(
+    refcat: RefCat, ra: float, dec: float, radius: float, cuts: Mapping[str, Any], name: str
+) -> None:
+    """Tell a field whose stars are all left out from one that the catalogue does not cover."""
+    stars = refcat.cone(ra, dec, min(radius, 180.0), max_rows=1000)
+    if len(stars) == 0:
+        return
+    error = float(np.nanmedian(np.fmax(stars["ra_error_mas"], stars["dec_error_mas"])))
+    low, high = float(np.nanmin(stars["mag"])), float(np.nanmax(stars["mag"]))
+    every = {**(select_reference.__kwdefaults__ or {}), **cuts}
+    said = ", ".join(f"{key} {value:g}" for key, value in every.items()
+                     if value is not None and not isinstance(value, bool))
+    raise NotEnoughReference(
+        "{image}: {catalog} has stars within {radius:.3g} deg of {ra:.4f} {dec:+.4f}, but leaves "
+        "out all of them ({said}): their median error is {error:.4g} mas, their magnitudes "
+        "{low:.1f} to {high:.1f}", image=name, catalog=refcat.name, radius=radius, ra=ra, dec=dec,
+        said=said, error=error, low=low, high=high, n_reference=0, needed=5,
+        hint="Widen the cuts: --set refcat.max_error_mas=…, refcat.min_mag, refcat.max_mag.",
+    )
 
 
 def _with_whole_catalog(

@@ -312,7 +312,7 @@ def _solve_exposure(
         for group in groups:
             plates.append(solve_plate(
                 [p.frame for p in group], [p.sources for p in group], refcat, pointing, settings,
-                epoch_yr=epoch, blind=quads, together=len(group) > 1,
+                epoch_yr=epoch, blind=quads, together=len(group) > 1, first=exposure.frames[0],
                 name=name if len(groups) == 1 else group[0].frame.name, log=log,
             ))
     except CynosureError as error:

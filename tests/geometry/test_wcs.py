@@ -358,6 +358,11 @@ def test_coordinates_of_another_equinox_become_icrs():
         ({"CUNIT1": "m/s"}, "cannot be read"),
         ({"CTYPE1": "RA---XYZ", "CTYPE2": "DEC--XYZ"}, "cannot be read"),
         ({"CTYPE2": "DEC--SIN"}, "cannot be read"),
+        ({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 21469},
+         "B_ORDER is 21469"),
+        ({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": "two", "B_ORDER": 2},
+         "A_ORDER is two"),
+        ({"WCSAXES": 10**6}, "WCSAXES is 1000000"),
     ],
 )
 def test_what_cannot_be_used_is_said(change, words):

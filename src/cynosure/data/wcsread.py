@@ -102,6 +102,8 @@ def read_wcs(
     cards, notes = _prepared(header, shape)
     if lost := _nowhere(cards):
         return None, (*notes, f"the WCS cannot be used: {lost} is missing or no number")
+    if absurd := _absurd(cards):
+        return None, (*notes, f"the WCS cannot be read: {absurd}")
     if any(k.startswith(("CPDIS", "D2IMDIS")) or "-TAB" in str(cards[k]) for k in cards):
         if hdulist is None:
             notes.append("the lookup tables of the WCS lie in other extensions and were not read")
@@ -131,6 +133,15 @@ def _nowhere(cards: Header) -> str:
     return " and ".join(f"CRVAL{n}" for n in axes if not _is_number(cards.get(f"CRVAL{n}")))
 
 
+def _absurd(cards: Header) -> str:
+    """Name a size that no WCS has; reading on would fill the memory, or take minutes."""
+    for key, most in (("WCSAXES", 99), *((f"{k}_ORDER", 9) for k in ("A", "B", "AP", "BP"))):
+        value = cards.get(key, 0)
+        if not _is_number(value) or not -1 <= value <= most:
+            return f"{key} is {value}, where 0 to {most} is possible"
+    return ""
+
+
 def _image_shape(header: Header) -> tuple[int, int] | None:
     nx, ny = header.get("NAXIS1"), header.get("NAXIS2")
     if isinstance(nx, int) and isinstance(ny, int) and nx > 0 and ny > 0:
@@ -153,6 +164,9 @@ def _prepared(header: Header, shape: tuple[int, int] | None) -> tuple[Header, li
                 value = card.value
                 if value is None or type(value).__name__ == "Undefined":
                     continue
+                if "." in card.keyword and (odd := _odd_record(cards, card.keyword, value)):
+                    notes.append(odd)
+                    continue
                 # A plain card is made anew, so that its odd format is not complained about.
                 cards.append(card if "." in card.keyword else (card.keyword, value))
             except (VerifyError, ValueError):
@@ -169,6 +183,20 @@ def _prepared(header: Header, shape: tuple[int, int] | None) -> tuple[Header, li
         del cards["WCSAXES"]
     notes += _one_matrix(cards) + _one_distortion(cards, shape)
     return cards, notes
+
+
+def _odd_record(cards: Header, keyword: str, value: Any) -> str:
+    """Say what is wrong with a record of a distortion, ``DP1.NAXES``; empty for a good one.
+
+    wcslib believes them: it writes beyond its memory where NAXES is there twice or is huge, and
+    reads beyond it where AXIS.n names an axis that there is not.
+    """
+    if keyword in cards:
+        return f"{keyword} is there twice; the first one counts"
+    axes = (2,) if keyword.endswith(".NAXES") else (1, 2) if ".AXIS." in keyword else None
+    if axes is not None and value not in axes:
+        return f"{keyword} is {value}, but an image has two axes; it was left out"
+    return ""
 
 
 def _rename_old(cards: Header) -> None:

@@ -310,3 +310,11 @@ def test_match_is_mutual_and_gated():
     i, j, _ = sky.match_sky([10.0, 10.0005, 50.0], [0.0] * 3, [10.0004, 60.0], [0.0, 0.0], 0.01)
     assert (i.tolist(), j.tolist()) == ([1], [0])
     assert len(sky.match_sky([], [], [1.0], [2.0], 1.0)[0]) == 0
+
+
+@pytest.mark.parametrize("year", [1750.3, 1890.7, 2100.4, 2999.0])
+def test_the_earth_goes_round_the_sun_outside_the_ephemeris_too(year):
+    here = sky.earth_position_au(year)
+    same_day = sky.earth_position_au(2000.0 + year % 1.0)
+    assert np.linalg.norm(here) == pytest.approx(1.0, abs=0.03)
+    assert np.linalg.norm(here - same_day) < 0.1

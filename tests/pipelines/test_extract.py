@@ -29,8 +29,9 @@ def few_stars(seed, bright=((0.95, 0.45),), n=34, shape=(620, 340), sigma=0.85, 
 
 @pytest.mark.parametrize(
     "bright",
-    [[(0.95, 0.45)], [(0.5, 0.5)], [(0.95, 0.9), (0.7, 0.7)], [(0.9, 0.1), (0.75, 0.2), (0.1, 0.5)]],
-)
+    [[(0.95, 0.45)], [(0.5, 0.5)], [(0.95, 0.9), (0.7, 0.7)],
+     [(0.9, 0.1), (0.75, 0.2), (0.1, 0.5)]],
+)  # fmt: skip
 @pytest.mark.parametrize(("n", "degree"), [(34, 1), (70, 2), (130, 3)])
 def test_a_psf_that_varies_has_its_zero_point_everywhere(bright, n, degree):
     # A star that outshines the others, far from the middle of its part of the frame, once made
@@ -48,3 +49,14 @@ def test_a_psf_that_varies_has_its_zero_point_everywhere(bright, n, degree):
     floor = 0.003  # the PSF of a few stars is not known better
     pulls = np.stack([dx / np.hypot(good["x_err"], floor), dy / np.hypot(good["y_err"], floor)])
     assert np.sqrt(np.mean(pulls**2)) < 1.35
+
+
+@pytest.mark.parametrize("blank", ["every other", "nearly all"])
+def test_pixels_without_a_value_are_no_colour_of_a_mosaic(blank):
+    frame, _, _ = few_stars(1)
+    rows, columns = np.indices(frame.shape)
+    gone = (rows + columns) % 2 == 1 if blank == "every other" else rows > 0
+    data = np.where(gone, np.float32(np.nan), frame.data)
+    # Warnings are errors here: none may come of it.
+    part = extract_sources(frame.replaced(data=data), default_settings())
+    assert not any("Bayer" in note for note in part.notes)

@@ -115,9 +115,15 @@ def position_angle_deg(
 
 
 def earth_position_au(epoch_yr: float) -> Floats:
-    """Return the Earth's barycentric position (3,), ICRS, in au (ERFA epv00, to 5e-8 au)."""
+    """Return the Earth's barycentric position (3,), ICRS, in au (ERFA epv00, to 5e-8 au).
+
+    Before 1900 and after 2100, where that ephemeris ends, it is the position of the same day of
+    the nearest year within: to 0.01 au, which no parallax is known to.
+    """
     import erfa
 
+    year = float(np.clip(np.floor(epoch_yr), 1900.0, 2099.0))
+    epoch_yr = year + epoch_yr - np.floor(epoch_yr)
     jd = 2451545.0 + (epoch_yr - 2000.0) * 365.25
     _, barycentric = erfa.epv00(jd, 0.0)
     return np.asarray(barycentric["p"], dtype=float)

@@ -39,6 +39,8 @@ def is_mosaic(frame: Frame) -> bool:
         return False
     step = 2 * max(1, min(ny, nx) // 512)
     phases = [frame.data[j:ny:step, i:nx:step] for j, i in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    if not all(np.isfinite(p).any() for p in phases):
+        return False
     levels = np.array([np.nanmedian(p) for p in phases])
     noise = np.nanmedian([1.4826 * np.nanmedian(np.abs(p - m)) for p, m in zip(phases, levels)])
     if not (np.isfinite(levels).all() and noise > 0):

@@ -164,7 +164,7 @@ def _prepared(header: Header, shape: tuple[int, int] | None) -> tuple[Header, li
                 value = card.value
                 if value is None or type(value).__name__ == "Undefined":
                     continue
-                if "." in card.keyword and (odd := _odd_record(cards, card.keyword, value)):
+                if odd := _odd_record(cards, card.keyword, value):
                     notes.append(odd)
                     continue
                 # A plain card is made anew, so that its odd format is not complained about.
@@ -191,6 +191,10 @@ def _odd_record(cards: Header, keyword: str, value: Any) -> str:
     wcslib believes them: it writes beyond its memory where NAXES is there twice or is huge, and
     reads beyond it where AXIS.n names an axis that there is not.
     """
+    if re.fullmatch(r"(DP|DQ|D2IM)\d+", keyword):
+        return f"{keyword} = {value!r} is no record of a distortion and was left out"
+    if "." not in keyword:
+        return ""
     if keyword in cards:
         return f"{keyword} is there twice; the first one counts"
     axes = (2,) if keyword.endswith(".NAXES") else (1, 2) if ".AXIS." in keyword else None

@@ -13,6 +13,8 @@ from headerlets import make_headerlet, variants
 
 from cynosure.faces.cli import run
 from cynosure.ground.errors import ExitCode
+from cynosure.solutions.headerletio import read_headerlet
+from cynosure.solutions.solution import Solution
 
 IDC = "IDC_0461802ej"
 FIT = f"{IDC}-FIT_REL_GAIADR2"
@@ -69,6 +71,22 @@ def test_from_headerlets_to_a_decision(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[1] for line in lines] == [
         "solution", "solution", "decision", "decision", "choice withdrawn", "decision"]
+
+
+def test_a_record_is_written_in_the_form_that_its_name_says(folder, capsys):
+    cards = {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "CRVAL1": 10.0, "CRVAL2": 20.0,
+             "CRPIX1": 500.5, "CRPIX2": 250.5, "CD1_1": -1e-4, "CD2_2": 1e-4, "PV1_1": 1.0,
+             "PV2_1": 1.0, "PV1_4": 0.01}
+    record = Solution("m81.fits", status="solved", quality=1, wcsname="FIT_IMG_GAIADR3",
+                      chips=({"name": "m81.fits", "hdu": 0, "shape": [500, 1000], "cards": cards},))
+    Path("m81.solution.json").write_text(record.to_json())
+    assert run(["store", "add", "--store", "sky.db", "m81.solution.json"]) == ExitCode.OK
+    best = ["store", "best", "--store", "sky.db", "m81", "--write"]
+    assert run([*best, "best.json"]) == run([*best, "best.fits"]) == ExitCode.OK
+    assert Solution.from_json(Path("best.json").read_text()).wcsname == "FIT_IMG_GAIADR3"
+    headerlet = read_headerlet("best.fits")
+    assert (headerlet.destim, headerlet.wcsname) == ("m81", "FIT_IMG_GAIADR3")
+    assert headerlet.chips[0].get("CTYPE1") == "RA---TAN-SIP"
 
 
 def test_export_and_import(folder, capsys):

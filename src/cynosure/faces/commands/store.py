@@ -57,10 +57,11 @@ def init(shell: Shell, url: str) -> int:
 @where
 @shared
 def add(shell: Shell, files: tuple[str, ...], url: str) -> int:
-    """Add solutions: records of solved images, headerlets, exposures that carry headerlets.
+    """Add solutions: records of solved images, headerlets, all that exposures hold.
 
-    A FILE may be NAME.solution.json, a headerlet, a FITS file with HDRLET extensions, a folder
-    with such files, or the folder of an export. What is there already is left as it is.
+    A FILE may be NAME.solution.json, a headerlet, a FITS image (its active WCS, its alternates, its
+    HDRLET extensions), a folder with such files, or the folder of an export. What is there already
+    is left as it is.
     """
     from cynosure.solutions.store import Added, Store
     from cynosure.solutions.transfer import import_store, is_export
@@ -208,13 +209,15 @@ def _cells(s: Stored) -> tuple[str, ...]:
 @option("--choose", metavar="NAME", help="Make this solution the choice, above all rules.")
 @option("--withdraw", is_flag=True, help="Take a choice back.")
 @option("--by", "made_by", default="", metavar="WHO", help="Who decides; kept with the decision.")
-@option("--write", metavar="FILE", help="Write the solution's file here.")
+@option("--write", metavar="FILE",
+        help="Write the solution's file here; a headerlet where it ends in .fits.")
 @shared
 def best(
     shell: Shell, rootname: str, url: str, policy: Any, record: bool, choose: str | None,
     withdraw: bool, made_by: str, write: str | None,
 ) -> int:
     """Say which solution of an exposure is to be active, and why."""
+    from cynosure.solutions.intake import as_headerlet
     from cynosure.solutions.store import Store
 
     if sum([record, choose is not None, withdraw]) > 1:
@@ -229,7 +232,10 @@ def best(
         shell.emit(decision.to_dict())
         shell.say(str(decision))
         if write is not None and decision.content_sha256 and not shell.dry_run:
-            _write(Path(write), opened.payload(decision.content_sha256), shell.overwrite)
+            payload = opened.payload(decision.content_sha256)
+            if Path(write).suffix.lower() == ".fits":
+                payload = as_headerlet(payload, decision.hdrname)
+            _write(Path(write), payload, shell.overwrite)
             shell.say(f"  wrote      {write}")
     return int(ExitCode.OK if decision.content_sha256 else ExitCode.NO_SOLUTION)
 

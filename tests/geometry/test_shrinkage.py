@@ -64,7 +64,7 @@ def fit_all(n, fields, radial, terms=0.0):
      (80, 0.0, 0.08), (30, 4.0, 0.4)],
 )  # fmt: skip
 def test_few_stars_tell_a_distortion_or_that_they_do_not_know(n, radial, worst_px):
-    fits = fit_all(n, 10, radial)
+    fits = fit_all(n, 7, radial)
     pulls = [np.sqrt(np.mean((error / sigma) ** 2)) for _, error, sigma in fits]
     assert 0.6 < np.sqrt(np.mean(np.square(pulls))) < 1.3
     assert np.median([np.hypot(*error.T).max() for _, error, _ in fits]) < worst_px
@@ -73,7 +73,7 @@ def test_few_stars_tell_a_distortion_or_that_they_do_not_know(n, radial, worst_p
 
 
 def test_a_straight_field_is_straight():
-    orders = [fit.order for fit, _, _ in fit_all(40, 8, 0.0)]
+    orders = [fit.order for fit, _, _ in fit_all(40, 6, 0.0)]
     assert np.mean(np.array(orders) == 1) > 0.6
     assert all(fit.order == 3 for fit, _, _ in fit_all(120, 4, 2.0))
 

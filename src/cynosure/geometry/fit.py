@@ -120,7 +120,8 @@ class Fit:
     residual_mas : (n, 2) ndarray
         Source minus reference, all pairs, along ra (with cos dec) and dec.
     sigma2_mas2 : (n, 3) ndarray
-        The covariance the error model gives each residual.
+        The covariance the error model gives each residual; that of the WCS is in it where the
+        star was held out of the fit.
     leverage : (n, 2) ndarray
         Of the used stars, 0 for the others.
     used, reserved : (n,) ndarray of bool
@@ -355,7 +356,7 @@ def _held_out_loss(
         except Degenerate:
             return None
         test = fold if never is None else fold & ~never
-        cov = fit.sigma2_mas2[test] + plane.prediction_variance(fit, test)
+        cov = fit.sigma2_mas2[test]
         q = mahalanobis2(fit.residual_mas[test], cov)
         det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
         # Student's t with 5 degrees of freedom: a wrong pair costs the same whatever the form.
@@ -524,10 +525,6 @@ class _Plane:
         lever = w[:, :2] * variance[:, :2] + (w[:, 2] * variance[:, 2])[:, None]
         return x, covariance, np.clip(lever, 0.0, 1.0)
 
-    def prediction_variance(self, fit: Fit, rows: Bools) -> Floats:
-        """Return the variance that the parameters' own errors add at some stars, mas^2."""
-        return self.design(fit.form)[rows].variance(fit.covariance)
-
     def _record(
         self, form: str, p: Floats, covariance: Floats, lever: Floats, errors: ErrorModel,
         residual: Floats, use: Bools, train: Bools,
@@ -535,6 +532,8 @@ class _Plane:
         n_parameters: float,
     ) -> Fit:
         cov = errors.covariance(self.source_cov, self.pairs.cov_mas2)
+        # Of a star that the fit has not seen, the error of the WCS is part of the residual.
+        cov[~train] += self.design(form)[~train].variance(covariance)
         q = mahalanobis2(residual, cov)
         return Fit(
             model=assemble(form, self.start(form), p), form=form, errors=errors,

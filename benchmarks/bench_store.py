@@ -23,6 +23,7 @@ NAMES = (
     "OPUS", "IDC_0461802ej", "IDC_0461802ej-GSC240", "IDC_0461802ej-HSC30",
     "IDC_0461802ej-FIT_REL_GAIADR2",
 )
+PIECE = 2000  # headerlets at a time
 FIELDS = 400  # places on the sky, each with many exposures
 
 
@@ -50,11 +51,16 @@ def clock(action, repeat):
 
 
 def ingest(store, label, files):
-    """Time the way from bytes to rows."""
-    start, cpu = time.perf_counter(), time.process_time()
-    added = store.add(read_headerlet(data) for data in files)
-    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-    print(f"ingest, {label:<30} {added.new / wall:7.0f} /s wall   {added.new / cpu:7.0f} /s cpu")
+    """Time the way from bytes to rows, by pieces: on a busy machine the best tells of the code."""
+    walls, cpus = [], []
+    for start in range(0, len(files), PIECE):
+        piece = files[start : start + PIECE]
+        wall, cpu = time.perf_counter(), time.process_time()
+        new = store.add(read_headerlet(data) for data in piece).new
+        walls.append(new / (time.perf_counter() - wall))
+        cpus.append(new / (time.process_time() - cpu))
+    print(f"ingest, {label:<20} {np.median(walls):6.0f} /s wall   {np.median(cpus):6.0f} /s cpu   "
+          f"best {max(walls):6.0f} /s wall   {max(cpus):6.0f} /s cpu")
 
 
 def main():
@@ -66,16 +72,16 @@ def main():
         url = given.store or f"{folder}/store.db"
         with Store(url, create=True) as store:
             large = make_headerlet("k00000000")
-            ingest(store, f"2000 of {len(large) // 1000} kB", list(
-                variants(large, (f"k{i:08d}" for i in range(2000)))))
+            ingest(store, f"8000 of {len(large) // 1000} kB", list(
+                variants(large, (f"k{i:08d}" for i in range(8000)))))
             files = list(made(given.solutions))
             ingest(store, f"{len(files)} of {len(files[0]) // 1000} kB", files)
             if store.database.path is not None:
                 size = store.database.path.stat().st_size
                 print(f"size on disk {size / 1e6:.0f} MB for {store.count()} solutions")
             rng = np.random.default_rng(2)
-            names = [e.rootname for e in store.exposures()]
-            print(f"best of an exposure   {clock(lambda k: store.best(rng.choice(names)), 300)}")
+            names = rng.choice([e.rootname for e in store.exposures()], 300).tolist()
+            print(f"best of an exposure   {clock(lambda k: store.best(names[k]), 300)}")
             places = [(s.ra_deg, s.dec_deg) for s in store.find(limit=2000)[::7]]
             for radius in (0.01, 0.1, 1.0, 10.0):
                 asked = [Query(cone=(ra, dec, radius)) for ra, dec in places]

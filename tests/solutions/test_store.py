@@ -300,7 +300,9 @@ def test_remove(store):
 
 
 def filled(store):
-    store.add([entry("a1", IDC), fit("a1"), entry("b2", "OPUS", tables=False)])
+    sized = {("SCI", k): (100, 200) for k in (1, 2)}  # what the image said, no headerlet does
+    store.add([entry("a1", IDC), fit("a1"), entry("b2", "OPUS", tables=False),
+               read_headerlet(make_headerlet("c3", tables=False), shapes=sized)])
     store.record(store.best("a1"))
     store.choose("a1", IDC, made_by="me")
     store.set_guide_stars(GuideStars("a1", 1e-5, 0, 0, 1, 150, 2, 150.00001, 2, "GSC240"))
@@ -309,16 +311,17 @@ def filled(store):
 def test_export_and_import(store, tmp_path):
     filled(store)
     facts = export_store(store, tmp_path / "out")
-    assert (facts["solutions"], facts["decisions"], facts["guide_stars"]) == (3, 2, 1)
+    assert (facts["solutions"], facts["decisions"], facts["guide_stars"]) == (4, 2, 1)
     with Store(tmp_path / "copy.db", create=True) as copy:
-        assert import_store(copy, tmp_path / "out") == Added(3, 0)
-        assert import_store(copy, tmp_path / "out") == Added(0, 3)
+        assert import_store(copy, tmp_path / "out") == Added(4, 0)
+        assert import_store(copy, tmp_path / "out") == Added(0, 4)
         for a, b in zip(store.find(), copy.find(), strict=True):
             mine, theirs = a.to_dict(), b.to_dict()
             for name in ("id", "added"):
                 del mine[name], theirs[name]
             assert mine == theirs
             assert copy.payload(a.content_sha256) == store.payload(a.content_sha256)
+        assert [s.extent for s in copy.find()] == ["tables", "tables", "assumed", "image"]
         assert copy.best("a1").wcsname == IDC
         assert len(copy.history("a1")) == len(store.history("a1"))
         assert copy.guide_stars("a1") == store.guide_stars("a1")
@@ -342,7 +345,7 @@ def test_a_damaged_export_is_noticed(store, tmp_path):
             ("solutions.parquet", lambda b: b[: len(b) // 2]),
             ("solutions.parquet", lambda b: b.replace(b"SIPWCS", b"SIPWXS")),
             ("store.json", lambda b: b.replace(b"cynosure.store/1", b"cynosure.store/9")),
-            ("store.json", lambda b: b.replace(b'"solutions": 3', b'"solutions": 4')),
+            ("store.json", lambda b: b.replace(b'"solutions": 4', b'"solutions": 5')),
         ):
             good = (out / name).read_bytes()
             (out / name).write_bytes(change(good))

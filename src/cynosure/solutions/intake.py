@@ -324,7 +324,7 @@ def _content(
 def _said(part: Part, body: bytes) -> str:
     """Return name, version and hash of what a unit says: its cards in our order, and its data."""
     pairs = _CARDS.iter_unpack(part.raw[: len(part.raw) // CARD * CARD])
-    said = sorted(pair for pair in pairs if pair[0] not in _VOLATILE)
+    said = sorted([pair for pair in pairs if pair[0] not in _VOLATILE])
     digest = hashlib.sha256(b"".join(itertools.chain.from_iterable(said)))
     digest.update(body)
     return f"{part.name},{part.version},{digest.hexdigest()}"

@@ -49,7 +49,8 @@ def make_pairs(model, n=1500, sigma_px=(0.01, 0.2), sigma0_mas=0.0, outliers=0.0
 
 
 def worst_mas(a, b):
-    x, y = (v.ravel() for v in np.meshgrid(np.linspace(0, SHAPE[1], 20), np.linspace(0, SHAPE[0], 20)))
+    ny, nx = SHAPE
+    x, y = (v.ravel() for v in np.meshgrid(np.linspace(0, nx, 20), np.linspace(0, ny, 20)))
     (ra1, dec1), (ra2, dec2) = a.pixel_to_sky(x, y), b.pixel_to_sky(x, y)
     return float(np.max(np.hypot((ra1 - ra2) * np.cos(np.radians(dec1)), dec1 - dec2)) * 3.6e6)
 

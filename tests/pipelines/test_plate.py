@@ -254,6 +254,24 @@ def test_without_a_pointing_a_catalogue_of_one_region_is_searched_whole():
         solve_plate([frame], [sources], Sky(catalog(1)[:0]), Pointing(), SETTINGS, epoch_yr=2016.0)
 
 
+def test_stars_that_look_like_none_are_asked_where_the_others_do_not_know():
+    sources, model = sources_of(60, 0), model_of(100.0)
+    refcat = reference_of(model, sources)
+    frame = Frame(np.zeros(SHAPE, np.float32))
+    sources["flags"][12:] = SourceFlag.COSMIC
+    # The dozen that look like stars are none.
+    sources["x"][:12], sources["y"][:12] = sources["y"][:12], sources["x"][:12] * 0.7
+    known = Pointing(scale_arcsec=0.41)
+    with pytest.raises(NotEnoughStars, match=r"recognised by \d+ stars.*48 cosmic"):
+        solve_plate([frame], [sources], refcat, known, SETTINGS, epoch_yr=2016.0)
+    sources["flags"][12:18] = 0
+    with pytest.raises(NotEnoughStars, match=r"but only \d of its 60 sources are measured"):
+        solve_plate([frame], [sources], refcat, known, SETTINGS, epoch_yr=2016.0)
+    sources["flags"][30:] = 0
+    plate = solve_plate([frame], [sources], refcat, known, SETTINGS, epoch_yr=2016.0)
+    assert len(plate.chips[0].source_index) > 20
+
+
 def test_a_field_whose_stars_are_all_cut_is_not_called_uncovered():
     model = model_of()
     sky = Sky(catalog(ra_error_mas=4000.0, dec_error_mas=4000.0))

@@ -109,9 +109,21 @@ def solve_plate(
     field = layout or _Layout.single(frames[0], sources[0])
     notes: list[str] = []
     log("reference stars")
-    match, reference, epoch, more = _recognise(
-        field, refcat, pointing, settings, epoch_yr, blind, name, log
-    )
+    doubtful = False
+    try:
+        match, reference, epoch, more = _recognise(
+            field, refcat, pointing, settings, epoch_yr, blind, name, log
+        )
+    except NoMatch:
+        wider = None if layout else _Layout.single(frames[0], sources[0], SourceFlag.TRAIL)
+        if wider is None or len(wider.x) < 1.5 * len(field.x):
+            raise
+        log("recognition with sources that look like no stars")
+        match, reference, epoch, more = _recognise(
+            wider, refcat, pointing, settings, epoch_yr, blind, name, log
+        )
+        doubtful = True
+        more.append("recognised with the help of sources that look like no stars")
     notes += more
     log("fit")
     if layout is None:
@@ -119,6 +131,8 @@ def solve_plate(
             chip = fit_chip(frames[0], sources[0], reference, match.model, field.shape, settings)
         except Degenerate as error:
             raise _unmeasured(name, sources[0], match) from error
+        if doubtful and chip.fit.used.sum() < FEW_MEASURED * len(match.source_index):
+            raise _unmeasured(name, sources[0], match, int(chip.fit.used.sum()))
         return Plate((chip,), reference, match, epoch, tuple(notes))
     chips = layout.fit(frames, sources, reference, match, settings)
     return Plate(tuple(chips), reference, match, epoch, tuple(notes))
@@ -142,14 +156,22 @@ def _moved(pointing: Pointing, first: Frame, frame: Frame) -> Pointing:
     return replace(pointing, ra_deg=float(moved[0][0]), dec_deg=float(moved[1][0]))
 
 
-def _unmeasured(name: str, sources: NDArray[np.void], match: Match) -> NotEnoughStars:
+# Where most stars look like none, the few that do are not to be trusted with the fit.
+FEW_MEASURED = 0.25
+
+
+def _unmeasured(
+    name: str, sources: NDArray[np.void], match: Match, n_used: int = 0
+) -> NotEnoughStars:
     """Say why a field that was recognised has no star to be fitted."""
     odd = {flag: int(np.count_nonzero(sources["flags"] & flag)) for flag in SourceFlag}
     most = sorted((f for f in odd if odd[f] and f & SourceFlag.unusable()), key=lambda f: -odd[f])
     why = ", ".join(f"{odd[f]} {str(f.name).lower().replace('_', ' ')}" for f in most[:3])
     return NotEnoughStars(
-        "{image}: the field was recognised by {n_matched} stars, but none of its {n_sources} "
-        "sources is measured well enough for a fit ({why})", image=name, n_sources=len(sources),
+        "{image}: the field was recognised by {n_matched} stars, but {count} of its {n_sources} "
+        "sources {verb} measured well enough for a fit ({why})", image=name,
+        n_sources=len(sources), count=f"only {n_used}" if n_used else "none",
+        verb="are" if n_used > 1 else "is",
         n_matched=len(match.source_index), why=why or "their errors exceed a pixel",
         tried=tuple(match.evidence.get("tried", ())),
         hint="Check focus, tracking and saturation; look at the sources in the report.",
@@ -345,8 +367,13 @@ class _Layout:
     center: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def single(cls, frame: Frame, sources: NDArray[np.void]) -> _Layout:
+    def single(
+        cls, frame: Frame, sources: NDArray[np.void], spoiled: SourceFlag | None = None
+    ) -> _Layout:
+        """Return one chip's sources: those that help, or all that have no flag of `spoiled`."""
         use = _matchable(sources)
+        if spoiled is not None:
+            use = ((sources["flags"] & spoiled) == 0) & np.isfinite(sources["x"])
         header = None
         if frame.wcs is not None:
             with contextlib.suppress(CynosureError):

@@ -8,17 +8,20 @@ which span the chip, or only assumed.
 from __future__ import annotations
 
 import datetime
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.ground import sky
 from cynosure.ground.errors import ImageError
 
-__all__ = ["EXTENTS", "FITS", "JSON", "MAX_COUNT", "MAX_NAME", "Entry", "Extent", "checked_name",
-           "iso_date"]
+__all__ = [
+    "EXTENTS", "FITS", "JSON", "MAX_COUNT", "MAX_NAME", "Entry", "Extent", "checked_name",
+    "circles", "iso_date",
+]
 
 FITS, JSON = "application/fits", "application/json"
 MAX_NAME = 200
@@ -107,24 +110,31 @@ class Entry:
 
     def circle(self) -> tuple[float, float, float] | None:
         """Return centre and radius in degrees of a circle around the footprint; None for none."""
-        if not len(self.corners) or not np.isfinite(self.corners).all():
-            return None
-        vectors = [_direction(ra, dec) for ra, dec in self.corners.reshape(-1, 2).tolist()]
-        x, y, z = (sum(v[i] for v in vectors) for i in range(3))
-        length = math.sqrt(x * x + y * y + z * z)
-        if length < 1e-6:
-            return None
-        x, y, z = x / length, y / length, z / length
-        chord = max(math.dist((x, y, z), v) for v in vectors)
-        ra_deg = math.degrees(math.atan2(y, x)) % 360.0
-        dec_deg = math.degrees(math.atan2(z, math.hypot(x, y)))
-        return ra_deg, dec_deg, math.degrees(2.0 * math.asin(min(chord / 2.0, 1.0)))
+        return circles([self])[0]
 
 
-def _direction(ra_deg: float, dec_deg: float) -> tuple[float, float, float]:
-    """Return a unit vector; of arrays `sky.unit_vectors` does the same."""
-    ra, dec = math.radians(ra_deg), math.radians(dec_deg)
-    return math.cos(dec) * math.cos(ra), math.cos(dec) * math.sin(ra), math.sin(dec)
+def circles(entries: Sequence[Entry]) -> list[tuple[float, float, float] | None]:
+    """Return the circles around footprints; those of many at once are ten times as fast."""
+    out: list[tuple[float, float, float] | None] = [None] * len(entries)
+    by_count: dict[int, list[int]] = {}
+    for index, entry in enumerate(entries):
+        if len(entry.corners):
+            by_count.setdefault(len(entry.corners), []).append(index)
+    for members in by_count.values():
+        places = np.stack([entries[i].corners for i in members]).reshape(len(members), -1, 2)
+        with np.errstate(invalid="ignore"):
+            vectors = sky.unit_vectors(places[..., 0], places[..., 1])
+            total = vectors.sum(axis=1)
+            length = np.linalg.norm(total, axis=1)
+            good = np.isfinite(places).all(axis=(1, 2)) & (length >= 1e-6)
+            center = np.where(good[:, None], total / np.where(good, length, 1.0)[:, None], 0.0)
+            chord = np.linalg.norm(vectors - center[:, None], axis=2).max(axis=1)
+        ra, dec = sky.radec(center)
+        radius = np.degrees(2.0 * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0)))
+        for k, index in enumerate(members):
+            if good[k]:
+                out[index] = float(ra[k]), float(dec[k]), float(radius[k])
+    return out
 
 
 def checked_name(rootname: str, where: str) -> str:

@@ -22,7 +22,7 @@ from sqlalchemy import case, delete, func, insert, select, update
 from cynosure.ground.errors import CatalogDamaged, SettingError, StoreUnavailable
 from cynosure.solutions import migrations, skyquery
 from cynosure.solutions.database import Database
-from cynosure.solutions.entry import EXTENTS, Entry
+from cynosure.solutions.entry import EXTENTS, Entry, circles
 from cynosure.solutions.query import Query, conditions, escaped
 from cynosure.solutions.rows import (
     PIECE,
@@ -241,13 +241,13 @@ class Store:
         if not fresh:
             return Added(0, len(batch))
         added = _now()
-        circles = [e.circle() for e in fresh]
-        rows = [solution_row(e, circle, added) for e, circle in zip(fresh, circles, strict=True)]
+        around = circles(fresh)
+        rows = [solution_row(e, circle, added) for e, circle in zip(fresh, around, strict=True)]
         insert_many(connection, solutions, rows)
         ids = {k: v[0] for k, v in self._known(
             connection, [e.content_sha256 for e in fresh]).items()}
         # Another writer may have been faster with some; its file and footprint are the same.
-        self._cover(connection, [ids[e.content_sha256] for e in fresh], circles)
+        self._cover(connection, [ids[e.content_sha256] for e in fresh], around)
         shared: dict[bytes, bytes] = {}
         files = [payload_row(e, ids[e.content_sha256], shared) for e in fresh]
         self._insert_pieces(connection, shared)
@@ -262,8 +262,8 @@ class Store:
         )
         return {row[0]: (row[1], row[2]) for row in rows}
 
-    def _cover(self, connection: Any, numbers: list[int], circles: list[Any]) -> None:
-        cells = skyquery.footprint_cells(circles)
+    def _cover(self, connection: Any, numbers: list[int], around: list[Any]) -> None:
+        cells = skyquery.footprint_cells(around)
         insert_many(connection, footprints, [
             {"uniq": uniq, "solution_id": numbers[k]} for k, uniq in cells
         ])

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 __all__ = [
@@ -129,6 +130,7 @@ class WcsName:
         return f"{origin} not aligned"
 
 
+@lru_cache(maxsize=4096)
 def parse_wcsname(text: str) -> WcsName:
     """Take a name apart; any text is a name.
 
@@ -262,6 +264,7 @@ _NO_FILE = {"", "N/A", "NONE", "INDEF", NO_MODEL, UNKNOWN_MODEL}
 _MODEL_ENDING = re.compile(r"_(idc|npl|d2i|dxy|off)$", re.IGNORECASE)
 
 
+@lru_cache(maxsize=4096)
 def model_root(file: str) -> str:
     """Return the root of a reference file: without folder, variable and ending; empty for none.
 

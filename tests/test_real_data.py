@@ -13,10 +13,14 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 
+from cynosure.data.frame import Pointing
 from cynosure.data.refbuild import build_refcat
 from cynosure.data.refcat import open_refcat
 from cynosure.data.tables import SourceFlag
 from cynosure.faces import cli
+from cynosure.geometry.fit import Pairs, fit_wcs
+from cynosure.geometry.match import match_pointing
+from cynosure.geometry.pairs import pair
 from cynosure.ground.errors import ExitCode
 from cynosure.ground.sky import separation_deg
 from cynosure.pipelines.solve import solve, write
@@ -307,3 +311,37 @@ def test_sources_of_real_crowds_are_usable(data_dir):
     good = (part.sources["flags"] & SourceFlag.unusable()) == 0
     assert 2000 < good.sum() < 12_000
     assert Path(image).exists()
+
+
+# ------------------------------------------------------------- LCO 2 m: a list of sources, paired
+def test_lco_source_list_is_recognised_and_fitted(data_dir):
+    """Windowed positions and Gaia DR2, whose pairing is known: linear 57 mas, cubic 26 and 20."""
+    table = fits.getdata(next(folder_of(data_dir, "p02").glob("*.fits")))
+    table = table[table["flag"] == 0]
+    years = 2020.77 - 2015.5
+    ra = table["ra"] % 360 + table["pmra"] * years / 3.6e6
+    dec = table["dec"] + table["pmdec"] * years / 3.6e6
+    known = np.isfinite(ra + dec)
+    table, ra, dec = table[known], ra[known], dec[known]
+    x, y = table["xwin"] - 1.0, table["ywin"] - 1.0
+    shuffled = np.random.default_rng(0).permutation(len(table))
+    pointing = Pointing(315.0, 0.1, radius_deg=0.5, scale_arcsec=0.3, scale_error=0.2)
+    match = match_pointing(x, y, table["flux"], ra[shuffled], dec[shuffled],
+                           table["gmag"][shuffled], pointing, (2048, 2048))
+    # Seeing, photons, and 10 mas of what a detector does.
+    sigma = np.hypot(0.04, 0.6 * table["fwhm"] * table["fluxerr"] / table["flux"])
+    cov = np.stack([sigma**2, sigma**2, 0 * sigma], axis=1)
+    cov_ref = np.tile([1.0, 1.0, 0.0], (len(x), 1))
+    i, j, _ = pair(match.model, x, y, cov, ra[shuffled], dec[shuffled], cov_ref, model_sd_px=0.5)
+    assert len(i) > 0.97 * len(x)
+    assert np.all(shuffled[j] == i)
+    bright = np.argsort(table["gmag"])[:68]
+    pairs = Pairs(x[bright], y[bright], cov[bright], ra[bright], dec[bright], cov_ref[bright],
+                  7919 * np.arange(1, 69))
+    rms = {}
+    for form in ("general", "poly3", "poly5"):
+        fit = fit_wcs(pairs, match.model, (2048, 2048), form=form)
+        rms[form] = np.sqrt(np.mean(fit.residual_mas[fit.used] ** 2, axis=0))
+    assert np.all(rms["general"] < 57)
+    assert np.all(rms["poly3"] < [27, 24])
+    assert np.all(rms["poly5"] < [17, 14])

@@ -158,6 +158,26 @@ def test_eight_stars_do(seed):
     assert np.median(sky.errors_px(found.model)) < 2.0
 
 
+@pytest.mark.parametrize("seed", [25, 46, 57])
+def test_the_few_brightest_are_all_that_a_shallow_catalogue_has(seed):
+    sky = make_sky(seed, n=120, depth=0.16, radius=0.3, shape=(3000, 3000), scale=2.0)
+    assert 8 <= np.sum(sky.star >= 0) <= 12 < 0.13 * len(sky.x)
+    found = match(sky)
+    assert_right(sky, found)
+    assert "14 brightest sources" in found.evidence["tried"][-1]
+
+
+def test_few_stars_bend_the_frame_as_a_round_lens_does():
+    for seed in range(5):
+        sky = make_sky(seed, n=30, distortion=0.008, shape=(4000, 6000), noise=0.1, spurious=0.2)
+        found = match(sky)
+        ny, nx = sky.shape
+        x, y = np.array([0, nx - 1, 0, nx - 1]), np.array([0, 0, ny - 1, ny - 1])
+        tx, ty = sky.truth.sky_to_pixel(*found.model.pixel_to_sky(x, y))
+        # 29 px is what the distortion is there, which two dozen stars must not leave to chance.
+        assert np.hypot(tx - x, ty - y).max() < 1.8
+
+
 def test_the_order_of_the_rows_and_calling_twice_do_not_matter():
     sky = make_sky(30, n=300)
     first, again = match(sky), match(sky)

@@ -12,7 +12,6 @@ the record of a solved image is given as one, if SIP can say what it says.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
 from xml.etree import ElementTree as Xml
 
 from fastapi import APIRouter, Response
@@ -86,18 +85,10 @@ def _offered(store: Store, rootname: str) -> tuple[dict[str, Stored], Decision]:
     return offered, decision
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """A record; the content stands for all of it."""
-
-    content: str
-    payload: bytes = field(compare=False, repr=False)
-
-
 @functools.lru_cache(maxsize=64)
-def _converted(record: _Record) -> bytes | None:
+def _converted(record: bytes) -> bytes | None:
     try:
-        return as_headerlet(record.payload, record.content[:12])
+        return as_headerlet(record)
     except CynosureError:
         return None  # it stays what it is, under its own address
 
@@ -106,7 +97,7 @@ def _headerlet(store: Store, stored: Stored) -> bytes | None:
     """Return a solution as a headerlet; None for a record that cannot be one."""
     if stored.media == FITS:
         return store.payload(stored.content_sha256)
-    return _converted(_Record(stored.content_sha256, store.payload(stored.content_sha256)))
+    return _converted(store.payload(stored.content_sha256))
 
 
 @router.get("/webservices/GSCConvert/GSCconvert.aspx")

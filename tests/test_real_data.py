@@ -265,7 +265,7 @@ def test_survey_cutouts(data_dir, tmp_path, case):
             assert solution.n_sources < 15, "only where there is next to nothing to see"
         else:
             assert solution.before_offset_arcsec < 0.3, "their headers are good"
-            assert solution.rms_mas < 70
+            assert solution.rms_mas < 75
     done = sum(o.solution.status != "failed" for o in outcomes)
     assert done == len(images) or case in ("testcase3", "testcase6"), "one star, and that saturated"
 

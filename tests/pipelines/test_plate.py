@@ -13,10 +13,10 @@ from cynosure.data.tables import REFERENCE, SOURCES, SourceFlag
 from cynosure.geometry.wcs import SkyModel, model_to_header
 from cynosure.ground.errors import CatalogMissing, NoMatch, NotEnoughReference, NotEnoughStars
 from cynosure.ground.sky import separation_deg
-from cynosure.pipelines.chips import _prior
+from cynosure.pipelines.chips import _alone, _prior
 from cynosure.pipelines.extract import extract_sources
 from cynosure.pipelines.plate import _moved, _where, solve_plate
-from cynosure.pipelines.reference import reference_stars, select_reference
+from cynosure.pipelines.reference import Reference, reference_stars, select_reference
 from cynosure.pipelines.run import default_settings
 from cynosure.pipelines.solve import solve
 
@@ -252,6 +252,24 @@ def test_without_a_pointing_a_catalogue_of_one_region_is_searched_whole():
         solve_plate([frame], [sources], wide, Pointing(), SETTINGS, epoch_yr=2016.0)
     with pytest.raises(CatalogMissing, match="no stars"):
         solve_plate([frame], [sources], Sky(catalog(1)[:0]), Pointing(), SETTINGS, epoch_yr=2016.0)
+
+
+@pytest.mark.parametrize(("n", "clean"), [(500, True), (100, False), (30000, False)])
+def test_stars_with_companions_are_left_out_as_strictly_as_the_field_allows(n, clean):
+    model = model_of()
+    rng = np.random.default_rng(n)
+    x, y = rng.uniform(0, SHAPE[1], n), rng.uniform(0, SHAPE[0], n)
+    mag = np.full(n, 15.0)
+    # The first is blended, the second has a faint companion beside it, the third a hopeless one.
+    x[:6], y[:6] = [50, 52, 90, 95, 150, 155], 60.0
+    mag[:6] = [14, 15, 14, 18, 14, 20]
+    keep = np.hypot(x[:, None] - x[:6], y[:, None] - y[:6]).min(axis=1) > 9
+    keep[:6] = True
+    stars = catalog(n, mag=mag)[keep]
+    ra, dec = model.pixel_to_sky(x[keep], y[keep])
+    none = np.zeros((len(ra), 3))
+    alone = _alone(Reference(stars, ra, dec, none, none), model, 2.0)
+    assert list(alone[:6]) == [False, False, not clean, not clean, True, not clean]
 
 
 def test_stars_that_look_like_none_are_asked_where_the_others_do_not_know():

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from cynosure.geometry.errormodel import CHI2_OUTLIER, ErrorModel, fit_error_model, mahalanobis2
 from cynosure.geometry.forms import FORMS, Design, assemble
-from cynosure.geometry.shrinkage import MISSED, SIZES_PX, Shrinkage, mixture, moved, simplified
+from cynosure.geometry.shrinkage import SIZES_PX, Shrinkage, mixture, moved, simplified
 from cynosure.geometry.wcs import SkyModel
 from cynosure.ground.errors import Degenerate
 from cynosure.ground.numeric import lstsq, mad_std, n_terms, poly_design, solve_normal
@@ -56,6 +56,10 @@ RICH = 500
 
 # With fewer stars than RICH a polynomial of this degree is fitted, its higher terms shrunk.
 SHRUNK_DEGREE, SHRUNK_ROUNDS, SHRUNK_LEAST = 5, 4, 5
+
+# What the image came with, moved, is as likely if it is nearer than this to what the stars say,
+# in standard errors of that.
+AS_LIKELY = 1.0
 
 # Stars a coefficient from which an order is well determined.
 ODD_STARS = 15
@@ -477,8 +481,9 @@ class _Plane:
             low = self.fit(form, train, scores)
             change = -p.reshape(2, -1)
             change[:, : low.model.coeff.shape[1]] += low.model.coeff
-            if moved(change.ravel(), covariance, u, v) < MISSED:
-                return replace(low, covariance=covariance, spread=whole)
+            if moved(change.ravel(), covariance, u, v) < AS_LIKELY:
+                left = np.outer(change, change)
+                return replace(low, covariance=covariance + left, spread=whole)
         new, order = simplified(p - prior.mean, covariance, u, v, highest)
         left = new + prior.mean - p
         covariance = covariance + np.outer(left, left)

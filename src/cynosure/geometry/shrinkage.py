@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from cynosure.geometry.skymodel import SkyModel
 from cynosure.ground.numeric import n_terms, poly_design, poly_exponents
 
-__all__ = ["MISSED", "SIZES_PX", "Shrinkage", "mixture", "moved", "simplified"]
+__all__ = ["SIZES_PX", "Shrinkage", "mixture", "moved", "simplified"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

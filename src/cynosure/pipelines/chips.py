@@ -79,28 +79,44 @@ def make_pairs(
     )
 
 
-def _alone(reference: Reference, model: SkyModel, radius_px: float) -> NDArray[np.bool_]:
+# Two stars closer than so many FWHM are one blend, unless one is fainter by so many magnitudes.
+BLEND_FWHM, BLEND_MAG = 1.5, 2.5
+
+# Where nearly all stars meet it, this is asked: what is left of a neighbour that was taken off, or
+# was too faint to be, moves a bright star by a part of its small error.
+CLEAN_FWHM, CLEAN_MAG = 2.7, 5.0
+CLEAN_SHARE, CLEAN_STARS = 0.85, 300
+
+
+def _alone(reference: Reference, model: SkyModel, fwhm_px: float) -> NDArray[np.bool_]:
     """Say which reference stars have no companion that would blend with them in the image.
 
-    A companion within `radius_px` that is less than 2.5 mag fainter moves the blend's centre by
+    A companion within 1.5 FWHM that is less than 2.5 mag fainter moves the blend's centre by
     more than a tenth of its distance.
     """
     from scipy.spatial import cKDTree
 
-    if len(reference) < 2:
-        return np.ones(len(reference), dtype=bool)
-    x, y = model.sky_to_pixel(reference.ra_deg, reference.dec_deg)
-    inside = np.isfinite(x) & np.isfinite(y)
-    rows = np.flatnonzero(inside)
     alone = np.ones(len(reference), dtype=bool)
-    pairs = cKDTree(np.column_stack([x[rows], y[rows]])).query_pairs(
-        radius_px, output_type="ndarray"
-    )
-    a, b = rows[pairs[:, 0]], rows[pairs[:, 1]]
+    if len(reference) < 2:
+        return alone
+    x, y = model.sky_to_pixel(reference.ra_deg, reference.dec_deg)
+    rows = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    place = np.column_stack([x[rows], y[rows]])
+    pairs = cKDTree(place).query_pairs(CLEAN_FWHM * fwhm_px, output_type="ndarray")
+    away = np.hypot(*(place[pairs[:, 0]] - place[pairs[:, 1]]).T)
     mag = np.nan_to_num(reference.stars["mag"], nan=99.0)
-    alone[a[mag[b] < mag[a] + 2.5]] = False
-    alone[b[mag[a] < mag[b] + 2.5]] = False
-    return alone
+
+    def without(near: NDArray[np.bool_], fainter: float) -> NDArray[np.bool_]:
+        out = np.ones(len(reference), dtype=bool)
+        a, b = rows[pairs[near, 0]], rows[pairs[near, 1]]
+        out[a[mag[b] < mag[a] + fainter]] = False
+        out[b[mag[a] < mag[b] + fainter]] = False
+        return out
+
+    alone = without(away < BLEND_FWHM * fwhm_px, BLEND_MAG)
+    clean = alone & without(np.ones(len(pairs), dtype=bool), CLEAN_MAG)
+    n_alone, n_clean = np.count_nonzero(alone[rows]), np.count_nonzero(clean[rows])
+    return clean if n_clean > max(CLEAN_SHARE * n_alone, CLEAN_STARS) else alone
 
 
 def fit_chip(
@@ -118,7 +134,7 @@ def fit_chip(
     cov = source_covariance(sources)
     cov[~good] = np.fmax(cov[~good], SPOILED_ERROR_PX**2 * np.array([1.0, 1.0, 0.0]))
     fwhm = float(np.nanmedian(sources["fwhm_px"][good])) if good.any() else 2.5
-    alone = _alone(reference, base, 1.5 * fwhm)
+    alone = _alone(reference, base, fwhm)
     known, lowest = _prior(frame, base) if prior is None else prior
     model, sd, sigma0 = base, 0.7, 0.0
     fit: Fit | None = None

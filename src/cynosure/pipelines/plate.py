@@ -114,14 +114,17 @@ def solve_plate(
         match, reference, epoch, more = _recognise(
             field, refcat, pointing, settings, epoch_yr, blind, name, log
         )
-    except NoMatch:
+    except NoMatch as error:
         wider = None if layout else _Layout.single(frames[0], sources[0], SourceFlag.TRAIL)
         if wider is None or len(wider.x) < 1.5 * len(field.x):
             raise
         log("recognition with sources that look like no stars")
-        match, reference, epoch, more = _recognise(
-            wider, refcat, pointing, settings, epoch_yr, blind, name, log
-        )
+        try:
+            match, reference, epoch, more = _recognise(
+                wider, refcat, pointing, settings, epoch_yr, blind, name, log
+            )
+        except NoMatch:
+            raise error from None
         doubtful = True
         more.append("recognised with the help of sources that look like no stars")
     notes += more

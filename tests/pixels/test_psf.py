@@ -210,3 +210,31 @@ def test_terms_are_polynomials_of_the_place():
     np.testing.assert_allclose(terms[2, 3:], [1, -1, 1])
     far = field_terms([1e6], [-1e6], (101, 201), 1)
     np.testing.assert_allclose(far, [[1, 1.1, -1.1]])  # no wild extrapolation
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_stars_are_told_from_what_is_more_numerous(varies):
+    """Three times as many tracks of cosmic rays as stars: none becomes a star of the PSF."""
+    width = Varying(2.0, 2.8, 900).at if varies else (lambda x: 2.0)
+    field = Varying(2.0, 2.8, 900) if varies else gauss(2.0)
+    f = star_field(field, 2.2, shape=(900, 900), step=60, snr=(30, 600), seed=7)
+    frame = f.frame()
+    rng, data = np.random.default_rng(8), frame.data.copy()
+    for _ in range(3 * len(f.x)):
+        length, angle = rng.exponential(3.0) + 1.0, rng.uniform(0, np.pi)
+        t = np.arange(0.0, length, 0.25)
+        x, y = rng.uniform(20, 880, 2)
+        charge = 10 ** rng.uniform(2.0, 3.5) * f.noise / len(t)
+        np.add.at(data, (np.rint(y + t * np.sin(angle)).astype(int),
+                         np.rint(x + t * np.cos(angle)).astype(int)), charge)
+    frame = frame.replaced(data=data)
+    background = estimate_background(frame)
+    sources = detect_sources(frame, background)
+    index, fwhm = choose_stars(sources, frame.shape, 20.0, 900)
+    apart = np.hypot(sources["x"][index][:, None] - f.x, sources["y"][index][:, None] - f.y)
+    real = apart.min(axis=1) < 1.0
+    assert len(index) > 0.5 * len(f.x)
+    assert real.mean() > (0.9 if varies else 0.97)
+    assert fwhm == pytest.approx(np.hypot(width(450.0), 0.68), rel=0.06)
+    psf = build_psf(frame, background, sources)
+    assert psf.gain_e_adu == frame.gain_e_adu

@@ -21,6 +21,11 @@ Floats = NDArray[np.float64]
 # polynomial's reach, the flat is not perfect. It bounds the weight of the brightest stars.
 MODEL_FRACTION = 0.004
 
+# Steps outward from the commonest width (log) and ellipticity of sources; how many are looked at,
+# and how many must be alike before that says anything.
+SHELLS = np.array([0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5])
+MOST_SHAPES, FEWEST_ALIKE, LEAST_DENSITY = 2000, 10, 0.05
+
 # Instead of no light at all, in a ratio.
 TINY = 1e-200
 
@@ -57,6 +62,7 @@ def choose_stars(
             good = np.flatnonzero(fit)
     if len(good) == 0:
         return good, float("nan")
+    good = good[_alike(sources[good])]
     size = np.log(sources["fwhm_px"][good])
     # Stars form a narrow locus in width; galaxies, blends and spikes lie off it. The locus may be
     # as wide as the PSF's own variation over the frame.
@@ -72,6 +78,41 @@ def choose_stars(
         alone = alone[np.argsort(alone)]
         alone = alone[np.isin(alone, good[crowd < 0.5])] if (crowd < 0.5).sum() >= 10 else alone
     return _spread(sources, alone, shape, max_stars), fwhm
+
+
+def _alike(sources: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Say which sources are of the commonest width and shape.
+
+    Stars are alike, up to the noise and the PSF's variation over the frame; cosmic rays, galaxies
+    and blends, which may be more, are each of their own. In the space of log width and the two
+    components of the ellipticity the densest place is found, and how far around it there are many.
+    """
+    from scipy.spatial import cKDTree
+
+    turn = 2.0 * np.radians(sources["theta_deg"])
+    shape = np.column_stack([
+        np.log(sources["fwhm_px"]), sources["ellipticity"] * np.cos(turn),
+        sources["ellipticity"] * np.sin(turn),
+    ])
+    known = np.all(np.isfinite(shape), axis=1)
+    bright = np.flatnonzero(known)[np.argsort(-sources["snr"][known], kind="stable")][:MOST_SHAPES]
+    sample = shape[bright]
+    count = cKDTree(sample).query_ball_point(sample, SHELLS[0], return_length=True) if len(
+        sample) else np.zeros(1)
+    if count.max() < FEWEST_ALIKE:
+        return np.ones(len(sources), dtype=bool)
+    center = sample[np.argmax(count)]
+    for _ in range(5):
+        center = sample[np.linalg.norm(sample - center, axis=1) < SHELLS[0]].mean(axis=0)
+    away = np.linalg.norm(sample - center, axis=1)
+    inside = np.searchsorted(np.sort(away), SHELLS)
+    # By the step outward, not by volume: a PSF that varies makes a line of these places.
+    density = np.diff(inside) / np.diff(SHELLS)
+    thin = np.flatnonzero(density < LEAST_DENSITY * inside[0] / SHELLS[0])
+    reach = SHELLS[thin[0] + 1] if len(thin) else np.inf
+    near = np.zeros(len(sources), dtype=bool)
+    near[known] = np.linalg.norm(shape[known] - center, axis=1) < reach
+    return near
 
 
 def _neighbours_light(

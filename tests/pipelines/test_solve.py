@@ -13,6 +13,7 @@ from planted import apart_mas, grid, plant, wcs_of
 
 import cynosure
 from cynosure.data.alternates import alternate_letters, records_of, restore_alternate
+from cynosure.data.refbuild import build_refcat
 from cynosure.data.tables import MATCHES, read_parquet
 from cynosure.ground.errors import SettingError
 from cynosure.pipelines.run import default_settings
@@ -385,6 +386,25 @@ def test_stars_are_where_their_motion_takes_them(fast):
     off = np.hypot((rows["ref_ra_deg"] - stars["ra_deg"][quick]) * np.cos(np.radians(30.0)),
                    rows["ref_dec_deg"] - stars["dec_deg"][quick])
     assert off.max() * 3.6e6 < 20, "at the epoch, with parallax"
+
+
+def test_neither_image_nor_catalogue_has_a_date(fast, tmp_path):
+    """A table of positions and magnitudes alone: the epoch is unknown, and no card pretends."""
+    whole = pq.read_table(fast.files.reference)
+    pq.write_table(whole.select(["ra", "dec", "phot_g_mean_mag"]), tmp_path / "bare.parquet")
+    build_refcat([tmp_path / "bare.parquet"], tmp_path / "bare", name="Bare")
+    image = tmp_path / "undated.fits"
+    with fits.open(fast.image) as units:
+        for unit in units:
+            for key in [k for k in unit.header if k.startswith(("DATE", "MJD", "EXPSTART"))]:
+                del unit.header[key]
+        units.writeto(image)
+    outcome = solve(image, tmp_path / "bare")
+    assert outcome.solution.status == "solved"
+    assert any("no date" in n for n in outcome.solution.notes)
+    header = next(iter(outcome.headers.values()))
+    assert "ASTEPOCH" not in header
+    assert json.loads(outcome.solution.to_json())["epoch_yr"] is None
 
 
 def test_an_image_without_a_date(fast, tmp_path):

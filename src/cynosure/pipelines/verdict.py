@@ -363,7 +363,7 @@ def _headers(
             ("CRDER2", numbers["rms_dec_mas"] / MAS_PER_DEG, "[deg] random error"),
             ("FITQUAL", verdict.quality, "1 best ... 5 failed"),
             ("ASTCAT", refcat.name[:60], "reference catalogue"),
-            ("ASTEPOCH", round(plate.epoch_yr, 6), "[yr] epoch of the reference stars"),
+            ("ASTEPOCH", _finite(plate.epoch_yr), "[yr] epoch of the reference stars"),
             ("ASTSOFT", f"cynosure {__version__}", "software of this solution"),
             ("AST_NRSV", numbers["n_reserved"], "stars held out of the fit"),
             ("AST_RSVX", _finite(numbers["rms_reserved_ra_mas"]), "[mas] rms of those, ra"),

@@ -24,7 +24,7 @@ from cynosure.solutions.compare import separations
 from cynosure.solutions.headerlet import HeaderletDamaged
 from cynosure.solutions.headerletio import read_headerlet, write_headerlet
 from cynosure.solutions.holdings import NoSuchSolution, open_holdings
-from cynosure.solutions.wcscorr import COLUMNS
+from cynosure.solutions.wcscorr import COLUMNS, new_wcscorr
 
 P04 = "p04-hst-headerlets"
 GSC = "IDC_0461802ej-GSC240"
@@ -264,6 +264,15 @@ def test_wcscorr_has_its_24_columns_and_tells_long_names_apart(held):
     archive.activate(flc, other)
     names = [r["HDRNAME"] for r in fits.getdata(flc, "WCSCORR") if r["WCS_ID"] == GSC]
     assert len(names) == 4 and len(set(names)) == 1
+
+
+def test_wcscorr_has_a_row_for_an_extver_that_it_has_no_room_for(held):
+    whole = archive.create(held[0])
+    for version in (-2804639, 0, 1 << 20):
+        chip = replace(whole.chips[0], target=("SCI", version))
+        table = new_wcscorr()
+        assert table.add(replace(whole, chips=(chip,)), 10.0) == 1
+        assert table.rows["EXTVER"][0] == 0
 
 
 def test_a_foreign_wcscorr_is_left_alone(held):

@@ -54,7 +54,8 @@ HOLD_OUT_ONE_IN = 7
 # Stars from which only full linear maps and polynomials are tried.
 RICH = 500
 
-# With fewer stars than RICH a polynomial of this degree is fitted, its higher terms shrunk.
+# With fewer stars than these a polynomial of this degree is fitted, its higher terms shrunk.
+SHRUNK_STARS = 1500
 SHRUNK_DEGREE, SHRUNK_ROUNDS, SHRUNK_LEAST = 5, 4, 5
 
 # What the image came with, moved, is as likely if it is nearer than this to what the stars say,
@@ -245,12 +246,13 @@ def fit_wcs(
     scores: dict[str, dict[str, float]] = {}
     if form == "auto":
         chosen, scores = _choose_form(plane.best(SELECTION_STARS), lower, max_order, shape, lowest)
-        if max_order > 1 and SHRUNK_LEAST <= len(pairs) < RICH:
+        if max_order > 1 and SHRUNK_LEAST <= len(pairs) < SHRUNK_STARS:
             around = None if chosen.startswith("poly") else prior
-            degree = max(min(max_order, SHRUNK_DEGREE), around.degree if around else 1)
+            least = int(chosen[4:]) if chosen.startswith("poly") else 1
+            degree = max(min(max_order, SHRUNK_DEGREE), around.degree if around else 1, least)
             # A polynomial runs away where there are no stars.
             wide = extent(pairs.x, pairs.y, shape) > 0.5
-            highest = degree if wide else int(chosen[4:]) if chosen.startswith("poly") else 1
+            highest = degree if wide else least
             return plane.fit_shrunk(chosen, degree, highest, around, ~held, scores)
     else:
         chosen = form

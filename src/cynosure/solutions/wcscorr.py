@@ -90,7 +90,7 @@ class WcsCorr:
         }
         for name, text in texts.items():
             row[name] = text.encode("ascii", "replace")
-        row["EXTVER"] = chip.target[1] if chip.target[1] < 1 << 15 else 0
+        row["EXTVER"] = chip.target[1] if 0 < chip.target[1] < 1 << 15 else 0
         for name, value in zip(LINEAR, chip.linear):
             row[name] = value
         row["ORIENTAT"], row["PA_V3"] = chip.number("ORIENTAT"), pa_v3

@@ -54,8 +54,9 @@ HOLD_OUT_ONE_IN = 7
 # Stars from which only full linear maps and polynomials are tried.
 RICH = 500
 
-# With fewer stars than these a polynomial of this degree is fitted, its higher terms shrunk.
-SHRUNK_STARS = 1500
+# The higher terms of a polynomial of this degree are shrunk: with fewer stars than these in every
+# round of the fit, with more of them once, on the normal equations of the fit without it.
+FEW_STARS = 1500
 SHRUNK_DEGREE, SHRUNK_ROUNDS, SHRUNK_LEAST = 5, 4, 5
 
 # What the image came with, moved, is as likely if it is nearer than this to what the stars say,
@@ -193,6 +194,7 @@ def fit_wcs(
     shape: tuple[int, int],
     prior: SkyModel | None = None,
     lowest: str = "shift",
+    last: Fit | None = None,
     *,
     form: Literal[
         "auto", "shift", "rshift", "rscale", "general",
@@ -220,6 +222,8 @@ def fit_wcs(
         The simplest form that ``auto`` may choose: ``shift`` where nothing of `prior` was learnt
         from these stars, ``general`` where its linear part was. A form that keeps what the same
         stars have taught believes it without an error, and its error of the WCS is far too small.
+    last : Fit, optional
+        A fit to nearly the same pairs, whose form stands.
     form : str
         What to fit; ``auto`` lets held-out stars choose.
     max_order : int
@@ -244,18 +248,21 @@ def fit_wcs(
     plane = _Plane(pairs, base, lower, clipping_threshold, error_threshold, rounds)
     held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
     scores: dict[str, dict[str, float]] = {}
-    if form == "auto":
-        chosen, scores = _choose_form(plane.best(SELECTION_STARS), lower, max_order, shape, lowest)
-        if max_order > 1 and SHRUNK_LEAST <= len(pairs) < SHRUNK_STARS:
-            around = None if chosen.startswith("poly") else prior
-            least = int(chosen[4:]) if chosen.startswith("poly") else 1
-            degree = max(min(max_order, SHRUNK_DEGREE), around.degree if around else 1, least)
-            # A polynomial runs away where there are no stars.
-            wide = extent(pairs.x, pairs.y, shape) > 0.5
-            highest = degree if wide else least
-            return plane.fit_shrunk(chosen, degree, highest, around, ~held, scores)
+    if form != "auto":
+        return plane.fit(form, ~held, scores)
+    if last is not None:
+        chosen, scores = last.form, last.scores
     else:
-        chosen = form
+        chosen, scores = _choose_form(plane.best(SELECTION_STARS), lower, max_order, shape, lowest)
+    polynomial = chosen.startswith("poly")
+    if max_order > 1 and (polynomial or len(pairs) < FEW_STARS) and len(pairs) >= SHRUNK_LEAST:
+        around = None if polynomial else prior
+        least = int(chosen[4:]) if polynomial else 1
+        degree = max(min(max_order, SHRUNK_DEGREE), around.degree if around else 1, least)
+        # A polynomial runs away where there are no stars.
+        wide = extent(pairs.x, pairs.y, shape) > 0.5
+        highest = degree if wide else least
+        return plane.fit_shrunk(chosen, degree, highest, around, ~held, scores)
     return plane.fit(chosen, ~held, scores)
 
 
@@ -466,15 +473,8 @@ class _Plane:
         Where `around` is given and its motion by `form` is as good, that is what is returned,
         with the covariance of the former.
         """
-        whole, tried = f"poly{degree}", []
-        for size in SIZES_PX:
-            prior = Shrinkage.of(self.base, degree, size, around)
-            fit = self.fit(whole, train, scores, SHRUNK_ROUNDS, prior)
-            cov = fit.sigma2_mas2[train]
-            det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
-            q = np.minimum(mahalanobis2(fit.residual_mas[train], cov), self.threshold**2)
-            evidence = prior.log_evidence - 0.5 * float(np.sum(np.log(det) + q))
-            tried.append((evidence, fit.model.coeff.ravel(), fit.covariance, fit, prior))
+        whole = f"poly{degree}"
+        tried = self._tried(whole, degree, around, train, scores)
         _, _, _, fit, prior = max(tried, key=lambda t: t[0])
         p, covariance = mixture([t[:3] for t in tried])
         u, v = ((z - z0) / self.base.scale_px for z, z0 in
@@ -502,6 +502,34 @@ class _Plane:
         model = self.base.replaced(coeff=fit.model.coeff[:, : n_terms(order)])
         return replace(fit, model=model, form=f"poly{order}", spread=whole)
 
+    def _tried(
+        self, whole: str, degree: int, around: SkyModel | None, train: Bools,
+        scores: dict[str, dict[str, float]],
+    ) -> list[tuple[float, Floats, Floats, Fit, Shrinkage]]:
+        """Return what each size of the terms leads to: evidence, coefficients, covariance."""
+        priors = [Shrinkage.of(self.base, degree, size, around) for size in SIZES_PX]
+        tried = []
+        if len(self.pairs) < FEW_STARS:
+            for prior in priors:
+                fit = self.fit(whole, train, scores, SHRUNK_ROUNDS, prior)
+                cov = fit.sigma2_mas2[train]
+                det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
+                q = np.minimum(mahalanobis2(fit.residual_mas[train], cov), self.threshold**2)
+                evidence = prior.log_evidence - 0.5 * float(np.sum(np.log(det) + q))
+                tried.append((evidence, fit.model.coeff.ravel(), fit.covariance, fit, prior))
+            return tried
+        fit = self.fit(whole, train, scores)
+        q = mahalanobis2(fit.residual_mas, fit.sigma2_mas2)
+        weight = np.minimum(1.0, HUBER_K / np.sqrt(np.maximum(q, 1e-12)))
+        w = _weights(fit.errors.covariance(self.source_cov, self.pairs.cov_mas2), fit.used, weight)
+        goal = self.offset(whole)
+        matrix, right = self.design(whole).normal(w, goal)
+        for prior in priors:
+            p, covariance = prior.solve(matrix, right)
+            chi2 = p @ matrix @ p - 2.0 * p @ right  # less that of all zeros, which is common
+            tried.append((prior.log_evidence - 0.5 * float(chi2), p, covariance, fit, prior))
+        return tried
+
     def _start(self, least: int, train: Bools) -> tuple[ErrorModel, Bools, Floats]:
         """Drop gross outliers by the residuals of the base, corrected for their median."""
         offset = self._distance(self.base)
@@ -518,9 +546,7 @@ class _Plane:
         prior: Shrinkage | None,
     ) -> tuple[Floats, Floats, Floats]:
         """Solve the generalised least squares; return parameters, covariance and leverages."""
-        det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
-        w = np.stack([cov[:, 1], cov[:, 0], -cov[:, 2]], axis=1)
-        w *= (np.where(use, weight, 0.0) / det)[:, None]
+        w = _weights(cov, use, weight)
         matrix, right = design.normal(w, goal)
         if prior is None:
             solved = solve_normal(matrix, right, 2 * int(use.sum()), what=f"WCS fit ({form})")
@@ -551,6 +577,14 @@ class _Plane:
             chi2_all=float(q[q < CHI2_OUTLIER].sum()), history=tuple(history), scores=scores,
             base=self.start(form),
         )
+
+
+def _weights(cov: Floats, use: Bools, weight: Floats) -> Floats:
+    """Return the inverse covariances (n, 3) of the stars that are used, times their weights."""
+    det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
+    w = np.stack([cov[:, 1], cov[:, 0], -cov[:, 2]], axis=1)
+    w *= (np.where(use, weight, 0.0) / det)[:, None]
+    return w
 
 
 def _to_sky(model: SkyModel, pairs: Pairs) -> Floats:

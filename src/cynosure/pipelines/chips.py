@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -168,10 +168,9 @@ def _refitted(
     prior: tuple[SkyModel | None, str], settings: Mapping[str, dict[str, Any]],
 ) -> Fit:
     """Fit pairs; where a rich field has hardly changed since the last fit, its form stands."""
-    if last is None or len(pairs) < 1000 or abs(len(pairs) / len(last.used) - 1.0) > 0.05:
-        return fit_wcs(pairs, base, shape, *prior, **settings["fit"])
-    fit = fit_wcs(pairs, base, shape, *prior, **{**settings["fit"], "form": last.form})
-    return replace(fit, scores=last.scores)
+    if len(pairs) < 1000 or (last and abs(len(pairs) / len(last.used) - 1.0) > 0.05):
+        last = None
+    return fit_wcs(pairs, base, shape, *prior, last, **settings["fit"])
 
 
 # A saturated or otherwise spoiled source is somewhere within this of where it was measured.

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from fields import gauss, moffat, star_field, tilted
+from fields import gauss, light_of, moffat, observe, star_field, tilted
 
+from cynosure.data.frame import Frame
 from cynosure.data.tables import SOURCES, SourceFlag
 from cynosure.ground.errors import NotEnoughStars
 from cynosure.pixels.background import estimate_background
@@ -238,3 +239,17 @@ def test_stars_are_told_from_what_is_more_numerous(varies):
     assert fwhm == pytest.approx(np.hypot(width(450.0), 0.68), rel=0.06)
     psf = build_psf(frame, background, sources)
     assert psf.gain_e_adu == frame.gain_e_adu
+
+
+def test_galaxies_are_not_noise_of_the_light():
+    """Where most that is found are galaxies the gain stays as stated; stars alone would mend it."""
+    rng, shape = np.random.default_rng(5), (900, 900)
+    x, y = rng.uniform(20, 880, (2, 380))
+    flux = 10 ** rng.uniform(3.3, 5, 380)
+    image = light_of(x[:30], y[:30], flux[:30], gauss(2.5), shape, 15)
+    for k in range(30, 380):
+        width = 2.5 * np.hypot(1.0, rng.exponential(1.0))
+        profile = tilted(width, rng.uniform(0.4, 1), rng.uniform(0, 180))
+        image += light_of(x[k : k + 1], y[k : k + 1], flux[k : k + 1], profile, shape, 25)
+    frame = Frame(observe(image, 200.0, 5.0, 1.5, rng).astype(np.float32), gain_e_adu=1.5)
+    assert build(frame).gain_e_adu == 1.5

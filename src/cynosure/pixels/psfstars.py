@@ -32,6 +32,10 @@ TINY = 1e-200
 # Classes of brightness for the noise of the light.
 GAIN_BINS = 30
 
+# Where stars' residuals differ from star to star by so many times what noise explains, they are not
+# noise, and tell nothing of the gain.
+MOST_UNEVEN = 2.8
+
 # Residuals of which the star's own fit has taken more than this say little of the noise.
 MOST_TAKEN = 0.5
 
@@ -294,7 +298,25 @@ def noise_gain(
     stated = 1.0 / (data.stated_gain * sky)
     if abs(inverse - stated) < 5.0 * error or stated / factor < inverse < factor * stated:
         return data.stated_gain
+    noise2 = np.maximum(fit.x @ np.stack([np.ones_like(level), level, level * level]), 1e-3)
+    if _uneven(np.nonzero(bright)[0], deviation**2 / noise2) > MOST_UNEVEN:
+        return data.stated_gain
     return 1.0 / (max(inverse, 0.1 * error) * sky)
+
+
+def _uneven(star: NDArray[np.int64], chi2: Floats) -> float:
+    """Return how much more the stars' chi^2 differ than that of pixels with the same noise would.
+
+    The noise of the light is the same for all stars; galaxies and blends among them, which the PSF
+    does not describe, are each wrong in their own way.
+    """
+    count = np.bincount(star)
+    enough = count >= 8
+    if enough.sum() < 8:
+        return 0.0
+    mean = np.bincount(star, chi2)[enough] / count[enough]
+    spread = MAD_TO_STD * np.median(np.abs(mean - np.median(mean)))
+    return float(spread / np.median(mean) / np.sqrt(2.0 / np.median(count[enough])))
 
 
 def _hide_neighbours(

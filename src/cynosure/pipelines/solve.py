@@ -163,6 +163,10 @@ def solve(
     try:
         log("reading")
         if threads > 1:
+            # First what reading needs of Python, or the two would wait for each other's lock.
+            import astropy.io.fits
+            import astropy.wcs  # noqa: F401
+
             threading.Thread(target=_load_kernels, args=(settings,), daemon=True).start()
         catalog = refcat if isinstance(refcat, RefCat) else open_refcat(refcat)
         exposure = image if isinstance(image, Exposure) else read(

@@ -19,9 +19,8 @@ the same reason an even order is raised to the next odd one where there are star
 is not clearly worse: the distortion of a centred system is cubic, then of fifth order. Where the
 stars held out are too few to tell, five-fold cross-validation over the others decides.
 
-Below a few hundred stars no choice is made between a term too few and a term too many: the higher
-terms are shrunk (:mod:`cynosure.geometry.shrinkage`), and what is left open of them is part of the
-error of the WCS.
+The higher terms of what is chosen are then believed as far as the stars show them
+(:mod:`cynosure.geometry.shrinkage`); what is left open is part of the error of the WCS.
 """
 
 from __future__ import annotations
@@ -456,7 +455,7 @@ class _Plane:
                 and abs(np.log(new_errors.sigma0_mas / errors.sigma0_mas)) < 1e-2
             )
             errors, use = new_errors, new_use
-            weight = np.minimum(1.0, HUBER_K / np.sqrt(np.maximum(q, 1e-12)))
+            weight = _huber(q)
             if settled:
                 break
         n_parameters = FORMS[form][0] if prior is None else prior.effective
@@ -474,7 +473,7 @@ class _Plane:
         with the covariance of the former.
         """
         whole = f"poly{degree}"
-        tried = self._tried(whole, degree, around, train, scores)
+        tried = self._tried(degree, around, train, scores)
         _, _, _, fit, prior = max(tried, key=lambda t: t[0])
         p, covariance = mixture([t[:3] for t in tried])
         u, v = ((z - z0) / self.base.scale_px for z, z0 in
@@ -484,8 +483,7 @@ class _Plane:
             change = -p.reshape(2, -1)
             change[:, : low.model.coeff.shape[1]] += low.model.coeff
             if moved(change.ravel(), covariance, u, v) < AS_LIKELY:
-                left = np.outer(change, change)
-                return replace(low, covariance=covariance + left, spread=whole)
+                return replace(low, covariance=covariance + np.outer(change, change), spread=whole)
         new, order = simplified(p - prior.mean, covariance, u, v, highest)
         left = new + prior.mean - p
         covariance = covariance + np.outer(left, left)
@@ -503,10 +501,11 @@ class _Plane:
         return replace(fit, model=model, form=f"poly{order}", spread=whole)
 
     def _tried(
-        self, whole: str, degree: int, around: SkyModel | None, train: Bools,
+        self, degree: int, around: SkyModel | None, train: Bools,
         scores: dict[str, dict[str, float]],
     ) -> list[tuple[float, Floats, Floats, Fit, Shrinkage]]:
         """Return what each size of the terms leads to: evidence, coefficients, covariance."""
+        whole = f"poly{degree}"
         priors = [Shrinkage.of(self.base, degree, size, around) for size in SIZES_PX]
         tried = []
         if len(self.pairs) < FEW_STARS:
@@ -519,11 +518,9 @@ class _Plane:
                 tried.append((evidence, fit.model.coeff.ravel(), fit.covariance, fit, prior))
             return tried
         fit = self.fit(whole, train, scores)
-        q = mahalanobis2(fit.residual_mas, fit.sigma2_mas2)
-        weight = np.minimum(1.0, HUBER_K / np.sqrt(np.maximum(q, 1e-12)))
-        w = _weights(fit.errors.covariance(self.source_cov, self.pairs.cov_mas2), fit.used, weight)
-        goal = self.offset(whole)
-        matrix, right = self.design(whole).normal(w, goal)
+        cov = fit.errors.covariance(self.source_cov, self.pairs.cov_mas2)
+        w = _weights(cov, fit.used, _huber(mahalanobis2(fit.residual_mas, fit.sigma2_mas2)))
+        matrix, right = self.design(whole).normal(w, self.offset(whole))
         for prior in priors:
             p, covariance = prior.solve(matrix, right)
             chi2 = p @ matrix @ p - 2.0 * p @ right  # less that of all zeros, which is common
@@ -577,6 +574,10 @@ class _Plane:
             chi2_all=float(q[q < CHI2_OUTLIER].sum()), history=tuple(history), scores=scores,
             base=self.start(form),
         )
+
+
+def _huber(q: Floats) -> Floats:
+    return np.minimum(1.0, HUBER_K / np.sqrt(np.maximum(q, 1e-12)))
 
 
 def _weights(cov: Floats, use: Bools, weight: Floats) -> Floats:

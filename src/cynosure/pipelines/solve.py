@@ -167,7 +167,7 @@ def solve(
             import astropy.io.fits
             import astropy.wcs  # noqa: F401
 
-            threading.Thread(target=_load_kernels, args=(settings,), daemon=True).start()
+            threading.Thread(target=_load_kernels, daemon=True).start()
         catalog = refcat if isinstance(refcat, RefCat) else open_refcat(refcat)
         exposure = image if isinstance(image, Exposure) else read(
             image, instrument=instrument, epoch_yr=epoch_yr
@@ -342,14 +342,10 @@ def _say(log: Log, prefix: str, text: str) -> None:
     log(prefix + text)
 
 
-_loaded = threading.Event()
-
-
-def _load_kernels(settings: Settings) -> None:
+@cache
+def _load_kernels() -> None:
     """Load the compiled kernels of the pixels, once in a process."""
-    if not _loaded.is_set():
-        _loaded.set()
-        load_kernels(settings)
+    load_kernels(default_settings())
 
 
 @cache

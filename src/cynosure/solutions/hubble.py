@@ -317,9 +317,7 @@ def _offset(chip: Chip, model: IdcModel) -> tuple[float, float]:
         "NAXIS2", chip.part.get("NPIX2"))
     if size == (model.xsize, model.ysize):
         return 0.0, 0.0
-    shifts = [chip.part.get(f"LTV{i}", 0.0) for i in (1, 2)]
-    x, y = (float(v) if isinstance(v, (int, float)) else 0.0 for v in shifts)
-    return x, y
+    return _number(chip.part.get("LTV1")), _number(chip.part.get("LTV2"))
 
 
 def _pointing(held: Holdings, chip: Chip) -> Floats:

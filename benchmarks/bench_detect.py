@@ -28,7 +28,7 @@ from astropy.io import fits
 from astropy.table import Table
 from scipy.spatial import cKDTree
 
-from cynosure.data.fitsio import read
+from cynosure.data.fits.reader import read
 from cynosure.pixels.background import estimate_background
 from cynosure.pixels.detect import detect_sources
 from cynosure.pixels.measure import fit_psf
@@ -36,7 +36,7 @@ from cynosure.pixels.psf import build_psf
 
 DETECT = """
 import sys
-from cynosure.data.fitsio import read
+from cynosure.data.fits.reader import read
 from cynosure.pixels.background import estimate_background
 from cynosure.pixels.detect import detect_sources
 frame = read(sys.argv[1]).frames[0]

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from cynosure.data.fitsio import read, write_solved
+from cynosure.data.fits.reader import read, write_solved
 from cynosure.geometry.wcs import SkyModel, header_error_mas, model_from_wcs, model_to_header
 
 SHAPE = (9576, 6354)

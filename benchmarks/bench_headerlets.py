@@ -25,10 +25,10 @@ from astropy.io import fits
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "solutions"))
 from exposures import lookup_table, make_flc, science_cards
 
-from cynosure.data.fitsparts import Part
+from cynosure.data.fits.parts import Part
 from cynosure.ground.errors import CynosureError
-from cynosure.solutions import archive, invariants
-from cynosure.solutions.headerletio import parse_headerlet
+from cynosure.solutions.files import archive, invariants
+from cynosure.solutions.files.headerletio import parse_headerlet
 
 GSC = "IDC_0461802ej-GSC240"
 LIMIT_S = 2.0

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from cynosure.data.frame import Pointing
-from cynosure.geometry.match import match_pointing
-from cynosure.geometry.quads import build_index, open_index, solve_blind
+from cynosure.geometry.match.blind import build_index, open_index, solve_blind
+from cynosure.geometry.match.pointing import match_pointing
 from cynosure.ground.errors import CynosureError
 from cynosure.ground.sky import deproject, project, separation_deg
 

@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from cynosure.data.refbuild import build_refcat
-from cynosure.data.refverify import verify_refcat
+from cynosure.data.catalogs.build import build_refcat
+from cynosure.data.catalogs.verify import verify_refcat
 from cynosure.ground import sky
 
 DENSITY = 40_000  # stars a square degree
 COLD = """
 import sys, time, numpy
 cpu, wall = time.process_time(), time.perf_counter()
-from cynosure.data.refcat import open_refcat
+from cynosure.data.catalogs.refcat import open_refcat
 catalog = open_refcat(sys.argv[1])
 stars = catalog.cone(*map(float, sys.argv[2:5]), max_mag=float(sys.argv[5]))
 print(1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu), len(stars))

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "solutions"))
 
 from headerlets import make_headerlet, variants
 
-from cynosure.solutions.intake import read_headerlet
-from cynosure.solutions.query import Query
-from cynosure.solutions.store import Store
+from cynosure.solutions.store.intake import read_headerlet
+from cynosure.solutions.store.query import Query
+from cynosure.solutions.store.store import Store
 
 NAMES = (
     "OPUS", "IDC_0461802ej", "IDC_0461802ej-GSC240", "IDC_0461802ej-HSC30",

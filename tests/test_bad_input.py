@@ -16,8 +16,8 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from cynosure.data.refbuild import build_refcat
-from cynosure.data.refcat import open_refcat
+from cynosure.data.catalogs.build import build_refcat
+from cynosure.data.catalogs.refcat import open_refcat
 from cynosure.faces import cli
 from cynosure.ground.errors import ExitCode, OutputExists
 from cynosure.products.simulate import Scene, simulate_scene

@@ -20,17 +20,18 @@ FLOORS = [
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "misc", "tools"}
 MAX_MODULE_LINES = 600
+MAX_MODULES_A_ROOM = 14
 MAX_FUNCTION_LINES = 60
 # A compiled loop keeps its state in local names; taking it apart would only pass them around.
 MAX_KERNEL_LINES = 120
 
 
 def plan():
-    """Return the modules of every room, lowest first, as the table has them."""
+    """Return the modules of every room, and of each room within it, lowest first."""
     rooms = {}
     for line in PLAN.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if len(cells) == 3 and cells[0] in FLOOR_OF:
+        if len(cells) == 3 and cells[0].split(".")[0] in FLOOR_OF:
             rooms[cells[0]] = re.findall(r"`(\w+)`", cells[1])
     return rooms
 
@@ -50,9 +51,15 @@ FILES = {name: path for name, path in MODULES.items() if name.split(".")[0] in F
 
 
 def place(name):
-    """Return a module's room and its place in the room; a sub-package has one place."""
-    room, _, rest = name.partition(".")
-    return room, ROOMS[room].index(rest.split(".")[0]) if rest else -1
+    """Return where a module stands: its floor, its room, and its place in each room on the way.
+
+    A room within a room has one place among the modules of that room, and an order of its own.
+    """
+    parts = name.split(".")
+    order = [FLOOR_OF[parts[0]], parts[0]]
+    for depth in range(1, len(parts)):
+        order.append(ROOMS[".".join(parts[:depth])].index(parts[depth]))
+    return order
 
 
 def imports(path):
@@ -76,22 +83,27 @@ def imports(path):
 def test_the_plan_names_every_module_and_no_other():
     standing = {room: set() for room in FLOOR_OF}
     for name in FILES:
-        room, _, rest = name.partition(".")
-        if rest:
-            standing[room].add(rest.split(".")[0])
+        room, _, module = name.rpartition(".")
+        if room:
+            standing.setdefault(room, set()).add(module)
     assert {room: set(names) for room, names in ROOMS.items()} == standing
+
+
+def test_no_room_is_a_corridor():
+    """A room of more modules than can be seen at a glance wants rooms within it."""
+    for room, names in ROOMS.items():
+        assert len(names) <= MAX_MODULES_A_ROOM, f"{room} has {len(names)} modules in a row"
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_imports_go_down(name):
-    room, order = place(name)
+    floor, room, *places = place(name)
     for other in imports(FILES[name]):
-        below, their_order = place(other)
-        if below == room:
-            same_package = name.count(".") > 1 and other.count(".") > 1
-            assert their_order < order or same_package, f"{name} imports {other}, later in its room"
+        their_floor, their_room, *theirs = place(other)
+        if their_room == room:
+            assert theirs < places, f"{name} imports {other}, later in its room"
         else:
-            assert FLOOR_OF[below] < FLOOR_OF[room], f"{name} imports {other}"
+            assert their_floor < floor, f"{name} imports {other}"
 
 
 def test_a_wrong_import_would_be_found(tmp_path):

@@ -23,10 +23,10 @@ sys.path.insert(0, str(ROOT / "tests" / "solutions"))
 from exposures import make_flc, make_tpv  # noqa: E402
 from headerlets import make_headerlet, variants  # noqa: E402
 
-from cynosure.data.fitsparts import Part  # noqa: E402
+from cynosure.data.fits.parts import Part  # noqa: E402
 from cynosure.faces.cli import run as cynosure  # noqa: E402
 from cynosure.solutions import archive  # noqa: E402
-from cynosure.solutions.headerlet import ChipWcs, Headerlet  # noqa: E402
+from cynosure.solutions.files.headerlet import ChipWcs, Headerlet  # noqa: E402
 from cynosure.solutions.solution import Solution  # noqa: E402
 
 # What a page tells one to do that a test cannot: why.

@@ -13,14 +13,14 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 
+from cynosure.data.catalogs.build import build_refcat
+from cynosure.data.catalogs.refcat import open_refcat
 from cynosure.data.frame import Pointing
-from cynosure.data.refbuild import build_refcat
-from cynosure.data.refcat import open_refcat
 from cynosure.data.tables import SourceFlag
 from cynosure.faces import cli
-from cynosure.geometry.fit import Pairs, fit_wcs
-from cynosure.geometry.match import match_pointing
-from cynosure.geometry.pairs import pair
+from cynosure.geometry.fit.exposure import Pairs, fit_wcs
+from cynosure.geometry.match.pairs import pair
+from cynosure.geometry.match.pointing import match_pointing
 from cynosure.ground.errors import ExitCode
 from cynosure.ground.sky import separation_deg
 from cynosure.pipelines.solve import solve, write
@@ -173,7 +173,7 @@ TRACKER = {"-135": (230.668, 11.036), "-45": (172.368, 57.649), "135": (296.757,
 @pytest.fixture(scope="session")
 def sky(tycho_rows, tmp_path_factory):
     """Give the bright stars of the whole sky, and a blind index of them."""
-    from cynosure.geometry.skyindex import build_index
+    from cynosure.geometry.match.index import build_index
 
     folder = tmp_path_factory.mktemp("sky")
     stars = tycho_rows
@@ -300,7 +300,7 @@ def test_raw_amplifiers_are_solved_apart_or_say_how(data_dir, tycho):
 
 
 def test_sources_of_real_crowds_are_usable(data_dir):
-    from cynosure.data.fitsio import read
+    from cynosure.data.fits.reader import read
     from cynosure.pipelines.extract import extract_sources
     from cynosure.pipelines.run import default_settings
 

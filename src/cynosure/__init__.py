@@ -17,8 +17,8 @@ _PUBLIC = {
     "Frame": "cynosure.data.frame",
     "Pointing": "cynosure.data.frame",
     "Settings": "cynosure.ground.settings",
-    "open_refcat": "cynosure.data.refcat",
-    "read": "cynosure.data.fitsio",
+    "open_refcat": "cynosure.data.catalogs.refcat",
+    "read": "cynosure.data.fits.reader",
     "solve": "cynosure.pipelines.solve",
     "write": "cynosure.pipelines.solve",
 }

@@ -7,7 +7,7 @@ from astropy.wcs import WCS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cynosure.data.alternates import (
+from cynosure.data.fits.alternates import (
     alternate_keyword,
     alternate_letters,
     archive_alternate,
@@ -18,8 +18,8 @@ from cynosure.data.alternates import (
     restore_records,
     strip_wcs,
 )
-from cynosure.data.fitsbytes import read_units
-from cynosure.data.wcsread import is_wcs_keyword, read_wcs
+from cynosure.data.fits.blocks import read_units
+from cynosure.data.fits.wcsread import is_wcs_keyword, read_wcs
 from cynosure.geometry.skymodel import SkyModel
 from cynosure.geometry.wcs import model_to_header
 from cynosure.ground.errors import OutputError

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cynosure.data import fetch, refbuild
-from cynosure.data.fetch import fetch_refcat
-from cynosure.data.hats import HatsStore
-from cynosure.data.refbuild import build_refcat
-from cynosure.data.refcat import open_refcat
-from cynosure.data.refverify import verify_refcat
+from cynosure.data.catalogs import build as refbuild
+from cynosure.data.catalogs import fetch
+from cynosure.data.catalogs.build import build_refcat
+from cynosure.data.catalogs.fetch import fetch_refcat
+from cynosure.data.catalogs.hats import HatsStore
+from cynosure.data.catalogs.refcat import open_refcat
+from cynosure.data.catalogs.verify import verify_refcat
 from cynosure.ground import sky
 from cynosure.ground.errors import CatalogDamaged, CatalogMissing, OutputExists, Temporary
 

@@ -19,10 +19,10 @@ from astropy.time import Time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cynosure.data.fitsbytes import checksum_text, read_units, sum32
-from cynosure.data.fitsio import check_pixels, debayered, read, split_path
+from cynosure.data.fits.blocks import checksum_text, read_units, sum32
+from cynosure.data.fits.reader import check_pixels, debayered, read, split_path
+from cynosure.data.fits.wcsread import sky_of_pixels
 from cynosure.data.frame import Frame
-from cynosure.data.wcsread import sky_of_pixels
 from cynosure.geometry.skymodel import SkyModel
 from cynosure.geometry.wcs import model_from_wcs, model_in_file, model_to_header
 from cynosure.ground.errors import ExitCode, ImageError, SettingError

@@ -13,11 +13,11 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from cynosure.data import fitswrite
-from cynosure.data.alternates import records_of, restore_alternate
-from cynosure.data.fitsbytes import read_units
-from cynosure.data.fitsio import output_name, read, write_header_only, write_solved
-from cynosure.data.wcsread import is_wcs_keyword
+from cynosure.data.fits import solved as fitswrite
+from cynosure.data.fits.alternates import records_of, restore_alternate
+from cynosure.data.fits.blocks import read_units
+from cynosure.data.fits.reader import output_name, read, write_header_only, write_solved
+from cynosure.data.fits.wcsread import is_wcs_keyword
 from cynosure.geometry.skymodel import SkyModel
 from cynosure.geometry.wcs import header_error_mas, model_from_wcs, model_to_header
 from cynosure.ground.errors import ImageError, OutputError, OutputExists, SettingError
@@ -365,7 +365,7 @@ def test_a_really_full_disk(tmp_path):
     path = source(tmp_path, np.zeros((600, 600), "f4"))
     code = (
         "import resource, signal, sys\n"
-        "from cynosure.data.fitsio import write_solved\n"
+        "from cynosure.data.fits.reader import write_solved\n"
         "from cynosure.ground.errors import OutputError\n"
         "from astropy.io.fits import Header\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

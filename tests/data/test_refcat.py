@@ -18,14 +18,15 @@ from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cynosure.data import refbuild, tablefiles
-from cynosure.data.coverage import Coverage
-from cynosure.data.hats import HatsStore, partition_path, read_properties
-from cynosure.data.place import Place
-from cynosure.data.refbuild import build_refcat
-from cynosure.data.refcat import RefCat, open_refcat
-from cynosure.data.reftables import catalog_word, unit_scale
-from cynosure.data.refverify import verify_refcat
+from cynosure.data.catalogs import build as refbuild
+from cynosure.data.catalogs import tablefiles
+from cynosure.data.catalogs.build import build_refcat
+from cynosure.data.catalogs.columns import catalog_word, unit_scale
+from cynosure.data.catalogs.coverage import Coverage
+from cynosure.data.catalogs.hats import HatsStore, partition_path, read_properties
+from cynosure.data.catalogs.location import Place
+from cynosure.data.catalogs.refcat import RefCat, open_refcat
+from cynosure.data.catalogs.verify import verify_refcat
 from cynosure.data.tables import REFERENCE
 from cynosure.ground import sky
 from cynosure.ground.errors import (
@@ -337,7 +338,7 @@ def test_only_the_columns_and_row_groups_of_the_circle_are_read(tmp_path, monkey
 
 def test_a_cone_imports_neither_pandas_nor_astropy(built):
     code = (
-        "import sys; from cynosure.data.refcat import open_refcat\n"
+        "import sys; from cynosure.data.catalogs.refcat import open_refcat\n"
         f"assert len(open_refcat({str(built)!r}).cone(0, 0, 10, max_mag=18)) > 10\n"
         "print([m for m in ('pandas', 'astropy', 'pyarrow.dataset', 'scipy', 'fsspec') "
         "if m in sys.modules])"

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "solutions"))
 
 from exposures import make_flc
 
-from cynosure.data.wcsread import read_wcs
+from cynosure.data.fits.wcsread import read_wcs
 
 
 def with_record(header, old, new):

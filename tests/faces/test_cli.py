@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from outcomes import make_matches, make_solution
 
-from cynosure.data.fitsfile import file_sha256
+from cynosure.data.fits.file import file_sha256
 from cynosure.data.tables import MATCHES, write_parquet
 from cynosure.faces import cli, shell
 from cynosure.faces.commands.solve import parse_center

@@ -8,7 +8,7 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from cynosure.data.refbuild import build_refcat
+from cynosure.data.catalogs.build import build_refcat
 from cynosure.data.tables import MATCHES, read_parquet
 from cynosure.faces import cli
 from cynosure.ground.sky import separation_deg

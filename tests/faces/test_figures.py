@@ -5,7 +5,7 @@ import pytest
 from outcomes import NX, NY, make_matches
 
 from cynosure.data.tables import MATCHES, SOURCES
-from cynosure.faces import canvas, figures
+from cynosure.faces.report import canvas, figures
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cynosure.data.tables import MATCHES
-from cynosure.faces.report import write_report
+from cynosure.faces.report.page import write_report
 from cynosure.ground.errors import CatalogMissing
 from cynosure.pipelines.evidence import ENDING, read_evidence
 

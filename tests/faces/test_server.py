@@ -27,17 +27,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "solutions"))
 
 from headerlets import make_headerlet  # noqa: E402
 
-from cynosure.data.refcat import open_refcat  # noqa: E402
+from cynosure.data.catalogs.refcat import open_refcat  # noqa: E402
 from cynosure.data.tables import REFERENCE  # noqa: E402
 from cynosure.faces.server.app import create_app, new_token  # noqa: E402
 from cynosure.faces.server.differences import differences  # noqa: E402
 from cynosure.ground import sky  # noqa: E402
-from cynosure.solutions.headerletio import parse_headerlet  # noqa: E402
-from cynosure.solutions.intake import read_headerlet  # noqa: E402
-from cynosure.solutions.query import Query  # noqa: E402
-from cynosure.solutions.records import read_record  # noqa: E402
+from cynosure.solutions.files.headerletio import parse_headerlet  # noqa: E402
 from cynosure.solutions.solution import Solution  # noqa: E402
-from cynosure.solutions.store import GuideStars, Store  # noqa: E402
+from cynosure.solutions.store.intake import read_headerlet  # noqa: E402
+from cynosure.solutions.store.query import Query  # noqa: E402
+from cynosure.solutions.store.records import read_record  # noqa: E402
+from cynosure.solutions.store.store import GuideStars, Store  # noqa: E402
 
 TOKEN = "a token of the tests"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}

@@ -13,7 +13,7 @@ from headerlets import make_headerlet, variants
 
 from cynosure.faces.cli import run
 from cynosure.ground.errors import ExitCode
-from cynosure.solutions.headerletio import read_headerlet
+from cynosure.solutions.files.headerletio import read_headerlet
 from cynosure.solutions.solution import Solution
 
 IDC = "IDC_0461802ej"

@@ -20,7 +20,7 @@ def flc(tmp_path):
     """Give an exposure with an a priori solution attached."""
     from test_archive import moved
 
-    from cynosure.solutions import archive
+    from cynosure.solutions.files import archive
 
     path = make_flc(tmp_path / "j95y04hpq_flc.fits")
     archive.attach(path, moved(archive.create(path), 1e-4, GSC))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cynosure.geometry.confirm import confirm_wcs
+from cynosure.geometry.match.confirm import confirm_wcs
 from cynosure.geometry.wcs import SkyModel
 
 SHAPE = (1000, 1200)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cynosure.geometry.errormodel import (
+from cynosure.geometry.fit.errormodel import (
     CHI2_OUTLIER,
     ErrorModel,
     fit_error_model,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cynosure.geometry.fit import FORMS, Pairs, fit_wcs, linear_part, reserve
+from cynosure.geometry.fit.exposure import FORMS, Pairs, fit_wcs, linear_part, reserve
 from cynosure.geometry.wcs import SkyModel
 from cynosure.ground.errors import Degenerate
 from cynosure.ground.numeric import n_terms, poly_exponents

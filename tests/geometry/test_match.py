@@ -11,10 +11,10 @@ from scipy.optimize import linear_sum_assignment
 from skies import camera, make_sky
 
 from cynosure.data.frame import Pointing
-from cynosure.geometry.asterisms import neighbours, select
-from cynosure.geometry.growth import LEVELS, N_TERMS, grow, make_grid, order_of
-from cynosure.geometry.match import depth_match, match_pointing, match_regions, pair
-from cynosure.geometry.pairs import mutual_nearest
+from cynosure.geometry.match.asterisms import neighbours, select
+from cynosure.geometry.match.pairs import mutual_nearest
+from cynosure.geometry.match.pointing import depth_match, match_pointing, match_regions, pair
+from cynosure.geometry.match.verification import LEVELS, N_TERMS, grow, make_grid, order_of
 from cynosure.ground.errors import NoMatch, NotEnoughReference, NotEnoughStars
 from cynosure.ground.sky import position_angle_deg
 

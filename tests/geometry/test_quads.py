@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from skies import camera
 
-from cynosure.geometry.quads import build_index, solve_blind
+from cynosure.geometry.match.blind import build_index, solve_blind
 from cynosure.ground.errors import CatalogDamaged, NoMatch, NotEnoughStars
 from cynosure.ground.sky import separation_deg
 

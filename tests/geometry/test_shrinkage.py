@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cynosure.geometry.fit import Pairs, fit_wcs, linear_part
-from cynosure.geometry.shrinkage import Shrinkage, mixture, simplified
+from cynosure.geometry.fit.exposure import Pairs, fit_wcs, linear_part
+from cynosure.geometry.fit.priors import Shrinkage, mixture, simplified
 from cynosure.geometry.wcs import SkyModel
 from cynosure.ground.numeric import n_terms, poly_exponents
 

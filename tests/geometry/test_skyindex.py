@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cynosure.geometry.skyindex import (
+from cynosure.geometry.match.index import (
     FIELD_STARS,
     HEADER,
     _thin,

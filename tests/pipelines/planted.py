@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 
-from cynosure.data.refbuild import build_refcat
+from cynosure.data.catalogs.build import build_refcat
 from cynosure.products.simulate import Scene, SceneFiles, simulate_scene
 
 # A frame of 8' that solves in a fraction of a second; its stars' errors are a few mas and more.

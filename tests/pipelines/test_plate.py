@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from planted import plant, wcs_of
 
-from cynosure.data.fitsio import read
+from cynosure.data.catalogs.refcat import open_refcat
+from cynosure.data.fits.reader import read
 from cynosure.data.frame import Frame, Pointing
-from cynosure.data.refcat import open_refcat
 from cynosure.data.tables import REFERENCE, SOURCES, SourceFlag
 from cynosure.geometry.wcs import SkyModel, model_to_header
 from cynosure.ground.errors import CatalogMissing, NoMatch, NotEnoughReference, NotEnoughStars

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cynosure.data.fitsfile import file_sha256
+from cynosure.data.fits.file import file_sha256
 from cynosure.ground.errors import (
     CatalogDamaged,
     ExitCode,

@@ -12,8 +12,8 @@ from astropy.io import fits
 from planted import apart_mas, grid, plant, wcs_of
 
 import cynosure
-from cynosure.data.alternates import alternate_letters, records_of, restore_alternate
-from cynosure.data.refbuild import build_refcat
+from cynosure.data.catalogs.build import build_refcat
+from cynosure.data.fits.alternates import alternate_letters, records_of, restore_alternate
 from cynosure.data.tables import MATCHES, read_parquet
 from cynosure.ground.errors import SettingError
 from cynosure.pipelines.run import default_settings

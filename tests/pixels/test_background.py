@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fields import gauss, moffat, star_field
 
-from cynosure.data.fitsio import read
+from cynosure.data.fits.reader import read
 from cynosure.data.frame import Frame
 from cynosure.ground.errors import ImageError
 from cynosure.pixels.background import Background, estimate_background

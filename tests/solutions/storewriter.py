@@ -4,8 +4,8 @@ import sys
 
 from headerlets import make_headerlet, variants
 
-from cynosure.solutions.intake import read_headerlet
-from cynosure.solutions.store import Store
+from cynosure.solutions.store.intake import read_headerlet
+from cynosure.solutions.store.store import Store
 
 
 def main():

@@ -9,8 +9,8 @@ import pytest
 from astropy.io import fits
 from exposures import digest, headerlet_sky, layout, make_flc, make_tpv, sky
 
-from cynosure.data import fitsparts
-from cynosure.data.fitsparts import Part
+from cynosure.data.fits import parts as fitsparts
+from cynosure.data.fits.parts import Part
 from cynosure.ground.errors import (
     CynosureError,
     ImageError,
@@ -19,12 +19,12 @@ from cynosure.ground.errors import (
     SettingError,
     Temporary,
 )
-from cynosure.solutions import archive, edits, exchange, invariants
-from cynosure.solutions.compare import separations
-from cynosure.solutions.headerlet import HeaderletDamaged
-from cynosure.solutions.headerletio import read_headerlet, write_headerlet
-from cynosure.solutions.holdings import NoSuchSolution, open_holdings
-from cynosure.solutions.wcscorr import COLUMNS, new_wcscorr
+from cynosure.solutions.files import archive, edits, exchange, invariants
+from cynosure.solutions.files.compare import separations
+from cynosure.solutions.files.contents import NoSuchSolution, open_holdings
+from cynosure.solutions.files.headerlet import HeaderletDamaged
+from cynosure.solutions.files.headerletio import read_headerlet, write_headerlet
+from cynosure.solutions.files.wcscorr import COLUMNS, new_wcscorr
 
 P04 = "p04-hst-headerlets"
 GSC = "IDC_0461802ej-GSC240"
@@ -135,7 +135,7 @@ def test_fifty_switches_of_an_image_of_one_unit(tmp_path):
 
 def test_alternates_that_are_whole_are_exchanged(tmp_path):
     """A solved image has its old WCS under a letter; it comes back without a new extension."""
-    from cynosure.data.fitswrite import write_solved
+    from cynosure.data.fits.solved import write_solved
 
     source = make_tpv(tmp_path / "m81.fits")
     new = fits.getheader(source)

@@ -12,12 +12,12 @@ import pytest
 from astropy.io import fits
 from exposures import GRID, headerlet_sky, make_flc, make_tpv, sky
 
-from cynosure.data.fitsparts import Part, card, parts_of_bytes
+from cynosure.data.fits.parts import Part, card, parts_of_bytes
 from cynosure.ground.errors import CynosureError
-from cynosure.solutions.archive import create
-from cynosure.solutions.hdrlet import embed, hdu_class, unembed
-from cynosure.solutions.headerlet import HeaderletDamaged, same_solution
-from cynosure.solutions.headerletio import parse_headerlet, read_headerlet, write_headerlet
+from cynosure.solutions.files.archive import create
+from cynosure.solutions.files.hdrlet import embed, hdu_class, unembed
+from cynosure.solutions.files.headerlet import HeaderletDamaged, same_solution
+from cynosure.solutions.files.headerletio import parse_headerlet, read_headerlet, write_headerlet
 
 P04 = "p04-hst-headerlets"
 
@@ -258,7 +258,7 @@ def test_two_chips_of_one_version_are_refused(headerlet):
 
 
 def test_a_bomb_in_gzip_is_refused(headerlet, monkeypatch):
-    import cynosure.solutions.hdrlet as module
+    import cynosure.solutions.files.hdrlet as module
 
     monkeypatch.setattr(module, "MAX_HEADERLET_BYTES", 1 << 16)
     part = embed(headerlet, 1, compress=True)
@@ -289,7 +289,7 @@ ASK = """
 import sys
 from pathlib import Path
 from astropy.io import fits
-from cynosure.solutions.hdrlet import register_hdu, unregister_hdu
+from cynosure.solutions.files.hdrlet import register_hdu, unregister_hdu
 
 def look(path):
     with fits.open(path) as units:

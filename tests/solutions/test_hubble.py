@@ -7,10 +7,10 @@ import pytest
 from astropy.io import fits
 from exposures import make_tpv
 
-from cynosure.solutions import archive
-from cynosure.solutions.compare import separations
-from cynosure.solutions.hubble import NoModel, aperture_roll_deg, default_solution
-from cynosure.solutions.idctab import placed, read_idctab
+from cynosure.solutions.files import archive
+from cynosure.solutions.files.compare import separations
+from cynosure.solutions.files.hubble import NoModel, aperture_roll_deg, default_solution
+from cynosure.solutions.files.idctab import placed, read_idctab
 
 REFS = "p05-hst-reffiles"
 SHAPES = {("SCI", 1): (2048, 4096), ("SCI", 2): (2048, 4096)}

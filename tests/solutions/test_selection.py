@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from cynosure.solutions.names import parse_wcsname
-from cynosure.solutions.schema import Stored
-from cynosure.solutions.selection import Decision, distortion_date, select_best
+from cynosure.solutions.store.schema import Stored
+from cynosure.solutions.store.selection import Decision, distortion_date, select_best
 
 NEW, OLD = "IDC_2731450pi", "IDC_0461802ej"
 

@@ -34,16 +34,17 @@ from cynosure.ground.errors import (
     StoreUnavailable,
     Temporary,
 )
-from cynosure.solutions import archive, migrations, schema
-from cynosure.solutions.database import Database
-from cynosure.solutions.headerlet import HeaderletDamaged
-from cynosure.solutions.headerletio import parse_headerlet
-from cynosure.solutions.intake import entries_of_bytes, read_entries, read_headerlet
-from cynosure.solutions.query import Query
-from cynosure.solutions.records import read_record
+from cynosure.solutions.files import archive
+from cynosure.solutions.files.headerlet import HeaderletDamaged
+from cynosure.solutions.files.headerletio import parse_headerlet
 from cynosure.solutions.solution import Solution
-from cynosure.solutions.store import Added, GuideStars, Store
-from cynosure.solutions.transfer import export_store, import_store
+from cynosure.solutions.store import migrations, schema
+from cynosure.solutions.store.database import Database
+from cynosure.solutions.store.export import export_store, import_store
+from cynosure.solutions.store.intake import entries_of_bytes, read_entries, read_headerlet
+from cynosure.solutions.store.query import Query
+from cynosure.solutions.store.records import read_record
+from cynosure.solutions.store.store import Added, GuideStars, Store
 
 CHILD = Path(__file__).parent / "storewriter.py"
 
@@ -752,7 +753,7 @@ def test_packed_headerlets(tmp_path):
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    from cynosure.solutions import intake
+    from cynosure.solutions.store import intake
 
     monkeypatch.setattr(intake, "MAX_HEADERLET_BYTES", 1 << 20)
     with pytest.raises(HeaderletDamaged, match="no headerlet"):

@@ -6,7 +6,7 @@ of the model's variables, so the coefficients follow by algebra, not by a fit, a
 describes the model to rounding. Only three things are fitted: the inverse terms of SIP, the linear
 WCS of a form ``tan``, and a model to a WCS that somebody else wrote.
 
-Old TAN with PV, SIP with PV and the rest are read by :func:`cynosure.data.wcsread.read_wcs`.
+Old TAN with PV, SIP with PV and the rest are read by :func:`cynosure.data.fits.wcsread.read_wcs`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.data.wcsread import read_head, read_wcs, sky_of_pixels
+from cynosure.data.fits.wcsread import read_head, read_wcs, sky_of_pixels
 from cynosure.geometry.skymodel import SkyModel
 from cynosure.ground.errors import ImageError, SettingError
 from cynosure.ground.numeric import lstsq, n_terms, poly_design, poly_exponents

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from cynosure.data.frame import Frame
 from cynosure.data.tables import SourceFlag
-from cynosure.geometry.fit import Fit, Pairs, fit_wcs
-from cynosure.geometry.match import pair
+from cynosure.geometry.fit.exposure import Fit, Pairs, fit_wcs
+from cynosure.geometry.match.pointing import pair
 from cynosure.geometry.wcs import SkyModel, model_from_wcs
 from cynosure.ground.errors import CynosureError, Degenerate
 from cynosure.ground.numeric import lstsq, poly_design

@@ -159,7 +159,7 @@ class Manifest:
 
     def is_done(self, stem: str, image: str | Path, mark: str) -> bool:
         """Say whether an image was done with the same content and the same settings."""
-        from cynosure.data.fitsfile import file_sha256, split_path
+        from cynosure.data.fits.file import file_sha256, split_path
 
         row = self.rows.get(stem)
         if row is None or row.status == PENDING or row.fingerprint != mark:
@@ -211,8 +211,8 @@ def stem_of(image: str | Path) -> str:
     >>> stem_of("night/m81.fits.fz"), stem_of("m81.FIT[SCI,1]"), stem_of("m81.v2.fits")
     ('m81', 'm81', 'm81.v2')
     """
-    from cynosure.data.fitsfile import split_path
-    from cynosure.data.fitswrite import output_name
+    from cynosure.data.fits.file import split_path
+    from cynosure.data.fits.solved import output_name
 
     return output_name(split_path(str(image))[0], "")
 

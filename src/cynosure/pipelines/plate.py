@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.data.catalogs.refcat import RefCat
+from cynosure.data.fits.wcsread import sky_of_pixels
 from cynosure.data.frame import Frame, Pointing
-from cynosure.data.refcat import RefCat
 from cynosure.data.tables import SourceFlag
-from cynosure.data.wcsread import sky_of_pixels
-from cynosure.geometry.confirm import confirm_wcs
-from cynosure.geometry.fit import Fit, fit_wcs
-from cynosure.geometry.match import Match, match_pointing
+from cynosure.geometry.fit.exposure import Fit, fit_wcs
+from cynosure.geometry.match.confirm import confirm_wcs
+from cynosure.geometry.match.pointing import Match, match_pointing
 from cynosure.geometry.wcs import SkyModel, model_from_wcs
 from cynosure.ground.errors import (
     CatalogMissing,
@@ -205,7 +205,7 @@ def _recognise(
     limits = {} if scale is None else {
         "min_scale_arcsec": scale / span, "max_scale_arcsec": scale * span,
     }
-    from cynosure.geometry.quads import solve_blind
+    from cynosure.geometry.match.blind import solve_blind
 
     found = solve_blind(
         field.x, field.y, field.flux, blind, field.shape, name=name,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.data.refcat import RefCat
+from cynosure.data.catalogs.refcat import RefCat
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.sky import at_epoch
 

@@ -29,9 +29,9 @@ SECTIONS = {
     "psf": "cynosure.pixels.psf:build_psf",
     "measure": "cynosure.pixels.measure:fit_psf",
     "refcat": "cynosure.pipelines.reference:select_reference",
-    "match": "cynosure.geometry.match:match_pointing",
-    "blind": "cynosure.geometry.quads:solve_blind",
-    "fit": "cynosure.geometry.fit:fit_wcs",
+    "match": "cynosure.geometry.match.pointing:match_pointing",
+    "blind": "cynosure.geometry.match.blind:solve_blind",
+    "fit": "cynosure.geometry.fit.exposure:fit_wcs",
     "quality": "cynosure.solutions.quality:judge",
 }
 

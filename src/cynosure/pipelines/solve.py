@@ -3,7 +3,7 @@
 :func:`solve` does one image in memory and returns an :class:`Outcome`; :func:`run_solve` does many,
 writes the files, and leaves a manifest. What happens in between, in order:
 
-1. the frames are read (:mod:`cynosure.data.fitsio`), and their sources measured
+1. the frames are read (:mod:`cynosure.data.fits.reader`), and their sources measured
    (:mod:`cynosure.pipelines.extract`);
 2. the stars are recognised and the WCS is fitted (:mod:`cynosure.pipelines.plate`);
 3. the WCS that the image came with is scored on the same stars, and the verdict is spoken
@@ -28,11 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure._version import __version__
-from cynosure.data.fitsio import read
+from cynosure.data.catalogs.refcat import RefCat, open_refcat
+from cynosure.data.fits.reader import read
+from cynosure.data.fits.wcsread import is_wcs_keyword
 from cynosure.data.frame import Exposure, Pointing
-from cynosure.data.refcat import RefCat, open_refcat
 from cynosure.data.tables import MATCHES, SOURCES
-from cynosure.data.wcsread import is_wcs_keyword
 from cynosure.ground.errors import CatalogMissing, CynosureError, SettingError
 from cynosure.ground.settings import Range, Settings, Unit
 from cynosure.pipelines.evidence import ENDING, write_evidence
@@ -279,7 +279,7 @@ def _open_index(index: Any, blind: bool, name: str) -> Any:
             )
         return None
     if isinstance(index, (str, Path)):
-        from cynosure.geometry.quads import open_index
+        from cynosure.geometry.match.blind import open_index
 
         return open_index(index)
     return index
@@ -358,7 +358,7 @@ def _warm_up() -> None:
     import pyarrow.parquet  # noqa: F401
     import scipy.optimize  # noqa: F401
 
-    from cynosure.geometry.match import match_pointing
+    from cynosure.geometry.match.pointing import match_pointing
 
     rng = np.random.default_rng(0)
     x, y = rng.uniform(0, 1000, (2, 12))
@@ -425,8 +425,8 @@ def save(
 def _write_files(
     outcome: Outcome, source: Path, folder: Path, header_only: bool, in_place: bool, overwrite: bool
 ) -> list[str]:
-    from cynosure.data.fitsio import split_path
-    from cynosure.data.fitswrite import (
+    from cynosure.data.fits.reader import split_path
+    from cynosure.data.fits.solved import (
         header_beside,
         output_name,
         write_header_only,
@@ -464,8 +464,8 @@ def _write_files(
 
 
 def _write_solution(solution: Solution, source: Path, folder: Path, overwrite: bool) -> Solution:
-    from cynosure.data.fitsio import split_path
-    from cynosure.data.fitswrite import output_name
+    from cynosure.data.fits.reader import split_path
+    from cynosure.data.fits.solved import output_name
     from cynosure.ground.files import write_text
 
     path = folder / output_name(split_path(str(source))[0], ".solution.json")

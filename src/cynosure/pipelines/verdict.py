@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure._version import __version__
+from cynosure.data.catalogs.refcat import RefCat
+from cynosure.data.fits.wcsread import is_wcs_keyword, sky_of_pixels
 from cynosure.data.frame import Exposure, Frame
-from cynosure.data.refcat import RefCat
 from cynosure.data.tables import MATCHES
-from cynosure.data.wcsread import is_wcs_keyword, sky_of_pixels
 from cynosure.geometry.wcs import header_error_mas, model_in_file, model_to_header
 from cynosure.ground.errors import ExitCode, Unverified
 from cynosure.ground.numeric import rms

@@ -71,7 +71,7 @@ def _check_refcat(shell: Shell) -> int:
     if not path:
         _line(shell, "catalogue", "CYNOSURE_REFCAT is not set; solve needs --refcat")
         return int(ExitCode.OK)
-    from cynosure.data.refcat import open_refcat
+    from cynosure.data.catalogs.refcat import open_refcat
 
     try:
         facts = open_refcat(path).info()
@@ -83,7 +83,7 @@ def _check_refcat(shell: Shell) -> int:
 
 def _solve_small_field(shell: Shell) -> int:
     """Simulate a field and solve it: everything from pixels to the verdict works here."""
-    from cynosure.data.refcat import open_refcat
+    from cynosure.data.catalogs.refcat import open_refcat
     from cynosure.pipelines.solve import solve
     from cynosure.products.simulate import load_scene, simulate_scene
 
@@ -106,7 +106,7 @@ def _solve_small_field(shell: Shell) -> int:
 
 def _examine(shell: Shell, name: str) -> int:
     """Say what a file holds, as `solve` would read it."""
-    from cynosure.data.fitsio import read
+    from cynosure.data.fits.reader import read
 
     try:
         exposure = read(Path(name))

@@ -11,7 +11,7 @@ from cynosure.faces.shell import Command, Shell, option, shared
 from cynosure.ground.errors import ExitCode, OutputExists, SettingError
 
 if TYPE_CHECKING:
-    from cynosure.geometry.skyindex import QuadIndex
+    from cynosure.geometry.match.index import QuadIndex
 
 __all__ = ["index"]
 
@@ -47,8 +47,8 @@ def build(
     if shell.dry_run:
         shell.say(f"would build {out} from {refcat} for images {widths[0]:g} … {widths[1]:g} deg")
         return int(ExitCode.OK)
-    from cynosure.data.refcat import open_refcat
-    from cynosure.geometry.skyindex import build_index
+    from cynosure.data.catalogs.refcat import open_refcat
+    from cynosure.geometry.match.index import build_index
 
     catalog = open_refcat(refcat)
     around = (0.0, 0.0, 180.0) if circle is None else (*circle, float(radius_deg or 0.0))
@@ -66,7 +66,7 @@ def build(
 @shared
 def info(shell: Shell, path: str) -> int:
     """Say what an index holds."""
-    from cynosure.geometry.skyindex import open_index
+    from cynosure.geometry.match.index import open_index
 
     _show(shell, path, open_index(path))
     return int(ExitCode.OK)

@@ -43,7 +43,7 @@ def build(shell: Shell, tables: tuple[str, ...], **options: Any) -> int:
     if shell.dry_run:
         shell.say(f"would build {out}/ from {' '.join(tables)}")
         return int(ExitCode.OK)
-    from cynosure.data.refbuild import build_refcat
+    from cynosure.data.catalogs.build import build_refcat
 
     with Steps(quiet=shell.quiet) as steps:
         built = build_refcat(
@@ -74,7 +74,7 @@ def fetch(
     if shell.dry_run:
         shell.say(f"would fetch {radius_deg:g} deg around {ra_deg:.5f} {dec_deg:+.5f} into {out}/")
         return int(ExitCode.OK)
-    from cynosure.data.fetch import fetch_refcat
+    from cynosure.data.catalogs.fetch import fetch_refcat
 
     with Steps(quiet=shell.quiet) as steps:
         fetched = fetch_refcat(
@@ -93,7 +93,7 @@ def _circle(
         return *center, 1.0
     if image is None:
         raise SettingError("which part of the sky?", hint="Give --for IMAGE, or --center RA DEC.")
-    from cynosure.data.fitsio import read
+    from cynosure.data.fits.reader import read
 
     exposure = read(Path(image))
     pointing = exposure.pointing
@@ -112,7 +112,7 @@ def _circle(
 @shared
 def info(shell: Shell, path: str) -> int:
     """Say what a catalogue holds: stars, sky, epoch, columns, what is unknown."""
-    from cynosure.data.refcat import open_refcat
+    from cynosure.data.catalogs.refcat import open_refcat
 
     _show_facts(shell, open_refcat(path).info())
     return int(ExitCode.OK)
@@ -132,7 +132,7 @@ def cone(
 
     With --out FILE they are written to a Parquet table instead.
     """
-    from cynosure.data.refcat import open_refcat
+    from cynosure.data.catalogs.refcat import open_refcat
     from cynosure.data.tables import REFERENCE
 
     ra_deg, dec_deg = parse_center(center) or (0.0, 0.0)
@@ -155,7 +155,7 @@ def cone(
 @shared
 def verify(shell: Shell, path: str) -> int:
     """Read a catalogue whole and check it against itself."""
-    from cynosure.data.refverify import verify_refcat
+    from cynosure.data.catalogs.verify import verify_refcat
 
     with Steps(quiet=shell.quiet) as steps:
         faults = verify_refcat(path, progress=steps)

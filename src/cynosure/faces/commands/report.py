@@ -20,7 +20,7 @@ def report(shell: Shell, run: str, names: tuple[str, ...]) -> int:
 
     RUN is the --out folder of a solve. The report is one HTML file that needs no network.
     """
-    from cynosure.faces.report import write_report
+    from cynosure.faces.report.page import write_report
 
     path = write_report(run, shell.out, names=names)
     shell.say(str(path))

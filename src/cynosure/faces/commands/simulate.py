@@ -64,7 +64,7 @@ def simulate(
 
 def _stars_of(refcat: str, scene: Scene) -> Any:
     """Return the stars of a catalogue on the sky that a scene shows, with its margin."""
-    from cynosure.data.refcat import open_refcat
+    from cynosure.data.catalogs.refcat import open_refcat
 
     camera = scene.camera
     across_px = math.hypot(camera.width_px, camera.height_px) * math.sqrt(camera.n_chips)

@@ -124,7 +124,7 @@ def _solve_into(
     for image in run.skipped:
         shell.tell(f"{image}: done before with the same settings; --overwrite does it again")
     if report and records:
-        from cynosure.faces.report import write_report
+        from cynosure.faces.report.page import write_report
 
         shell.say(f"report  {write_report(out)}")
     shell.say(tally_line(record.status for record in records))
@@ -190,7 +190,7 @@ def _order(text: str) -> int | str:
 
 def _plan(shell: Shell, images: tuple[str, ...], options: dict[str, Any]) -> int:
     """Print what would be done."""
-    from cynosure.data.fitsfile import split_path
+    from cynosure.data.fits.file import split_path
     from cynosure.pipelines.manifest import stems_of
 
     shell.settings()  # so that a mistake in them shows now

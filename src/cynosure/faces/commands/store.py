@@ -14,9 +14,9 @@ from cynosure.faces.shell import Command, Shell, option, shared
 from cynosure.ground.errors import CynosureError, ExitCode, OutputExists, SettingError
 
 if TYPE_CHECKING:
-    from cynosure.data.refcat import RefCat
-    from cynosure.solutions.entry import Entry
-    from cynosure.solutions.schema import Stored
+    from cynosure.data.catalogs.refcat import RefCat
+    from cynosure.solutions.store.entry import Entry
+    from cynosure.solutions.store.schema import Stored
 
 __all__ = ["store"]
 
@@ -40,8 +40,8 @@ def store() -> None:
 @shared
 def init(shell: Shell, url: str) -> int:
     """Make an empty store."""
-    from cynosure.solutions.database import Database
-    from cynosure.solutions.store import Store
+    from cynosure.solutions.store.database import Database
+    from cynosure.solutions.store.store import Store
 
     if shell.dry_run:
         shell.say(f"would make {Database(url).name}")
@@ -63,8 +63,8 @@ def add(shell: Shell, files: tuple[str, ...], url: str) -> int:
     HDRLET extensions), a folder with such files, or the folder of an export. What is there already
     is left as it is.
     """
-    from cynosure.solutions.store import Added, Store
-    from cynosure.solutions.transfer import import_store, is_export
+    from cynosure.solutions.store.export import import_store, is_export
+    from cynosure.solutions.store.store import Added, Store
 
     refused: list[CynosureError] = []
     total = Added()
@@ -116,7 +116,7 @@ def _good(
 
 
 def _read(path: Path) -> list[Entry | CynosureError]:
-    from cynosure.solutions.intake import read_entries
+    from cynosure.solutions.store.intake import read_entries
 
     try:
         return list(read_entries(path))
@@ -158,8 +158,8 @@ def find(
     ROOTNAME is an exposure; * stands for any characters.
     """
     from cynosure.faces.commands.solve import parse_center
-    from cynosure.solutions.query import Query
-    from cynosure.solutions.store import Store
+    from cynosure.solutions.store.query import Query
+    from cynosure.solutions.store.store import Store
 
     circle = None
     if cone is not None:
@@ -217,8 +217,8 @@ def best(
     withdraw: bool, made_by: str, write: str | None,
 ) -> int:
     """Say which solution of an exposure is to be active, and why."""
-    from cynosure.solutions.intake import as_headerlet
-    from cynosure.solutions.store import Store
+    from cynosure.solutions.store.intake import as_headerlet
+    from cynosure.solutions.store.store import Store
 
     if sum([record, choose is not None, withdraw]) > 1:
         raise SettingError("--record, --choose and --withdraw exclude each other", hint="Give one.")
@@ -253,7 +253,7 @@ def _write(path: Path, content: bytes, overwrite: bool) -> None:
 @shared
 def history(shell: Shell, rootname: str, url: str) -> int:
     """List all that happened to an exposure: solutions that came in, decisions that were made."""
-    from cynosure.solutions.store import Store
+    from cynosure.solutions.store.store import Store
 
     with Store(url) as opened:
         events = opened.history(rootname)
@@ -270,8 +270,8 @@ def history(shell: Shell, rootname: str, url: str) -> int:
 @shared
 def export(shell: Shell, url: str) -> int:
     """Write the whole store to a folder of Parquet and JSON files; `store add` reads it back."""
-    from cynosure.solutions.store import Store
-    from cynosure.solutions.transfer import export_store
+    from cynosure.solutions.store.export import export_store
+    from cynosure.solutions.store.store import Store
 
     if shell.out is None:
         raise SettingError("--out is missing", hint="Say where the export is to be: --out FOLDER.")
@@ -293,9 +293,9 @@ def export(shell: Shell, url: str) -> int:
 @shared
 def migrate(shell: Shell, url: str) -> int:
     """Take a store of an older version to the newest schema."""
-    from cynosure.solutions import migrations
-    from cynosure.solutions.database import Database
-    from cynosure.solutions.schema import SCHEMA_VERSION
+    from cynosure.solutions.store import migrations
+    from cynosure.solutions.store.database import Database
+    from cynosure.solutions.store.schema import SCHEMA_VERSION
 
     database = Database(url)
     if database.path is not None and not database.path.is_file():
@@ -337,7 +337,7 @@ def serve(
     requests_per_minute: int, refcats: tuple[str, ...],
 ) -> int:
     """Serve a store: pages, a JSON interface, and the one that Hubble's own client speaks."""
-    from cynosure.solutions.store import Store
+    from cynosure.solutions.store.store import Store
 
     try:
         from cynosure.faces.server import app
@@ -364,7 +364,7 @@ def serve(
 
 def _catalog(text: str) -> RefCat:
     """Open PATH or URL, under another name where NAME= stands before it."""
-    from cynosure.data.refcat import open_refcat
+    from cynosure.data.catalogs.refcat import open_refcat
 
     found = re.fullmatch(r"([A-Za-z][A-Za-z0-9]*)=(.+)", text)
     return open_refcat(found[2], name=found[1]) if found else open_refcat(text)
@@ -380,7 +380,7 @@ def guide_stars(shell: Shell, files: tuple[str, ...], url: str) -> int:
     An object has rootname, delta_ra_deg, delta_dec_deg, delta_roll_deg, delta_scale,
     input_ra_deg, input_dec_deg, output_ra_deg, output_dec_deg and catalog.
     """
-    from cynosure.solutions.store import GuideStars, Store
+    from cynosure.solutions.store.store import GuideStars, Store
 
     offsets = []
     for name in files:

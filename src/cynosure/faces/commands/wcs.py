@@ -12,8 +12,8 @@ from cynosure.faces.shell import Command, Shell, describe_error, option, shared
 from cynosure.ground.errors import CynosureError, ExitCode, SettingError
 
 if TYPE_CHECKING:
-    from cynosure.solutions.archive import Change
-    from cynosure.solutions.compare import Separation
+    from cynosure.solutions.files.archive import Change
+    from cynosure.solutions.files.compare import Separation
 
 __all__ = ["wcs"]
 
@@ -80,8 +80,8 @@ def list_(
     shell: Shell, files: tuple[str, ...], keyword: str | None, extensions: bool, no_distances: bool
 ) -> int:
     """List the solutions of files: the active one, alternates, headerlets."""
-    from cynosure.solutions.archive import holdings_table, names
-    from cynosure.solutions.holdings import open_holdings
+    from cynosure.solutions.files.archive import holdings_table, names
+    from cynosure.solutions.files.contents import open_holdings
 
     def work(file: str) -> None:
         if keyword is not None:
@@ -158,7 +158,7 @@ def _print_extensions(shell: Shell, file: str, parts: Sequence[Any]) -> None:
 @shared
 def summary(shell: Shell, files: tuple[str, ...]) -> int:
     """Say what each headerlet of a file says of itself."""
-    from cynosure.solutions.archive import summary as summary_of
+    from cynosure.solutions.files.archive import summary as summary_of
 
     def work(file: str) -> None:
         rows = summary_of(file)
@@ -187,8 +187,8 @@ def show(shell: Shell, file: str, name: str | None, cards: bool) -> int:
     NAME is a WCSNAME, a HDRNAME, a letter or HDRLET,N; the active solution without it. FILE may
     be a headerlet.
     """
-    from cynosure.solutions.archive import solution_of
-    from cynosure.solutions.compare import facts_of
+    from cynosure.solutions.files.archive import solution_of
+    from cynosure.solutions.files.compare import facts_of
 
     headerlet = solution_of(file, name)
     facts = facts_of(headerlet)
@@ -227,9 +227,9 @@ def diff(
 
     A solution is a name in FILE, or another file: an image or a headerlet.
     """
-    from cynosure.solutions.archive import shapes_of, solution_of
-    from cynosure.solutions.compare import separations
-    from cynosure.solutions.holdings import open_holdings
+    from cynosure.solutions.files.archive import shapes_of, solution_of
+    from cynosure.solutions.files.compare import separations
+    from cynosure.solutions.files.contents import open_holdings
 
     with open_holdings(file) as held:
         shapes: dict[Any, Any] = shapes_of(held)
@@ -238,7 +238,7 @@ def diff(
             for text in (first, second)
         ]
     if pair[0] is None or pair[1] is None:
-        from cynosure.solutions.headerlet import HeaderletDamaged
+        from cynosure.solutions.files.headerlet import HeaderletDamaged
 
         raise HeaderletDamaged(headerlet=first if pair[0] is None else second,
                                reason="it cannot be read")
@@ -291,7 +291,7 @@ def _draw(path: Path, maps: list[Separation], title: str, overwrite: bool) -> No
 @shared
 def verify(shell: Shell, files: tuple[str, ...]) -> int:
     """Check what must be true of a file's solutions, or of a headerlet."""
-    from cynosure.solutions.invariants import NotTrue, check
+    from cynosure.solutions.files.invariants import NotTrue, check
 
     def work(file: str) -> None:
         found = check(file)
@@ -322,7 +322,7 @@ def attach(
     force: bool,
 ) -> int:
     """Append headerlets to their exposure; the active WCS stays."""
-    from cynosure.solutions.archive import attach as attach_one
+    from cynosure.solutions.files.archive import attach as attach_one
 
     source, target = file, _target(shell, file)
     for headerlet in headerlets:
@@ -353,7 +353,7 @@ def activate(
 
     What was active is kept in the file, once.
     """
-    from cynosure.solutions import archive
+    from cynosure.solutions.files import archive
 
     target = _target(shell, file)
     if alternate:
@@ -374,7 +374,7 @@ def activate(
 @shared
 def archive(shell: Shell, files: tuple[str, ...], solution: str, name: str | None) -> int:
     """Keep the active WCS as a headerlet in the file."""
-    from cynosure.solutions.archive import archive as archive_one
+    from cynosure.solutions.files.archive import archive as archive_one
 
     def work(file: str) -> None:
         change = archive_one(file, solution, hdrname=name, **_target(shell, file, files))
@@ -396,8 +396,8 @@ def extract(
     descrip: str | None,
 ) -> int:
     """Write solutions as headerlet files; the active one without NAME."""
-    from cynosure.solutions import archive
-    from cynosure.solutions.holdings import open_holdings
+    from cynosure.solutions.files import archive
+    from cynosure.solutions.files.contents import open_holdings
 
     if every:
         with open_holdings(file) as held:
@@ -435,7 +435,7 @@ def delete(
     shell: Shell, file: str, names: tuple[str, ...], distname: str | None, duplicates: bool
 ) -> int:
     """Delete headerlets and alternates; never the active WCS, never the original one."""
-    from cynosure.solutions.archive import delete as delete_some
+    from cynosure.solutions.files.archive import delete as delete_some
 
     if not (names or distname or duplicates):
         raise SettingError("what is to be deleted?", hint="Give a NAME, as `wcs list` shows them.")
@@ -459,7 +459,7 @@ def restore(
     shell: Shell, file: str, name: str | None, every: bool, distname: str | None, force: bool
 ) -> int:
     """Make a solution that the file holds the active one again."""
-    from cynosure.solutions import archive
+    from cynosure.solutions.files import archive
 
     if every or distname is not None:
         change = archive.restore_all(
@@ -484,7 +484,7 @@ def restore(
 @shared
 def export(shell: Shell, file: str, name: str, kind: str | None) -> int:
     """Write a solution for SCAMP (.head) or astrometry.net (.wcs)."""
-    from cynosure.solutions.exchange import export_solution
+    from cynosure.solutions.files.exchange import export_solution
 
     if shell.out is None:
         raise SettingError("--out is missing", hint="Say where: --out NAME.head or NAME.wcs.")
@@ -507,8 +507,8 @@ def export(shell: Shell, file: str, name: str, kind: str | None) -> int:
 @shared
 def import_(shell: Shell, file: str, source: str, name: str | None, active: bool) -> int:
     """Attach a solution that SCAMP (.head) or astrometry.net (.wcs) made."""
-    from cynosure.solutions import archive
-    from cynosure.solutions.exchange import import_solution
+    from cynosure.solutions.files import archive
+    from cynosure.solutions.files.exchange import import_solution
 
     headerlet = import_solution(file, source, name=name)
     target = _target(shell, file)
@@ -540,7 +540,7 @@ def convert(
 
     Lookup tables become part of the polynomial. The solution it was made of stays in the file.
     """
-    from cynosure.solutions.exchange import convert as convert_one
+    from cynosure.solutions.files.exchange import convert as convert_one
 
     def work(file: str) -> None:
         change, maps = convert_one(
@@ -568,8 +568,8 @@ def convert(
 @shared
 def default(shell: Shell, files: tuple[str, ...], **references: str | None) -> int:
     """Make Hubble's default solution from its reference files, and activate it."""
-    from cynosure.solutions import archive
-    from cynosure.solutions.hubble import default_solution
+    from cynosure.solutions.files import archive
+    from cynosure.solutions.files.hubble import default_solution
 
     def work(file: str) -> None:
         headerlet = default_solution(file, **references)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
 
-from cynosure.solutions.entry import FITS
-from cynosure.solutions.schema import Stored
-from cynosure.solutions.store import Store
+from cynosure.solutions.store.entry import FITS
+from cynosure.solutions.store.schema import Stored
+from cynosure.solutions.store.store import Store
 
 __all__ = ["OpenStore", "Writer", "file_headers"]
 

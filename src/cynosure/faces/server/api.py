@@ -13,11 +13,11 @@ from pydantic import BaseModel, Field
 from cynosure.faces.server.access import OpenStore, Writer, file_headers
 from cynosure.faces.server.differences import differences
 from cynosure.ground.errors import CynosureError
-from cynosure.solutions import query as store_query
-from cynosure.solutions.entry import FITS, Entry
-from cynosure.solutions.intake import as_headerlet, entries_of_bytes
-from cynosure.solutions.schema import Stored
-from cynosure.solutions.store import GuideStars, Store
+from cynosure.solutions.store import query as store_query
+from cynosure.solutions.store.entry import FITS, Entry
+from cynosure.solutions.store.intake import as_headerlet, entries_of_bytes
+from cynosure.solutions.store.schema import Stored
+from cynosure.solutions.store.store import GuideStars, Store
 
 __all__ = ["router"]
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from cynosure._version import __version__
-from cynosure.data.refcat import RefCat
+from cynosure.data.catalogs.refcat import RefCat
 from cynosure.faces.server import api, catalogs, hubble, pages
 from cynosure.faces.server.limits import Limits
 from cynosure.ground.errors import (
@@ -25,9 +25,9 @@ from cynosure.ground.errors import (
     Temporary,
 )
 from cynosure.ground.settings import Range, Unit
-from cynosure.solutions.headerlet import HeaderletDamaged
-from cynosure.solutions.holdings import NoSuchSolution
-from cynosure.solutions.store import Store
+from cynosure.solutions.files.contents import NoSuchSolution
+from cynosure.solutions.files.headerlet import HeaderletDamaged
+from cynosure.solutions.store.store import Store
 
 __all__ = ["create_app", "new_token", "serve"]
 

@@ -20,7 +20,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from cynosure.data.refcat import RefCat
+from cynosure.data.catalogs.refcat import RefCat
 from cynosure.ground import sky
 from cynosure.ground.errors import CatalogDamaged, CatalogMissing, SettingError
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.data.wcsread import sky_of_pixels
+from cynosure.data.fits.wcsread import sky_of_pixels
 from cynosure.ground import sky
 from cynosure.ground.errors import CynosureError, SettingError
-from cynosure.solutions.compare import chip_shape
-from cynosure.solutions.entry import FITS
-from cynosure.solutions.headerlet import Headerlet, Target
-from cynosure.solutions.headerletio import parse_headerlet
-from cynosure.solutions.records import plain_headerlet
-from cynosure.solutions.schema import Stored
-from cynosure.solutions.store import Store
+from cynosure.solutions.files.compare import chip_shape
+from cynosure.solutions.files.headerlet import Headerlet, Target
+from cynosure.solutions.files.headerletio import parse_headerlet
+from cynosure.solutions.store.entry import FITS
+from cynosure.solutions.store.records import plain_headerlet
+from cynosure.solutions.store.schema import Stored
+from cynosure.solutions.store.store import Store
 
 __all__ = ["Difference", "differences"]
 

@@ -11,10 +11,10 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.faces.canvas import round_number
+from cynosure.faces.report.canvas import round_number
 from cynosure.faces.server.differences import Difference
 from cynosure.ground import sky
-from cynosure.solutions.store import Known
+from cynosure.solutions.store.store import Known
 
 __all__ = ["Mark", "draw_field", "draw_offsets", "draw_sky"]
 

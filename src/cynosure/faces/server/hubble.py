@@ -18,12 +18,12 @@ from fastapi import APIRouter, Response
 
 from cynosure.faces.server.access import OpenStore, file_headers
 from cynosure.ground.errors import CynosureError
-from cynosure.solutions.entry import FITS
-from cynosure.solutions.intake import as_headerlet
-from cynosure.solutions.query import Query, escaped
-from cynosure.solutions.schema import Stored
-from cynosure.solutions.selection import Decision
-from cynosure.solutions.store import Store
+from cynosure.solutions.store.entry import FITS
+from cynosure.solutions.store.intake import as_headerlet
+from cynosure.solutions.store.query import Query, escaped
+from cynosure.solutions.store.schema import Stored
+from cynosure.solutions.store.selection import Decision
+from cynosure.solutions.store.store import Store
 
 __all__ = ["router"]
 

@@ -13,11 +13,11 @@ from fastapi import APIRouter, Request, Response
 from cynosure.faces.server.access import OpenStore
 from cynosure.faces.server.differences import Difference, differences
 from cynosure.faces.server.drawings import Mark, draw_field, draw_offsets, draw_sky
-from cynosure.solutions.query import Query, escaped
-from cynosure.solutions.schema import Stored
-from cynosure.solutions.selection import Considered
 from cynosure.solutions.solution import sexagesimal
-from cynosure.solutions.store import Known, Store
+from cynosure.solutions.store.query import Query, escaped
+from cynosure.solutions.store.schema import Stored
+from cynosure.solutions.store.selection import Considered
+from cynosure.solutions.store.store import Known, Store
 
 __all__ = ["error_page", "router"]
 

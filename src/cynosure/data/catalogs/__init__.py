@@ -1,0 +1,1 @@
+"""Reference catalogues: read, built, fetched, verified."""

@@ -1,0 +1,336 @@
+"""Reference catalogues: a sky of stars with known positions.
+
+:func:`open_refcat` opens a HATS catalogue (a folder of Parquet files, one for each HEALPix cell;
+ours or anybody's; local, over HTTP or on S3) or a plain table file, and :meth:`RefCat.cone` gives
+the stars of a circle in the schema ``REFERENCE``. Of a HATS catalogue only the columns, the files
+and the row groups are read that the circle needs.
+
+HATS: Caplar et al. 2025 and the IVOA note "HATS", version 1.0; HEALPix: Gorski et al. 2005.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.catalogs.check import prepared
+from cynosure.data.catalogs.columns import (
+    Meaning,
+    Pieces,
+    catalog_word,
+    find_meaning,
+    named_by_columns,
+)
+from cynosure.data.catalogs.coverage import Coverage
+from cynosure.data.catalogs.hats import HatsStore
+from cynosure.data.catalogs.location import Place
+from cynosure.data.catalogs.tablefiles import read_table
+from cynosure.data.tables import REFERENCE
+from cynosure.ground import sky
+from cynosure.ground.errors import CatalogMissing, SettingError
+from cynosure.ground.settings import Range, Unit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["RefCat", "open_refcat"]
+
+
+def open_refcat(
+    source: str | Path | RefCat, *, name: str | None = None,
+    ref_epoch_yr: Annotated[float | None, Unit("yr"), Range(1800, 2200)] = None,
+    position_error_mas: Annotated[float | None, Unit("mas"), Range(0, 1e6)] = None,
+) -> RefCat:
+    """Open a reference catalogue.
+
+    Parameters
+    ----------
+    source : str, Path or RefCat
+        A HATS catalogue or collection: a folder, or its URL (``https://``, ``s3://``). Or a table
+        file: Parquet, FITS (SCAMP's LDAC too), ECSV, CSV, VOTable. A RefCat is returned as it is.
+    name : str, optional
+        The catalogue's short word, as it stands in WCSNAME; by default told by its properties or
+        its file name.
+    ref_epoch_yr : float, optional
+        Julian year of the positions, for rows of which the catalogue does not say it.
+    position_error_mas : float, optional
+        Error per axis of positions that come without one. By default 0.5 to 1 mas for Gaia, 60
+        mas for Tycho-2, 100 mas for a catalogue that is not known here.
+
+    Returns
+    -------
+    RefCat
+
+    Raises
+    ------
+    CatalogMissing
+        If nothing is there.
+    CatalogDamaged
+        If it contradicts itself, lacks position or magnitude, or has a unit that is not one of
+        the quantity.
+    """
+    if isinstance(source, RefCat):
+        return source
+    options = (name, ref_epoch_yr, position_error_mas)
+    place = Place(source)
+    if place.is_table():
+        with place.local_copy() as path:
+            return _open_table(path, str(source), *options)
+    store = HatsStore.open(place)
+    return _open_hats(store, str(source), *options)
+
+
+def _open_table(
+    path: Path, source: str, name: str | None, ref_epoch_yr: float | None,
+    position_error_mas: float | None,
+) -> RefCat:
+    table = read_table(path)
+    comments = [v.decode("utf-8", "replace") for k, v in (table.schema.metadata or {}).items()
+                if k in (b"name", b"comment", b"description")]
+    word = catalog_word(name, posixpath.basename(source.rstrip("/")), *comments)
+    meaning = find_meaning(
+        table.schema, source, word=word, ref_epoch_yr=ref_epoch_yr,
+        position_error_mas=position_error_mas,
+    )
+    table, meaning = prepared(table, meaning)
+    store = MemoryStore(table, meaning)
+    notes = list(meaning.notes)
+    lost = table.num_rows - len(store.rows)
+    if lost:
+        notes.append(f"{lost} rows without a position are left out")
+    if not len(store.rows):
+        raise CatalogMissing(catalog=source, reason="the table has no rows")
+    if name is None:
+        word = named_by_columns(table.schema, store.epoch_yr(), word)
+    return RefCat(word, source, meaning, store, tuple(notes))
+
+
+def _open_hats(
+    store: HatsStore, source: str, name: str | None, ref_epoch_yr: float | None,
+    position_error_mas: float | None,
+) -> RefCat:
+    properties = store.properties
+    word = catalog_word(
+        name, properties.get("cynosure_name"), properties.get("obs_collection"),
+        posixpath.basename(source.rstrip("/")),
+    )
+    meaning = find_meaning(
+        store.schema(), source, word=word,
+        ref_epoch_yr=_first_number(ref_epoch_yr, properties.get("cynosure_ref_epoch_yr")),
+        position_error_mas=_first_number(
+            position_error_mas, properties.get("cynosure_position_error_mas")
+        ),
+        named=store.named_columns(),
+    )
+    notes = [*meaning.notes, *filter(None, properties.get("cynosure_notes", "").split("; "))]
+    return RefCat(word, source, meaning, store, tuple(dict.fromkeys(notes)))
+
+
+class Store(Protocol):
+    """Where the stars of a :class:`RefCat` come from."""
+
+    def cone(
+        self, meaning: Meaning, ra_deg: float, dec_deg: float, radius_deg: float,
+        mags: tuple[float, float] | None,
+    ) -> Pieces:
+        """Return the tables and rows of the stars of a circle."""
+        ...
+
+    def all(self, meaning: Meaning) -> Pieces:
+        """Return the tables and rows of all stars."""
+        ...
+
+    def coverage(self) -> Coverage:
+        """Return where on the sky there are stars."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return rows, order and the like for :meth:`RefCat.info`."""
+        ...
+
+
+class RefCat:
+    """An open reference catalogue; made by :func:`open_refcat`.
+
+    It can be sent to another process; a HATS catalogue is then opened there again.
+
+    Attributes
+    ----------
+    name : str
+        A short word for headers, such as GAIADR3 or TYCHO2.
+    source : str
+        Path or URL.
+    notes : tuple of str
+        What had to be assumed, and what was mended, in plain words.
+    """
+
+    def __init__(
+        self, name: str, source: str, meaning: Meaning, store: Store, notes: tuple[str, ...] = ()
+    ):
+        self.name = name
+        self.source = source
+        self.meaning = meaning
+        self.store = store
+        self.notes = notes
+        self._coverage: Coverage | None = None
+
+    def __repr__(self) -> str:
+        return f"RefCat({self.name!r}, {self.source!r})"
+
+    def cone(
+        self, ra_deg: float, dec_deg: float, radius_deg: float, *, min_mag: float | None = None,
+        max_mag: float | None = None, max_rows: int | None = None,
+    ) -> NDArray[np.void]:
+        """Return the stars within a circle, brightest first.
+
+        Parameters
+        ----------
+        ra_deg, dec_deg, radius_deg : float
+            The circle, at the epoch of the catalogue; its edge belongs to it.
+        min_mag, max_mag : float, optional
+            Only stars at least that faint, and at most that faint. With either, a star of unknown
+            magnitude is left out; without, it comes last.
+        max_rows : int, optional
+            Keep only so many of the brightest. There is no limit unless you give one.
+
+        Returns
+        -------
+        (n,) structured array
+            Schema ``REFERENCE``; no rows where there are no stars.
+        """
+        circle = _checked_circle(ra_deg, dec_deg, radius_deg)
+        mags = _mag_range(min_mag, max_mag)
+        return self._stars(self.store.cone(self.meaning, *circle, mags), max_rows)
+
+    def all(self) -> NDArray[np.void]:
+        """Return every star, brightest first, schema ``REFERENCE``."""
+        return self._stars(self.store.all(self.meaning), None)
+
+    def _stars(self, pieces: Pieces, max_rows: int | None) -> NDArray[np.void]:
+        if not pieces:
+            return REFERENCE.empty()
+        return self.meaning.to_reference(pieces, self.meaning.ranked(pieces, max_rows))
+
+    def coverage(self, ra_deg: float, dec_deg: float, radius_deg: float) -> float:
+        """Return the fraction of a circle, by area, where the catalogue has stars.
+
+        It is told from the cells of the sky that hold stars, cells large enough to hold a dozen
+        or more; so at the edge of the catalogue it is a little too large.
+        """
+        circle = _checked_circle(ra_deg, dec_deg, radius_deg)
+        if self._coverage is None:
+            self._coverage = self.store.coverage()
+        return self._coverage.fraction(*circle)
+
+    def covers(self, ra_deg: float, dec_deg: float, radius_deg: float) -> bool:
+        """Say whether the whole circle (98 % of it) lies where the catalogue has stars."""
+        return self.coverage(ra_deg, dec_deg, radius_deg) > 0.98
+
+    def info(self) -> dict[str, Any]:
+        """Return what is known of the catalogue, safe for JSON; None is unknown."""
+        sources = self.meaning.sources
+        stored = self.store.facts()
+        epoch = stored.pop("epoch_yr", None)
+        if epoch is None and math.isfinite(self.meaning.ref_epoch_yr):
+            epoch = self.meaning.ref_epoch_yr
+        wanted = [n for n in REFERENCE.names if n not in ("good", "color")]
+        has_color = "color" in sources or {"bp", "rp"} <= set(sources)
+        return {
+            "name": self.name, "source": self.source, "epoch_yr": epoch,
+            "epoch_column": self.meaning.column("ref_epoch_yr"),
+            **stored,
+            "columns": {n: sources[n].column for n in wanted if n in sources},
+            "unknown": [n for n in wanted if n not in sources] + ([] if has_color else ["color"]),
+            "position_error_mas": None if "ra_error_mas" in sources
+            else self.meaning.position_error_mas,
+            "notes": list(self.notes),
+        }
+
+
+def _checked_circle(ra_deg: float, dec_deg: float, radius_deg: float) -> tuple[float, float, float]:
+    ra, dec, radius = float(ra_deg), float(dec_deg), float(radius_deg)
+    if not (math.isfinite(ra) and abs(dec) <= 90.0 and 0.0 <= radius < math.inf):
+        raise SettingError(
+            "ra {ra_deg:g}, dec {dec_deg:g}, radius {radius_deg:g} deg: not a circle on the sky",
+            ra_deg=ra, dec_deg=dec, radius_deg=radius,
+        )
+    return ra % 360.0, dec, min(radius, 180.0)
+
+
+def _mag_range(min_mag: float | None, max_mag: float | None) -> tuple[float, float] | None:
+    if min_mag is None and max_mag is None:
+        return None
+    return (-math.inf if min_mag is None else min_mag, math.inf if max_mag is None else max_mag)
+
+
+def _first_number(*values: float | str | None) -> float | None:
+    for value in values:
+        if value is not None and value != "":
+            return float(value)
+    return None
+
+
+# --- a table in memory ----------------------------------------------------------------------------
+
+
+class MemoryStore:
+    """The stars of a table file, kept as they were read.
+
+    Attributes
+    ----------
+    table : pyarrow.Table
+    rows : (n,) ndarray of int64
+        Those that have a position.
+    """
+
+    def __init__(self, table: pa.Table, meaning: Meaning):
+        self.table = table
+        self.meaning = meaning
+        ra, dec = meaning.values(table, "ra_deg"), meaning.values(table, "dec_deg")
+        self.rows = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+        self._ra, self._dec = ra[self.rows], dec[self.rows]
+        self._mag = meaning.magnitudes(table, self.rows)
+
+    def cone(
+        self, meaning: Meaning, ra_deg: float, dec_deg: float, radius_deg: float,
+        mags: tuple[float, float] | None,
+    ) -> Pieces:
+        """See :class:`Store`."""
+        found = sky.rows_within(self._ra, self._dec, ra_deg, dec_deg, radius_deg)
+        if mags is not None:
+            with np.errstate(invalid="ignore"):
+                found = found[(self._mag[found] >= mags[0]) & (self._mag[found] <= mags[1])]
+        return [(self.table, self.rows[found])]
+
+    def all(self, meaning: Meaning) -> Pieces:
+        """See :class:`Store`."""
+        return [(self.table, self.rows)]
+
+    def coverage(self) -> Coverage:
+        """See :class:`Store`."""
+        return Coverage.of_cells(sky.healpix_cell(self._ra, self._dec))
+
+    def epoch_yr(self) -> float | None:
+        """Return the epoch of most positions, None where it is not known."""
+        if "ref_epoch_yr" not in self.meaning.sources:
+            epoch = self.meaning.ref_epoch_yr
+        else:
+            epochs = self.meaning.values(self.table, "ref_epoch_yr", self.rows)
+            epoch = float(np.nanmedian(epochs)) if np.isfinite(epochs).any() else math.nan
+        return epoch if math.isfinite(epoch) else None
+
+    def facts(self) -> dict[str, Any]:
+        """See :class:`Store`."""
+        known = np.isfinite(self._mag)
+        return {
+            "kind": "table", "rows": len(self.rows), "partitions": None, "order": None,
+            "epoch_yr": self.epoch_yr(),
+            "mag_range": [float(self._mag[known].min()), float(self._mag[known].max())]
+            if known.any() else None,
+            "sky_fraction": self.coverage().sky_fraction,
+        }

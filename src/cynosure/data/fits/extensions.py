@@ -1,0 +1,211 @@
+"""The companions of an image: errors, variances, weights and masks, beside it or in its file."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.fits.blocks import Unit
+from cynosure.data.fits.file import FitsFile, planes, sides
+from cynosure.data.instrument import Instrument
+
+__all__ = ["companions_of", "flagged_pixels", "joined", "label", "role_of"]
+
+# What an extension is, by EXTNAME, where the instrument file does not say: the convention of
+# Hubble, Webb and most pipelines. A number may follow (``DQ2``), or a chip be named (``CCD1_DQ``).
+ROLE_NAMES: dict[str, tuple[str, ...]] = {
+    "science": ("SCI", "SCIENCE", "IMAGE", "DATA", "COMPRESSED_IMAGE", "IMG"),
+    "error": ("ERR", "ERROR", "UNCERT", "SIGMA", "RMS"),
+    "variance": ("VAR", "VARIANCE"),
+    "ivar": ("IVAR", "INVVAR"),
+    "weight": ("WHT", "WEIGHT", "EXP"),
+    "mask": ("DQ", "MASK", "BPM", "FLAGS"),
+}
+COMPANIONS = ("error", "variance", "ivar", "weight", "mask")
+# Extensions that are images but not of the sky.
+NO_SKY = (
+    *("WCSDVARR", "D2IMARR", "SAMP", "TIME", "CON", "CTX", "SIPWCS", "BACKGROUND", "BKG", "PSF"),
+    *("HDRLET", "CAT", "FLAT", "DARK", "BIAS"),
+)
+# Where more of an error array than this is not positive, it was never computed.
+MAX_EMPTY = 0.9
+
+
+def role_of(unit: Unit, camera: Instrument) -> str:
+    """Say what an image extension is.
+
+    Returns
+    -------
+    str
+        ``science``, one of ``error``, ``variance``, ``ivar``, ``weight``, ``mask``, ``other`` for
+        an image that is not of the sky, or ``unknown``.
+    """
+    for role, patterns in camera.layout.items():
+        if any(fnmatchcase(unit.name, p.upper()) for p in patterns):
+            return role
+    for role, names in ROLE_NAMES.items():
+        if unit.name in names:
+            return role
+    tokens = [_bare(t) for t in _tokens(unit.name)]
+    for role in COMPANIONS:
+        if any(t in ROLE_NAMES[role] for t in tokens):
+            return role
+    if any(t in NO_SKY for t in tokens):
+        return "other"
+    return "science" if any(t in ROLE_NAMES["science"] for t in tokens) else "unknown"
+
+
+def _tokens(name: str) -> list[str]:
+    return [t for t in re.split(r"[_. -]+", name) if t]
+
+
+def _bare(token: str) -> str:
+    return re.sub(r"\d+$", "", token)
+
+
+def label(unit: Unit) -> str:
+    """Return how messages call a unit: number, name, version and size."""
+    size = "x".join(str(n) for n in reversed(unit.shape))
+    return f"{unit.index} [{unit.name or 'PRIMARY'},{unit.version}] {size}"
+
+
+def joined(*masks: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return the union of masks, of which some may be None; None for none."""
+    present = [m for m in masks if m is not None]
+    if not present:
+        return None
+    out = present[0]
+    for mask in present[1:]:
+        out = out | mask
+    return out
+
+
+def companions_of(
+    file: FitsFile,
+    unit: Unit,
+    plane: int,
+    images: list[Unit],
+    camera: Instrument,
+) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_] | None, list[str]]:
+    """Read the companions of an image.
+
+    Parameters
+    ----------
+    file : FitsFile
+    unit : Unit
+        The image.
+    plane : int
+        0-based plane of it.
+    images : list of Unit
+        All images of the file.
+    camera : Instrument
+
+    Returns
+    -------
+    variance : (ny, nx) ndarray of float32, or None
+        Infinite where a companion declares a pixel worthless.
+    mask : (ny, nx) ndarray of bool, or None
+    notes : list of str
+    """
+    variance: NDArray[np.float32] | None = None
+    mask: NDArray[np.bool_] | None = None
+    notes: list[str] = []
+    found = [(file, u, role_of(u, camera)) for u in _siblings(unit, images, camera)]
+    opened: list[FitsFile] = []
+    try:
+        for beside, role in _files_beside(file, camera):
+            opened.append(beside)
+            same = [u for u in beside.units if u.is_image and u.shape == unit.shape]
+            named = [u for u in same if u.name == unit.name] or same
+            found += [(beside, u, role) for u in named[:1]]
+        for source, sibling, role in found:
+            if sides(sibling.shape) != sides(unit.shape) or planes(sibling.shape) <= plane:
+                notes.append(
+                    f"{source.name}[{label(sibling)}] is not the size of the image: left out"
+                )
+            elif role == "mask":
+                mask = joined(mask, flagged_pixels(source.integers(sibling, plane), camera))
+            else:
+                new, bad = _variance(source.plane(sibling, plane)[0], role)
+                variance = new if new is not None else variance
+                mask = joined(mask, bad if bad.any() else None)
+    finally:
+        for beside in opened:
+            beside.__exit__()
+    return variance, mask, notes
+
+
+def _siblings(unit: Unit, images: list[Unit], camera: Instrument) -> list[Unit]:
+    """Return the companions of an image in its own file.
+
+    All where it is the only image; else those of its chip, number and EXTVER; else those between
+    it and the next image.
+    """
+    roles = {u.index: role_of(u, camera) for u in images}
+    science = [u.index for u in images if roles[u.index] == roles[unit.index]]
+    companions = [u for u in images if roles[u.index] in COMPANIONS and u.index != unit.index]
+    if len(science) == 1:
+        return companions
+    same = [u for u in companions if _kinship(u) == _kinship(unit)]
+    if same and len(same) < len(companions):
+        return same
+    end = min((i for i in science if i > unit.index), default=images[-1].index + 1)
+    return [u for u in companions if unit.index < u.index < end]
+
+
+def _kinship(unit: Unit) -> tuple[tuple[str, ...], str, int]:
+    """Return what an image shares with its companions: chip name, number, EXTVER."""
+    every = {name for names in ROLE_NAMES.values() for name in names}
+    chip, number = [], ""
+    for token in _tokens(unit.name):
+        if _bare(token) in every:
+            number = token[len(_bare(token)) :]
+        else:
+            chip.append(token)
+    return tuple(chip), number, unit.version
+
+
+def _files_beside(file: FitsFile, camera: Instrument) -> list[tuple[FitsFile, str]]:
+    """Open the companion files that lie beside an image."""
+    out: list[tuple[FitsFile, str]] = []
+    if file.path is None:
+        return out
+    for companion in camera.companions:
+        if companion.old not in file.path.name:
+            continue
+        beside = file.path.with_name(file.path.name.replace(companion.old, companion.new))
+        if beside.exists():
+            out.append((FitsFile(beside), companion.role))
+    return out
+
+
+def flagged_pixels(flags: NDArray[np.int64], camera: Instrument) -> NDArray[np.bool_]:
+    """Return where flags make a pixel unusable, by the instrument's dictionary.
+
+    Any flag does where the instrument has none.
+    """
+    if not camera.mask_bad:
+        return flags != 0
+    if camera.mask_kind == "values":
+        return np.isin(flags, camera.mask_bad)
+    bits = 0
+    for bit in camera.mask_bad:
+        bits |= bit
+    return (flags & bits) != 0
+
+
+def _variance(
+    values: NDArray[np.float32], role: str
+) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
+    """Return the variance that a companion means, and the pixels that it declares unusable."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if role == "weight":  # in a unit of its own (exposure, number of images): only 0 is certain
+            return None, ~(values > 0)
+        variance = {"error": values * values, "variance": values, "ivar": 1.0 / values}[role]
+    bad = ~(np.isfinite(variance) & (variance > 0))
+    if bad.mean() > MAX_EMPTY:
+        return None, np.zeros_like(bad)
+    return np.where(bad, np.float32(np.inf), variance).astype(np.float32), bad

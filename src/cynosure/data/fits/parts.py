@@ -1,0 +1,499 @@
+"""A FITS file as parts: read lazily, changed card by card, written in one pass.
+
+A part is a header as its own 80-byte records and data that stay in the file until they are copied.
+What is not changed is copied by the kernel, byte for byte; a change needs the memory of headers
+only. The result takes the place of the file when it is whole and on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from cynosure.data.fits.alternates import Records, records_of
+from cynosure.data.fits.blocks import (
+    CARD,
+    Unit,
+    checksum_text,
+    padded,
+    printable,
+    read_units,
+    readable_header,
+    sum32,
+)
+from cynosure.data.fits.file import open_fits
+from cynosure.ground.errors import ImageError, OutputError, SettingError, Temporary
+from cynosure.ground.files import atomic_path, reason_of
+
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+
+__all__ = ["FitsParts", "Part", "Value", "card", "open_parts", "parts_of_bytes", "value_of"]
+
+Value = str | int | float | bool | None
+
+PIECE_BYTES = 1 << 22
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([EDed][+-]?\d+)?")
+# Longest text on a first card, and on each that continues it.
+LONGEST, CONTINUED = 67, 67
+
+
+# --- cards ----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)  # the headerlets of an archive share most of their cards
+def value_of(body: bytes) -> Value:
+    """Return the value of a card with its CONTINUEs; None for commentary and for no value.
+
+    Examples
+    --------
+    >>> value_of(b"CRVAL1  =       137.8644413309 / [deg]")
+    137.8644413309
+    >>> value_of(b"HDRNAME = 'it''s     ' / name")
+    "it's"
+    """
+    if body[8:9] != b"=":
+        return None
+    text = printable(body[9:CARD]).strip()
+    if text.startswith("'"):
+        return _long_text(body)
+    text = text.split("/", 1)[0].strip()
+    if text in ("T", "F"):
+        return text == "T"
+    if NUMBER.fullmatch(text):
+        if text.lstrip("+-").isdigit():
+            return int(text)
+        number = float(text.upper().replace("D", "E"))
+        return number if math.isfinite(number) else None
+    return text or None
+
+
+def _long_text(body: bytes) -> str:
+    out = ""
+    for start in range(0, len(body), CARD):
+        piece = _quoted(printable(body[start + 9 : start + CARD]))
+        if piece is None:
+            break
+        out += piece
+        if not out.endswith("&"):
+            break
+        if start + CARD < len(body):
+            out = out[:-1]
+    return out.rstrip()
+
+
+def _quoted(text: str) -> str | None:
+    found = re.match(r"\s*'((?:[^']|'')*)(?:'|$)", text)
+    return None if found is None else found[1].replace("''", "'")
+
+
+def card(keyword: str, value: Value, comment: str = "") -> tuple[str, bytes]:
+    """Return a card as (keyword, record); a long text goes on in CONTINUE cards.
+
+    Examples
+    --------
+    >>> card("NMATCH", 573, "stars")[1].decode().rstrip()
+    'NMATCH  =                  573 / stars'
+    """
+    head = f"{keyword:<8}= "
+    if isinstance(value, str):
+        text = printable(value.encode("latin-1", "replace")).rstrip().replace("'", "''")
+        pieces = _pieces(text)
+        first = f"'{pieces[0]}&'" if len(pieces) > 1 else f"'{pieces[0]:<8}'"
+        body = _commented(f"{head}{first:<20}", comment if len(pieces) == 1 else "")
+        for number, piece in enumerate(pieces[1:], start=2):
+            more = "&" if number < len(pieces) else ""
+            body += f"CONTINUE  '{piece}{more}'".ljust(CARD).encode("ascii")
+        return keyword, body
+    if isinstance(value, bool):
+        text = "T" if value else "F"
+    elif isinstance(value, int):
+        text = str(value)
+    else:
+        text = "" if value is None or value != value else repr(float(value)).upper()
+    return keyword, _commented(f"{head}{text:>20}", comment)
+
+
+def _pieces(text: str) -> list[str]:
+    """Cut a text (quotes doubled) for a card and its CONTINUEs, never between two quotes."""
+    if len(text) <= LONGEST + 1:
+        return [text]
+    out = []
+    while text:
+        n = LONGEST if len(text) > CONTINUED else len(text)
+        if n < len(text) and (len(text[:n]) - len(text[:n].rstrip("'"))) % 2:
+            n -= 1
+        out.append(text[:n])
+        text = text[n:]
+    return out
+
+
+def _commented(text: str, comment: str) -> bytes:
+    if comment and len(text) < CARD - 4:
+        text = f"{text} / {comment}"
+    return text[:CARD].ljust(CARD).encode("ascii", "replace")
+
+
+# --- parts ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """A header-data unit that may be changed.
+
+    Attributes
+    ----------
+    records : list of (str, bytes)
+        Its cards without END; change them through `set`, `remove` and `replace`.
+    raw : bytes
+        The header as it lies in the file; empty once it is changed, or for a new part.
+    data : bytes or None
+        New data; None where they lie in the file.
+    start, size : int
+        Where they lie.
+    """
+
+    records: Records
+    raw: bytes = b""
+    data: bytes | None = None
+    start: int = 0
+    size: int = 0
+
+    @property
+    def unit(self) -> Unit:
+        """The part as the reader of pixels sees it."""
+        return Unit(0, self.header_bytes(), self.start, self.size)
+
+    @property
+    def kind(self) -> str:
+        """XTENSION; empty for the primary unit."""
+        return self.text("XTENSION").upper()
+
+    @property
+    def name(self) -> str:
+        """EXTNAME in capitals."""
+        return self.text("EXTNAME").upper()
+
+    @property
+    def version(self) -> int:
+        """EXTVER, 1 where absent."""
+        value = self.get("EXTVER")
+        return int(value) if isinstance(value, (int, float)) and abs(value) < 2**31 else 1
+
+    def get(self, keyword: str, default: Value = None) -> Value:
+        """Return the value of the first card of a keyword."""
+        for key, body in self.records:
+            if key == keyword:
+                value = value_of(body)
+                return default if value is None else value
+        return default
+
+    def text(self, keyword: str) -> str:
+        """Return a value as a text without blanks around it; empty where there is none."""
+        value = self.get(keyword)
+        return "" if value is None else str(value).strip()
+
+    def has(self, keyword: str) -> bool:
+        """Say whether there is such a card."""
+        return any(key == keyword for key, _ in self.records)
+
+    def set(self, keyword: str, value: Value, comment: str = "") -> None:
+        """Set a card in its place, or append it; a card that says so already is left alone."""
+        for i, (key, body) in enumerate(self.records):
+            if key == keyword:
+                if value_of(body) != value or type(value_of(body)) is not type(value):
+                    comment = comment or _comment_of(body)
+                    self.replace([*self.records[:i], card(keyword, value, comment),
+                                  *self.records[i + 1 :]])
+                return
+        last = max((i for i, r in enumerate(self.records) if r[1].strip()), default=-1) + 1
+        self.replace([*self.records[:last], card(keyword, value, comment), *self.records[last:]])
+
+    def remove(self, keywords: Sequence[str]) -> None:
+        """Remove all cards of some keywords."""
+        kept = [r for r in self.records if r[0] not in keywords]
+        if len(kept) < len(self.records):
+            self.replace(kept)
+
+    def replace(self, records: Records) -> None:
+        """Exchange all cards."""
+        if records != self.records:
+            self.records = records
+            self.raw = b""
+
+    def header(self) -> Header:
+        """Return the header for astropy, without cards that cannot be read."""
+        return readable_header(self.header_bytes())[0]
+
+    def header_bytes(self) -> bytes:
+        """Return the header in whole blocks, as it is or as it has become."""
+        return self.raw or _joined(self.records)
+
+
+def _comment_of(body: bytes) -> str:
+    """Return the comment of a card of one record; CONTINUEs have none worth keeping."""
+    text = printable(body[:CARD])
+    found = re.match(r"[^=]{8}=\s*(?:'(?:[^']|'')*'|[^'/]*)\s*/(.*)", text)
+    return found[1].strip() if found else ""
+
+
+def _joined(records: Records) -> bytes:
+    body = b"".join(body for _, body in records) + b"END".ljust(CARD)
+    return body.ljust(padded(len(body)))
+
+
+def parts_of_bytes(data: bytes, name: str, *, max_parts: int = 10_000) -> list[Part]:
+    """Take a FITS file in memory apart; the data of its parts are copies.
+
+    Raises
+    ------
+    ImageError
+        If it is not FITS or ends too early.
+    """
+    import io
+
+    parts: list[Part] = []
+    for unit in read_units(io.BytesIO(data), name, len(data)):
+        if len(parts) >= max_parts:
+            raise ImageError(image=name, reason=f"more than {max_parts} units")
+        body = data[unit.data_start : unit.data_start + unit.data_size]
+        records = list(_records(unit.raw))
+        parts.append(Part(records, unit.raw, body, unit.data_start, unit.data_size))
+    return parts
+
+
+@lru_cache(maxsize=64)  # those of lookup tables are the same in thousands of files
+def _records(raw: bytes) -> tuple[tuple[str, bytes], ...]:
+    return tuple(records_of(raw))
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class FitsParts:
+    """An open FITS file as a list of parts; see :func:`open_parts`."""
+
+    path: Path
+    stream: BinaryIO
+    parts: list[Part]
+    tail: tuple[int, int]
+    packed: bool
+    before: list[Part] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything differs from the file."""
+        same = len(self.parts) == len(self.before) and all(
+            a is b for a, b in zip(self.parts, self.before)
+        )
+        return not same or any(not p.raw for p in self.parts)
+
+    def data_of(self, part: Part) -> bytes:
+        """Return the data of a part, without padding."""
+        if part.data is not None:
+            return part.data
+        self.stream.seek(part.start)
+        data = self.stream.read(part.size)
+        if len(data) < part.size:
+            raise ImageError(image=self.path.name, reason="truncated while it was read")
+        return data
+
+    def save(self, out: str | Path | None = None, *, overwrite: bool = False) -> Path:
+        """Write the file anew, in one pass; over itself where `out` is None.
+
+        Raises
+        ------
+        OutputExists, OutputError
+            Nothing half-written is left, and the file is as it was.
+        SettingError
+            If a compressed file is to be changed in place.
+        """
+        target = (self.path if out is None else Path(out)).resolve()
+        own = target == self.path.resolve()
+        if own and self.packed:
+            raise SettingError(
+                "{path}: a compressed file cannot be changed in place", path=str(self.path),
+                hint="Use --out; the result is written uncompressed.",
+            )
+        if own and not os.access(target, os.W_OK):  # its folder may allow what the file does not
+            raise OutputError(
+                path=str(target), reason="the file is read-only", hint="Use --out, or chmod u+w.",
+            )
+        with (
+            atomic_path(target, overwrite=overwrite or own) as temporary,
+            temporary.open("r+b", buffering=0) as sink,
+        ):
+            if own:
+                temporary.chmod(target.stat().st_mode & 0o7777)
+            with _Flusher(sink) as flusher:
+                for part in self.parts:
+                    self._write(part, sink)
+                    flusher.note(part.size)
+                self._copy(*self.tail, sink)
+            if own:
+                self._unchanged(target)
+        return target
+
+    def _write(self, part: Part, sink: BinaryIO) -> None:
+        if part.raw:
+            _write_all(sink, part.raw)
+        else:
+            _write_all(sink, self._summed(part))
+        if part.data is None:
+            self._copy(part.start, part.size, sink)
+        else:
+            _write_all(sink, part.data)
+        size = part.size if part.data is None else len(part.data)
+        fill = b" " if part.kind == "TABLE" else b"\0"
+        _write_all(sink, fill * (padded(size) - size))
+
+    def _summed(self, part: Part) -> bytes:
+        """Return a changed header; CHECKSUM and DATASUM stay true where they are there."""
+        sums = {key for key, _ in part.records} & {"CHECKSUM", "DATASUM"}
+        if not sums:
+            return _joined(part.records)
+        stated = part.text("DATASUM")
+        known = part.data is None and stated.isdigit() and int(stated) >> 32 == 0
+        total = int(stated) if known else sum32(self.data_of(part))
+        records = [
+            (k, _with_text(b, {"DATASUM": str(total), "CHECKSUM": "0" * 16}[k]) if k in sums else b)
+            for k, b in part.records
+        ]
+        if "CHECKSUM" in sums:
+            true = checksum_text(sum32(_joined(records), total))
+            records = [(k, _with_text(b, true) if k == "CHECKSUM" else b) for k, b in records]
+        return _joined(records)
+
+    def _copy(self, start: int, size: int, sink: BinaryIO) -> None:
+        """Copy bytes of the file; in the kernel where it can."""
+        left = size
+        try:
+            while left and not self.packed:
+                at = start + size - left
+                n = os.copy_file_range(self.stream.fileno(), sink.fileno(), left, at)
+                if n == 0:
+                    break
+                left -= n
+        except (OSError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise
+        self.stream.seek(start + size - left)
+        while left:
+            piece = self.stream.read(min(left, PIECE_BYTES))
+            if not piece:
+                raise ImageError(image=self.path.name, reason="truncated while it was copied")
+            _write_all(sink, piece)
+            left -= len(piece)
+
+    def _unchanged(self, target: Path) -> None:
+        """Refuse to replace a file that somebody else has replaced meanwhile."""
+        mine, theirs = os.fstat(self.stream.fileno()), target.stat()
+        if (mine.st_ino, mine.st_dev) != (theirs.st_ino, theirs.st_dev):
+            raise Temporary(resource=str(self.path), reason="another program has just changed it")
+
+
+NO_SPACE = (28, 122, 27)  # ENOSPC, EDQUOT, EFBIG
+FLUSH_BYTES = 24 << 20
+
+
+class _Flusher:
+    """Sends what is written to the disk while the rest is copied, so that the end waits less."""
+
+    def __init__(self, sink: BinaryIO):
+        self._sink, self._since = sink, 0
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> _Flusher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def note(self, size: int) -> None:
+        """Count what was written; start a flush where enough has come together."""
+        self._since += size
+        busy = self._thread is not None and self._thread.is_alive()
+        if self._since > FLUSH_BYTES and not busy:
+            self._since = 0
+            self._thread = threading.Thread(target=self._flush)
+            self._thread.start()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(OSError):  # the flush at the end says what is wrong
+            os.fsync(self._sink.fileno())
+
+
+def _with_text(body: bytes, text: str) -> bytes:
+    head = body[:8] + f"= '{text:<8}'".encode()
+    comment = b" / " + _comment_of(body).encode("ascii", "replace")
+    return (head.ljust(30) + comment)[:CARD].ljust(CARD)
+
+
+def _write_all(sink: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[sink.write(view) :]
+
+
+@contextmanager
+def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
+    """Open a FITS file as parts.
+
+    Parameters
+    ----------
+    path : path
+        Also one compressed by gzip, bzip2 or xz, which can be read but not changed in place.
+    lock : bool
+        Take the file for writing; a second writer is refused.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read.
+    Temporary
+        If another writer holds it.
+    """
+    path = Path(path)
+    stream, size = open_fits(path)
+    with stream:
+        packed = not hasattr(stream, "raw")
+        if lock and not packed:
+            _lock(stream, path)
+        parts: list[Part] = []
+        end = 0
+        for unit in read_units(stream, path.name, size):
+            parts.append(
+                Part(records_of(unit.raw), unit.raw, None, unit.data_start, unit.data_size)
+            )
+            end = unit.data_start + padded(unit.data_size)
+        rest = max((size or end) - end, 0)
+        yield FitsParts(path, stream, parts, (end, rest), packed, list(parts))
+
+
+def _lock(stream: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Temporary(resource=str(path), reason="another program is writing to it") from error
+    except OSError as error:  # file systems without locks
+        if error.errno not in (37, 38, 95):  # ENOLCK, ENOSYS, EOPNOTSUPP
+            raise OutputError(path=str(path), reason=reason_of(error)) from error
+    mine = os.fstat(stream.fileno())
+    try:
+        theirs = path.stat()
+    except OSError as error:
+        raise ImageError(image=str(path), reason=reason_of(error)) from error
+    if (mine.st_ino, mine.st_dev) != (theirs.st_ino, theirs.st_dev):
+        raise Temporary(resource=str(path), reason="another program has just changed it")

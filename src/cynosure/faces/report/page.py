@@ -1,0 +1,520 @@
+"""The report of a run: one HTML file that needs no network and no other file.
+
+It is made from what the run wrote: ``run.json``, and for each image ``NAME.solution.json``,
+``NAME.matches.parquet`` and the arrays of :mod:`cynosure.pipelines.evidence`. Its size is kept
+below a limit: images that did not solve, and then the worst, have their figures drawn first.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.tables import MATCHES, Schema, read_parquet
+from cynosure.ground.errors import CatalogMissing
+from cynosure.ground.files import write_text
+from cynosure.pipelines.evidence import ENDING, Evidence, columns, read_evidence
+from cynosure.pipelines.manifest import Manifest, Row, tally
+from cynosure.solutions.solution import Solution
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["write_report"]
+
+# A page of this size still opens at once and can be mailed.
+MAX_BYTES = 4_600_000
+# Sign and colour class of a verdict; the word itself is always there too.
+SIGNS = {"solved": "✓", "compromised": "!", "failed": "✗", "pending": "…"}
+WORST_FIRST = ("failed", "compromised", "solved", "pending")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One drawn figure of the page.
+
+    Attributes
+    ----------
+    title, text : str
+        What it shows; its alternative text.
+    png : str
+        Base64.
+    data : tuple of str
+        Keys of the tables behind it, in :attr:`Card.tables`.
+    wide : bool
+        Whether it takes the whole width.
+    """
+
+    title: str
+    text: str
+    png: str
+    data: tuple[str, ...]
+    wide: bool = False
+
+
+@dataclass(slots=True)
+class Card:
+    """One image of the page."""
+
+    stem: str
+    solution: Solution
+    matches: NDArray[np.void] = field(default_factory=MATCHES.empty)
+    evidence: Evidence = field(default_factory=Evidence)
+    pictures: list[Picture] = field(default_factory=list)
+    tables: dict[str, str] = field(default_factory=dict)
+    drawn: bool = False
+
+    @property
+    def sign(self) -> str:
+        """The verdict's sign."""
+        return SIGNS.get(self.solution.status, "?")
+
+    @property
+    def sparkline(self) -> str:
+        """The residuals over the frame as a small SVG."""
+        return _small_quiver(self.matches)
+
+
+def write_report(
+    run: str | Path, path: str | Path | None = None, *, names: Sequence[str] = (),
+    max_bytes: int = MAX_BYTES,
+) -> Path:
+    """Write the report of the run in a folder.
+
+    Parameters
+    ----------
+    run : str or Path
+        The folder of the run.
+    path : str or Path, optional
+        The file to write; by default ``report.html`` in that folder.
+    names : sequence of str
+        Only these images (file names or stems); by default all.
+    max_bytes : int
+        No more figures are drawn when the page has grown to this size.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    CatalogMissing
+        If the folder holds no run, or no image of those names.
+    OutputError
+        If the file cannot be written.
+    """
+    folder = Path(run)
+    manifest = Manifest.read(folder)
+    rows = {s: r for s, r in manifest.rows.items() if _is_named(s, r, names)}
+    if not rows:
+        raise CatalogMissing(
+            catalog=str(folder), reason="no run of cynosure solve, or no such image in it",
+            hint="Give the --out folder of a solve.",
+        )
+    cards = [_read_card(folder, stem, row) for stem, row in rows.items()]
+    size = 60_000
+    for card in sorted(cards, key=_urgency):
+        if size < max_bytes or names:
+            size += _draw_card(card)
+    target = folder / "report.html" if path is None else Path(path)
+    write_text(target, render_page(manifest, cards), overwrite=True)
+    return target
+
+
+def _is_named(stem: str, row: Row, names: Sequence[str]) -> bool:
+    return not names or stem in names or row.image in names or Path(row.image).name in names
+
+
+def _read_card(folder: Path, stem: str, row: Row) -> Card:
+    """Read what the run wrote of an image; what is missing stays empty."""
+    record = folder / f"{stem}.solution.json"
+    if record.exists():
+        solution = Solution.from_json(record.read_text(encoding="utf-8"), str(record))
+    else:
+        solution = Solution(
+            row.image, status=row.status, reason=row.reason, quality=row.quality,
+            exit_code=row.exit_code,
+        )
+    card = Card(stem, solution, evidence=read_evidence(folder / f"{stem}{ENDING}"))
+    matches = folder / f"{stem}.matches.parquet"
+    if matches.exists():
+        card.matches = read_parquet(matches, MATCHES)
+    return card
+
+
+def _urgency(card: Card) -> tuple[int, float]:
+    rms = card.solution.rms_mas
+    return WORST_FIRST.index(card.solution.status), -rms if math.isfinite(rms) else 0.0
+
+
+def render_page(manifest: Manifest, cards: Sequence[Card]) -> str:
+    """Return the page as HTML."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cynosure", "templates"), autoescape=True,
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    counts = tally(card.solution.status for card in cards)
+    return environment.get_template("report.html.j2").render(
+        cards=cards, counts={k: v for k, v in counts.items() if v}, signs=SIGNS,
+        manifest=manifest, facts=manifest.facts, settings=_settings(manifest, cards),
+        steps=_steps(cards), total=sum(card.solution.seconds.get("total", 0.0) for card in cards),
+        notes=_notes(cards), software=cards[0].solution.software if cards else "",
+        omitted=[card.stem for card in cards if not card.drawn],
+    )
+
+
+def _number(value: float, digits: int = 3) -> str:
+    """Return a number for a table; an unknown one is a dash."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if 0.0 < abs(value) < 1e-3:
+        return "<0.001"
+    return f"{value:.{digits}g}" if abs(value) < 10.0**digits else f"{value:.0f}"
+
+
+def _settings(manifest: Manifest, cards: Iterable[Card]) -> list[tuple[str, str, str, str]]:
+    """Return section, name, value and origin of every setting."""
+    changed = manifest.facts.get("settings", {})
+    resolved = next((c.solution.settings for c in cards if c.solution.settings), {})
+    lines = []
+    for section in sorted({*resolved, *changed}):
+        given = changed.get(section, {})
+        for name in sorted({*resolved.get(section, {}), *given}):
+            own = given.get(name)
+            value = own["value"] if own else resolved[section][name]
+            lines.append((section, name, json.dumps(value), own["origin"] if own else "built-in"))
+    return lines
+
+
+def _steps(cards: Sequence[Card]) -> list[tuple[str, float]]:
+    """Return the seconds of every step, summed over the images."""
+    total: dict[str, float] = {}
+    for card in cards:
+        for step, seconds in card.solution.seconds.items():
+            if step != "total":
+                total[step] = total.get(step, 0.0) + float(seconds)
+    return list(total.items())
+
+
+def _notes(cards: Sequence[Card]) -> list[tuple[str, str]]:
+    """Return the notes of the images; one that several share is said once."""
+    found: dict[str, list[str]] = {}
+    for card in cards:
+        for note in card.solution.notes:
+            found.setdefault(note, []).append(card.stem)
+    return [(note, ", ".join(stems[:6]) + (" …" if len(stems) > 6 else ""))
+            for note, stems in found.items()]
+
+
+# --- the figures of an image ----------------------------------------------------------------------
+
+
+def _draw_card(card: Card) -> int:
+    """Draw the figures of an image that there is something to draw for; return their bytes."""
+    from cynosure.faces.report.canvas import style
+
+    with style():
+        for group in GROUPS:
+            if group.needs(card):
+                card.pictures.append(_draw(group, card))
+    for key in {key for picture in card.pictures for key in picture.data}:
+        card.tables[key] = _packed(_table(card, key))
+    card.drawn = True
+    pictures = sum(len(picture.png) for picture in card.pictures)
+    return pictures + sum(map(len, card.tables.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Axes that are drawn as one figure: faster than one by one, and alike in size."""
+
+    title: str
+    text: str
+    size: tuple[float, float]  # width and height in inches; a height of 0 follows the frame
+    margins: tuple[float, float, float, float]  # left, right, bottom, top in inches
+    gap: float
+    data: tuple[str, ...]
+    needs: Callable[[Card], bool]
+    draw: Callable[[Figure, Card], None]
+
+
+def _draw(group: Group, card: Card) -> Picture:
+    from cynosure.faces.report.canvas import new_figure, place_labels, to_png
+
+    width, height = group.size
+    left, right, bottom, top = group.margins
+    if height == 0.0:
+        height = bottom + top + (width - left - right) * min(max(_aspect(card), 0.4), 1.25)
+    figure = new_figure(width, height, dpi=120.0, layout=None)
+    figure.subplots_adjust(
+        left=left / width, right=1.0 - right / width, bottom=bottom / height,
+        top=1.0 - top / height, wspace=group.gap,
+    )
+    group.draw(figure, card)
+    first = figure.axes[0]
+    first.set_title(f"{card.solution.status.upper()} · {first.get_title('left')}", loc="left")
+    place_labels(figure)
+    picture = base64.b64encode(to_png(figure)).decode()
+    known = tuple(key for key in group.data if _has_table(card, key))
+    return Picture(group.title, group.text, picture, known, width > 8)
+
+
+def _aspect(card: Card) -> float:
+    """Return the height of the first chip over its width."""
+    ny, nx = _shape(card)
+    return ny / max(nx, 1)
+
+
+def _shape(card: Card) -> tuple[int, int]:
+    """Return rows and columns of the first chip."""
+    shape = card.evidence.extras.get("shape")
+    if shape is None and card.solution.chips:
+        shape = card.solution.chips[0].get("shape")
+    if shape is None:
+        shape = np.shape(card.evidence.extras.get("thumbnail", np.zeros((1, 1))))
+    ny, nx = shape
+    return int(ny), int(nx)
+
+
+def _stars(figure: Figure, card: Card) -> None:
+    from cynosure.faces.report import figures
+
+    figures.plot_image(
+        card.evidence.extras["thumbnail"], _shape(card), card.evidence.sources, card.matches,
+        _values(card, "reference"), ax=figure.subplots(),
+    )
+
+
+def _quiver(figure: Figure, card: Card) -> None:
+    from cynosure.faces.report import figures
+
+    figures.plot_quiver(card.matches, ax=figure.subplots())
+
+
+def _scatter(figure: Figure, card: Card) -> None:
+    from cynosure.faces.report import figures
+
+    left, right = figure.subplots(1, 2)
+    figures.plot_scatter(card.matches, ax=left)
+    figures.plot_pulls(card.matches, ax=right)
+
+
+def _errors(figure: Figure, card: Card) -> None:
+    from cynosure.faces.report import figures
+
+    left, right = figure.subplots(1, 2)
+    figures.plot_error_model(card.matches, ax=left)
+    figures.plot_chi2(card.matches, ax=right)
+
+
+def _against(figure: Figure, card: Card) -> None:
+    from cynosure.faces.report import figures
+
+    columns = ["ref_mag", "ref_color", "x", "y"]
+    if not np.isfinite(card.matches["ref_color"]).any():
+        columns[1] = "snr"
+    for ax, column in zip(figure.subplots(1, 4), columns):
+        figures.plot_residuals_against(card.matches, column, ax=ax)
+
+
+def _pair(
+    figure: Figure, card: Card, names: tuple[str, str], draw: tuple[Callable[..., Any], ...]
+) -> None:
+    """Draw two figures side by side, each where there is something for it."""
+    for ax, name, function in zip(figure.subplots(1, 2), names, draw):
+        if _has_table(card, name):
+            function(_values(card, name), ax=ax)
+        else:
+            ax.set_axis_off()
+
+
+def _model(figure: Figure, card: Card) -> None:
+    from cynosure.faces.report import figures
+
+    draw = (figures.plot_distortion, figures.plot_wcs_error)
+    _pair(figure, card, ("distortion", "wcs_error"), draw)
+
+
+def _fit(figure: Figure, card: Card) -> None:
+    from cynosure.faces.report import figures
+
+    left, right = figure.subplots(1, 2)
+    ledger = card.evidence.extras.get("ledger", [])
+    last = ledger[-1] if len(ledger) else {}
+    chosen = str(last.get("form", "")) if isinstance(last, dict) else ""
+    figures.plot_scores(card.evidence.extras.get("scores", {}), chosen, ax=left)
+    figures.plot_ledger(_values(card, "ledger"), ax=right)
+
+
+def _match(figure: Figure, card: Card) -> None:
+    from cynosure.faces.report import figures
+
+    left, right = figure.subplots(1, 2)
+    needed = next((c["limit"] for c in card.solution.checks if c["name"] == "odds"), math.nan)
+    figures.plot_hypotheses(_values(card, "hypotheses"), needed, ax=left)
+    extras = card.evidence.extras
+    if "offsets" in extras and "offsets_range" in extras:
+        figures.plot_offsets(extras["offsets"], extras["offsets_range"], ax=right)
+    else:
+        figures.write_lines(
+            extras.get("evidence", {}).get("tried", ()), "What was tried", ax=right
+        )
+
+
+def _psf(figure: Figure, card: Card) -> None:
+    from cynosure.faces.report import figures
+
+    left, right = figure.subplots(1, 2)
+    stamps = card.evidence.extras.get("psf_stamps")
+    if stamps is not None and np.size(stamps):
+        figures.plot_psf_stamps(stamps, ax=left)
+    else:
+        figures.plot_profile(card.evidence.sources, ax=left)
+    figures.plot_psf_map(_values(card, "psf"), ax=right)
+
+
+def _with(name: str) -> Callable[[Card], bool]:
+    return lambda card: _has_table(card, name)
+
+
+def _with_matches(card: Card) -> bool:
+    return bool(card.matches["used"].any())
+
+
+HALF, TALL, WIDE = (5.8, 2.9), (5.8, 0.0), (11.8, 2.7)
+PAIR = (0.56, 0.12, 0.5, 0.32)
+GROUPS = (
+    Group("Stars", "detections on the image and what became of the reference stars", TALL,
+          (0.62, 0.1, 0.95, 0.3), 0.0, ("matches", "sources", "reference"),
+          _with("thumbnail"), _stars),
+    Group("Residuals", "of the well-measured half, from reference to source", TALL,
+          (0.62, 0.1, 0.95, 0.3), 0.0, ("matches",), _with_matches, _quiver),
+    Group("Distribution", "residuals with 1 and 3 sigma, and in units of their errors", HALF,
+          PAIR, 0.32, ("matches",), _with_matches, _scatter),
+    Group("Errors", "size of the residuals, and chi2 per bin of magnitude", HALF,
+          PAIR, 0.32, ("matches",), _with_matches, _errors),
+    Group("Trends", "residuals against magnitude, colour, x and y, with the medians of bins", WIDE,
+          PAIR, 0.26, ("matches",), _with_matches, _against),
+    Group("Model", "distortion, and the predicted error of the WCS itself", HALF,
+          (0.56, 0.4, 0.5, 0.32), 0.36, ("distortion", "wcs_error"), _with("distortion"), _model),
+    Group("Fit", "the form that was chosen, and the rounds of clipping", HALF,
+          PAIR, 0.32, ("ledger",), _with("ledger"), _fit),
+    Group("Match", "the best hypotheses against what was needed", HALF,
+          PAIR, 0.32, ("hypotheses",), _with("hypotheses"), _match),
+    Group("PSF", "the point-spread function over the frame", HALF,
+          (0.56, 0.45, 0.5, 0.32), 0.32, ("psf",), _with("psf"), _psf),
+)
+
+# --- the tables behind the figures ----------------------------------------------------------------
+
+COLUMNS = {
+    "reference": ("x", "y", "mag"),
+    "distortion": ("x", "y", "dx_px", "dy_px"),
+    "wcs_error": ("x", "y", "sigma_mas"),
+    "psf": ("x", "y", "fwhm_px", "ellipticity", "theta_deg"),
+    "ledger": ("round", "n_used", "rms_mas", "sigma0_mas"),
+    "hypotheses": ("log_odds", "n_pairs", "scale_arcsec", "rotation_deg", "parity"),
+}
+SOURCE_COLUMNS = ("chip", "x", "y", "snr", "flags")
+
+
+def _has_table(card: Card, key: str) -> bool:
+    if key == "matches":
+        return len(card.matches) > 0
+    if key == "sources":
+        return len(card.evidence.sources) > 0
+    if key == "thumbnail":
+        return np.size(card.evidence.extras.get(key, ())) > 1
+    return len(_values(card, key)) > 0
+
+
+def _values(card: Card, key: str) -> NDArray[np.float64]:
+    """Return one of :data:`COLUMNS` as array; no rows where there is none."""
+    if key == "hypotheses" and key not in card.evidence.extras:
+        return _two_hypotheses(card)
+    return columns(card.evidence.extras.get(key, ()), COLUMNS[key])
+
+
+def _two_hypotheses(card: Card) -> NDArray[np.float64]:
+    """Return the accepted hypothesis and the next best, as far as they are known."""
+    s = card.solution
+    if not math.isfinite(s.log_odds):
+        return np.zeros((0, 5))
+    first = [s.log_odds, s.n_matched, s.scale_arcsec, s.rotation_deg, s.parity]
+    second = card.evidence.extras.get("evidence", {}).get("second_log_odds")
+    rows = [first] if second is None else [first, [float(second), *[math.nan] * 4]]
+    return np.array(rows, dtype=float)
+
+
+def _table(card: Card, key: str) -> str:
+    """Return a table as CSV."""
+    if key == "matches":
+        return _csv(MATCHES.names, [_texts(card.matches[n], n, MATCHES) for n in MATCHES.names])
+    if key == "sources":
+        return _csv(SOURCE_COLUMNS, [_plain(card.evidence.sources[n]) for n in SOURCE_COLUMNS])
+    return _csv(COLUMNS[key], [_plain(column) for column in _values(card, key).T])
+
+
+def _csv(names: Sequence[str], columns: Sequence[list[str]]) -> str:
+    return "\n".join([",".join(names), *map(",".join, zip(*columns))]) + "\n"
+
+
+def _texts(values: NDArray[Any], name: str, schema: Schema) -> list[str]:
+    """Return a column as texts: degrees to a microarcsecond, the rest to six digits."""
+    unit = next(c.unit for c in schema.columns if c.name == name)
+    if values.dtype.kind == "f" and unit == "deg":
+        return [f"{v:.9f}" for v in values.tolist()]
+    return _plain(values)
+
+
+def _plain(values: NDArray[Any]) -> list[str]:
+    if values.dtype.kind == "f":
+        return [f"{v:.6g}" for v in values.tolist()]
+    return [str(int(v)) for v in values.tolist()]
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=5, mtime=0)).decode()
+
+
+# --- small multiples ------------------------------------------------------------------------------
+
+
+def _small_quiver(matches: NDArray[np.void], width: int = 96, height: int = 64) -> str:
+    """Return the residuals of at most 80 stars as a small SVG: the shape of what is wrong."""
+    from cynosure.faces.report.figures import well_measured
+
+    kept = well_measured(matches[matches["used"] | matches["reserved"]])
+    if not len(kept):
+        return ""
+    kept = kept[:: -(-len(kept) // 80)]
+    x, y = kept["x"], kept["y"]
+    span = max(float(np.ptp(x)), float(np.ptp(y)) * width / height, 1.0)
+    size = np.hypot(kept["dra_mas"], kept["ddec_mas"])
+    reach = 7.0 / max(float(np.median(size)), 1e-9)
+    px = 4 + (x - x.min()) / span * (width - 8)
+    py = height - 4 - (y - y.min()) / span * (width - 8)
+    u, v = kept["dra_mas"] * reach, kept["ddec_mas"] * reach
+    shrink = np.minimum(1.0, 18.0 / np.maximum(size * reach, 1e-9))
+    path = "".join(
+        f"M{a:.1f} {b:.1f}l{-c:.1f} {-d:.1f}" for a, b, c, d in zip(px, py, u * shrink, v * shrink)
+    )
+    return (
+        f'<svg class="quiver" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-label="{html.escape("residuals over the frame")}">'
+        f'<path d="{path}"/></svg>'
+    )

@@ -1,0 +1,1 @@
+"""Fitting a WCS to pairs of stars."""

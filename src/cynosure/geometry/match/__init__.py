@@ -1,0 +1,1 @@
+"""Recognising stars: with a pointing, blind, from a WCS that is nearly right."""

@@ -1,0 +1,1 @@
+"""The WCS solutions that files hold, and headerlets."""

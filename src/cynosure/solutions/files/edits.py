@@ -1,0 +1,558 @@
+"""Changes of what a file holds, in memory: attach, keep, apply, exchange, remove.
+
+Nothing here writes; a refusal raises before anything is changed on the disk. Two rules hold
+throughout. No WCS is lost: what is replaced stays in the file, as a headerlet or an alternate.
+And nothing is kept twice: what is held already is not added again, so that going back and forth
+between two solutions leaves the file as large as it was.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cynosure.data.fits.alternates import (
+    Records,
+    alternate_keyword,
+    archive_records,
+    primary_keyword,
+    restore_records,
+)
+from cynosure.data.fits.parts import Part, card
+from cynosure.data.fits.wcsread import is_wcs_keyword
+from cynosure.ground.errors import CynosureError, ExitCode
+from cynosure.solutions.files.compare import s_region
+from cynosure.solutions.files.contents import RESERVED, Entry, Holdings, about_keyword, is_linear
+from cynosure.solutions.files.hdrlet import embed
+from cynosure.solutions.files.headerlet import (
+    ABOUT,
+    TABLES,
+    Headerlet,
+    HeaderletDamaged,
+    Target,
+    is_solution_keyword,
+    same_solution,
+)
+from cynosure.solutions.files.wcscorr import WcsCorr, find_wcscorr, new_wcscorr
+from cynosure.solutions.names import hdrname, parse_wcsname, wcstype
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
+__all__ = [
+    "NameTaken",
+    "Refused",
+    "WrongDistortion",
+    "WrongExposure",
+    "add_alternate",
+    "apply_primary",
+    "attach_to",
+    "check_exposure",
+    "exchange",
+    "keep_active",
+    "record_attached",
+    "remove",
+    "renumber",
+    "unique_hdrname",
+]
+
+
+class Refused(CynosureError):
+    """An operation that would break a rule; nothing was changed."""
+
+    text = "{image}: {reason}"
+    exit_code = ExitCode.USAGE
+
+
+class WrongExposure(Refused):
+    """A headerlet of another exposure."""
+
+    text = "{headerlet} is a WCS of {destim}, {image} is {rootname}"
+    hint = "A headerlet fits its own exposure only (DESTIM and ROOTNAME)."
+
+
+class WrongDistortion(Refused):
+    """A headerlet that was made with another distortion model."""
+
+    text = "{headerlet} has the distortion model {theirs}, {image} has {ours}"
+    hint = "Use --force to take it with its own model; the present one is archived."
+
+
+class NameTaken(Refused):
+    """A headerlet of that name, and another content, is in the file."""
+
+    text = "{image}: it has a headerlet {name!r} already, with another WCS"
+    hint = "Delete that one first, or give --name."
+    exit_code = ExitCode.OUTPUT_EXISTS
+
+
+# --- headerlets as extensions ---------------------------------------------------------------
+
+
+def check_exposure(held: Holdings, headerlet: Headerlet) -> None:
+    """Refuse a headerlet of another exposure.
+
+    Raises
+    ------
+    WrongExposure
+    """
+    names = {held.rootname, held.stem}
+    if headerlet.destim not in names:
+        raise WrongExposure(
+            image=held.name, rootname=held.rootname, destim=headerlet.destim or "no exposure",
+            headerlet=headerlet.hdrname or "the headerlet",
+        )
+
+
+def attach_to(held: Holdings, headerlet: Headerlet, *, compress: bool = False) -> bool:
+    """Append a headerlet as an extension; return whether it was not there yet.
+
+    Raises
+    ------
+    WrongExposure, NameTaken
+    """
+    check_exposure(held, headerlet)
+    for part in held.embedded:
+        entry = held.entry(part)
+        if entry.hdrname != headerlet.hdrname:
+            continue
+        if entry.headerlet is not None and same_solution(entry.headerlet, headerlet):
+            held.notes.append(f"{headerlet.hdrname} is attached already, as {entry.key}")
+            return False
+        raise NameTaken(image=held.name, name=headerlet.hdrname)
+    version = max((p.version for p in held.embedded), default=0) + 1
+    held.parts.append(embed(headerlet, version, compress=compress))
+    held.notes.append(f"attached {headerlet.hdrname} as HDRLET,{version}")
+    return True
+
+
+def unique_hdrname(held: Holdings, headerlet: Headerlet) -> str:
+    """Return the name of a headerlet, or a new one where a different headerlet has it."""
+    taken = {held.entry(p).hdrname for p in held.embedded}
+    name, number = headerlet.hdrname, 1
+    while name in taken:
+        body = hdrname(held.stem, headerlet.wcsname).removesuffix("-hlet.fits")
+        name = f"{body}{f'-{number}' if number > 1 else ''}-hlet.fits"
+        number += 1
+    return name
+
+
+def keep_active(held: Holdings) -> None:
+    """Make sure that the active WCS is held besides being active."""
+    if not held.has_active:
+        return
+    active = held.active()
+    where = held.kept_as(active)
+    if where is not None:
+        held.notes.append(f"{active.wcsname} stays in the file as {where.key}")
+        return
+    _keep(held, active)
+
+
+def _keep(held: Holdings, headerlet: Headerlet) -> None:
+    """Attach a solution of the science headers, under a name of its own."""
+    missing = [f"{n},{v}" for c in headerlet.chips for n, v in c.lookups
+               if headerlet.table(n, v) is None]
+    if missing:
+        raise Refused(
+            image=held.name, reason=f"its WCS {headerlet.wcsname} names {', '.join(missing)}, "
+            "which is not in the file, so it cannot be kept",
+            hint="Use --no-archive to drop it.",
+        )
+    named = headerlet.replaced(HDRNAME=unique_hdrname(held, headerlet))
+    if named.destim != held.rootname:
+        named = named.replaced(DESTIM=held.rootname)
+    attach_to(held, named)
+    _record(held, named, pa_only=True)
+
+
+def renumber(held: Holdings) -> None:
+    """Give headerlets the EXTVERs 1 … n in the order they lie."""
+    for number, part in enumerate(held.embedded, start=1):
+        part.set("EXTVER", number)
+
+
+# --- the primary WCS ------------------------------------------------------------------------
+
+
+def apply_primary(
+    held: Holdings, headerlet: Headerlet, *, archive: bool = True, attach: bool = True,
+    force: bool = False,
+) -> None:
+    """Make a headerlet the active WCS.
+
+    Parameters
+    ----------
+    held : Holdings
+    headerlet : Headerlet
+    archive : bool
+        Keep the WCS that is replaced.
+    attach : bool
+        Append the headerlet itself, where it is not in the file.
+    force : bool
+        Take one with another distortion model, or with faults.
+
+    Raises
+    ------
+    WrongExposure, WrongDistortion, Refused, HeaderletDamaged
+        Nothing is changed then.
+    """
+    check_exposure(held, headerlet)
+    evaluated = _check_fit(held, headerlet, force)
+    other_model = held.distortion != headerlet.distortion and bool(
+        held.distortion or headerlet.distortion
+    )
+    if archive:
+        keep_active(held)
+        _keep_alternates(held, headerlet, other_model)
+    if other_model:
+        for letter in held.letters:
+            if letter != RESERVED:
+                _drop_letter(held, letter)
+    _keep_original(held)
+    if attach:
+        attach_to(held, headerlet)
+    _exchange_tables(held, headerlet, other_model)
+    for chip in held.chips:
+        theirs = headerlet.chip(chip.target)
+        assert theirs is not None
+        had_angle = chip.part.has("ORIENTAT")
+        chip.part.replace(_applied(chip.part.records, headerlet, theirs.cards, had_angle))
+        if chip.part.has("S_REGION") and chip.shape is not None:
+            chip.part.set("S_REGION", s_region(evaluated[chip.target], chip.shape), "")
+    _state_model(held, headerlet, other_model)
+    _record(held, headerlet)
+    held.notes.append(f"{headerlet.wcsname} is active")
+
+
+def _check_fit(held: Holdings, headerlet: Headerlet, force: bool) -> dict[Target, WCS]:
+    """Refuse what does not fit; return the WCS of each chip."""
+    ours, theirs = held.distortion, headerlet.distortion
+    if ours != theirs and not force:
+        raise WrongDistortion(
+            image=held.name, headerlet=headerlet.hdrname, ours=str(ours), theirs=str(theirs)
+        )
+    missing = [c.target for c in held.chips if headerlet.chip(c.target) is None]
+    if missing:
+        listed = ", ".join(f"{n},{v}" for n, v in missing)
+        raise Refused(
+            image=held.name, reason=f"{headerlet.hdrname} has no WCS of {listed}",
+            hint="A headerlet must have a SIPWCS for every image of the exposure.",
+        )
+    faults = headerlet.faults()
+    if faults and not force:
+        raise HeaderletDamaged(headerlet=headerlet.hdrname, reason="; ".join(faults))
+    # A WCS that cannot be evaluated never becomes active.
+    return {c.target: headerlet.wcs(c.target, shape=c.shape) for c in held.chips}
+
+
+def _keep_alternates(held: Holdings, headerlet: Headerlet, other_model: bool) -> None:
+    """Keep alternates that the change would take the distortion from, as headerlets."""
+    if not held.has_active:
+        return
+    active = held.active()
+    same = not other_model and all(
+        (theirs := headerlet.chip(c.target)) is not None
+        and theirs.distortion == c.distortion and theirs.lookups == c.lookups
+        for c in active.chips
+    )
+    for letter in held.letters:
+        if letter == RESERVED or (same and not other_model) or not (
+            other_model or held.shares(letter)
+        ):
+            continue
+        other = held.alternate(letter)
+        if other.faults():
+            continue  # its distortion went with an earlier change; it is a headerlet already
+        if held.kept_as(other, headerlets_only=True) is None:
+            _keep(held, other)
+
+
+def _keep_original(held: Holdings) -> None:
+    """Give Hubble's own WCS the letter O before it is replaced for the first time."""
+    if RESERVED in held.letters or not held.distortion or not held.has_active:
+        return
+    if parse_wcsname(held.active().wcsname).kind != "pipeline":
+        return
+    for chip in held.chips:
+        own = [r for r in chip.part.records if is_linear(r[0])]
+        cards = [_lettered(k, b, RESERVED) for k, b in own]
+        cards = [(k, b.replace(b"-SIP'", b"'    ", 1) if k.startswith("CTYPE") else b)
+                 for k, b in cards]
+        chip.part.replace(_inserted(chip.part.records, cards))
+
+
+def _applied(
+    records: Records, headerlet: Headerlet, cards: Records, had_angle: bool
+) -> Records:
+    """Return the cards of an image with another solution in the place of its own."""
+    new = Part([r for r in cards if r[0] not in ("HDRNAME", "TG_ENAME", "TG_EVER")])
+    new.set("WCSNAME", headerlet.wcsname, "name of the solution")
+    if parse_wcsname(headerlet.wcsname).kind not in ("other", "none") and not new.has("WCSTYPE"):
+        new.set("WCSTYPE", wcstype(headerlet.wcsname))
+    for keyword, value in zip(("RMS_RA", "RMS_DEC"), headerlet.rms_mas):
+        if np.isfinite(value) and not new.has(keyword):
+            new.set(keyword, value, "[mas] rms of the fit")
+    if headerlet.n_matched and not (new.has("NMATCHES") or new.has("NMATCH")):
+        new.set("NMATCHES", headerlet.n_matched, "stars of the fit")
+    if had_angle and not new.has("ORIENTAT"):
+        values = [new.get("CD1_2"), new.get("CD2_2")]
+        if all(isinstance(v, (int, float)) for v in values):
+            angle = float(np.degrees(np.arctan2(values[0], values[1])))  # type: ignore[arg-type]
+            new.set("ORIENTAT", angle, "[deg] position angle of the y axis")
+    new.set("HDRNAME", headerlet.hdrname, "headerlet of this solution")
+    at = next((i for i, r in enumerate(records) if is_solution_keyword(r[0])), None)
+    rest = [r for r in records if not is_solution_keyword(r[0])]
+    if at is None:
+        return _inserted(rest, new.records)
+    before = sum(not is_solution_keyword(k) for k, _ in records[:at])
+    return rest[:before] + new.records + rest[before:]
+
+
+def _inserted(records: Records, cards: Records) -> Records:
+    """Append cards before the blank ones at the end."""
+    last = max((i for i, r in enumerate(records) if r[1].strip()), default=-1) + 1
+    return records[:last] + cards + records[last:]
+
+
+def _exchange_tables(held: Holdings, headerlet: Headerlet, other_model: bool) -> None:
+    """Put a headerlet's tables where those of the same EXTVER lie, or behind the last one.
+
+    Tables of the same model that the new WCS does not name (that of a linear WCS, say) stay: the
+    solution that needs them comes back to find them. Those of another model go.
+    """
+    wanted = {at for chip in headerlet.chips for at in chip.lookups}
+    if other_model:
+        held.parts[:] = [
+            p for p in held.parts if p.name not in TABLES or (p.name, p.version) in wanted
+        ]
+    for at in sorted(wanted, key=lambda t: (TABLES.index(t[0]), t[1])):
+        table = headerlet.table(*at)
+        if table is None:
+            continue
+        new = Part([], table.header, table.data, 0, len(table.data))
+        new.records = _split(table.header)
+        old = next((i for i, p in enumerate(held.parts) if (p.name, p.version) == at), None)
+        if old is None:
+            held.parts.insert(_place_for_table(held.parts), new)
+        elif held.parts[old].header_bytes() != table.header or (
+            held.file.data_of(held.parts[old]) != table.data
+        ):
+            held.parts[old] = new
+
+
+def _split(header: bytes) -> Records:
+    from cynosure.data.fits.alternates import records_of
+
+    return records_of(header)
+
+
+def _place_for_table(parts: list[Part]) -> int:
+    last = [i for i, p in enumerate(parts) if p.name in TABLES]
+    if last:
+        return last[-1] + 1
+    kept = [i for i, p in enumerate(parts) if p.name == "WCSCORR" or p.kind == "HDRLET"]
+    return kept[0] if kept else len(parts)
+
+
+def _state_model(held: Holdings, headerlet: Headerlet, other_model: bool) -> None:
+    """Name the reference files of the model in the primary header."""
+    primary = held.primary
+    for keyword in ("UPWCSVER", "PYWCSVER"):
+        if primary.has(keyword) and headerlet.text(keyword):
+            primary.set(keyword, headerlet.text(keyword))
+    if other_model:
+        for keyword in ("IDCTAB", "NPOLFILE", "D2IMFILE"):
+            primary.set(keyword, headerlet.text(keyword) or "N/A")
+        for keyword in ("SIPNAME", "DISTNAME"):
+            if primary.has(keyword) or headerlet.text(keyword):
+                primary.set(keyword, headerlet.text(keyword))
+
+
+# --- alternates -----------------------------------------------------------------------------
+
+
+def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = None) -> str:
+    """Keep a headerlet as an alternate; return its letter.
+
+    One with the distortion of the active WCS gets its linear part, as Hubble's alternates have it;
+    any other is kept whole.
+
+    Raises
+    ------
+    WrongExposure, WrongDistortion, Refused
+    """
+    check_exposure(held, headerlet)
+    if held.distortion != headerlet.distortion:
+        raise WrongDistortion(
+            image=held.name, headerlet=headerlet.hdrname, ours=str(held.distortion),
+            theirs=str(headerlet.distortion), hint="Alternates share the active distortion.",
+        )
+    for taken in held.letters:
+        if held.alternate(taken).wcsname.upper() == headerlet.wcsname.upper():
+            if same_solution(held.alternate(taken), headerlet):
+                held.notes.append(f"{headerlet.wcsname} is alternate {taken} already")
+                return taken
+            raise NameTaken(
+                image=held.name, name=headerlet.wcsname,
+                hint=f"Delete alternate {taken} first.",
+            )
+    free = [x for x in string.ascii_uppercase if x not in held.letters + RESERVED]
+    chosen = letter or (free[0] if free else "")
+    if chosen not in free:
+        raise Refused(
+            image=held.name, hint="Delete alternates that are no longer needed.",
+            reason=f"letter {chosen} is not free" if chosen else "all letters are taken",
+        )
+    for chip in held.chips:
+        theirs = headerlet.chip(chip.target)
+        if theirs is None:
+            reason = f"{headerlet.hdrname} has no WCS of {chip.target[0]},{chip.target[1]}"
+            raise Refused(image=held.name, reason=reason)
+        shared = bool(held.distortion)
+        cards = [
+            _lettered(k, b, chosen) for k, b in theirs.cards
+            if (is_linear(k) if shared else is_wcs_keyword(k)) or (k in ABOUT and k != "ORIENTAT")
+        ]
+        if not shared and any(k == "A_ORDER" for k, _ in theirs.cards):
+            cards = [(k, b.replace(b"-SIP'", b"'    ", 1) if k.startswith("CTYPE") else b)
+                     for k, b in cards]
+        if not any(k == f"WCSNAME{chosen}" for k, _ in cards):
+            cards.insert(0, card(f"WCSNAME{chosen}", headerlet.wcsname, "name of the solution"))
+        cards = [r for r in cards if r[0] != f"HDRNAME{chosen}"]
+        cards.append(card(f"HDRNAME{chosen}", headerlet.hdrname))
+        chip.part.replace(_inserted(chip.part.records, cards))
+    held.notes.append(f"{headerlet.wcsname} is alternate {chosen}")
+    return chosen
+
+
+def _lettered(keyword: str, body: bytes, letter: str) -> tuple[str, bytes]:
+    new = (
+        alternate_keyword(keyword, letter) if is_wcs_keyword(keyword)
+        else about_keyword(keyword, letter)
+    )
+    return new, new.encode().ljust(8) + body[8:]
+
+
+def exchange(held: Holdings, letter: str) -> bool:
+    """Exchange the active WCS and an alternate that is complete in itself, card by card.
+
+    Returns
+    -------
+    bool
+        False, and nothing is changed, where the chips would need different letters.
+    """
+    results, letters = [], set()
+    for chip in held.chips:
+        records = chip.part.records
+        if not chip.part.has(f"CTYPE1{letter}"):
+            return False
+        kept, new = archive_records(records, "ORIGINAL")
+        letters.add(new)
+        own = [] if any(k == about_keyword("WCSTYPE", new) for k, _ in kept) else list(ABOUT)
+        kept = [_lettered(k, b, new) if new and k in own else (k, b) for k, b in kept
+                if k in own or k not in ABOUT]
+        back = {about_keyword(k, letter): k for k in ABOUT}
+        restored = restore_records(kept, letter)
+        results.append([
+            (back[k], back[k].encode().ljust(8) + b[8:]) if k in back else (k, b)
+            for k, b in restored
+        ])
+    if len(letters) > 1:
+        return False
+    for chip, records in zip(held.chips, results):
+        chip.part.replace(records)
+    name = held.active().wcsname
+    held.notes.append(f"{name} is active; what was active is alternate {letters.pop()}")
+    return True
+
+
+def _drop_letter(held: Holdings, letter: str) -> None:
+    own = {about_keyword(k, letter) for k in ABOUT}
+    for chip in held.chips:
+        chip.part.replace([
+            r for r in chip.part.records
+            if primary_keyword(r[0], letter) is None and r[0] not in own
+        ])
+    held.notes.append(f"alternate {letter} was removed")
+
+
+def remove(held: Holdings, entry: Entry) -> None:
+    """Remove a headerlet or an alternate; never the active WCS, never ``O``.
+
+    Raises
+    ------
+    Refused
+    """
+    if entry.place == "active":
+        raise Refused(
+            image=held.name, reason="the active WCS cannot be deleted",
+            hint="Activate another one first.",
+        )
+    if entry.key == RESERVED and held.distortion:
+        raise Refused(
+            image=held.name, reason="alternate O is the telescope's own WCS and is not deleted",
+        )
+    if entry.place == "alternate":
+        _drop_letter(held, entry.key)
+        return
+    held.parts[:] = [p for p in held.parts if p is not entry.part]
+    held.notes.append(f"deleted {entry.key} {entry.hdrname}")
+    table, reason = find_wcscorr(held.file)
+    if reason:
+        held.notes.append(reason)
+    gone = entry.headerlet
+    if table is not None and gone is not None:
+        still = held.kept_as(gone, headerlets_only=True)
+        active = held.has_active and same_solution(held.active(), gone)
+        if still is None and not active:
+            table.remove(gone)
+
+
+# --- the history table ----------------------------------------------------------------------
+
+
+def _record(held: Holdings, headerlet: Headerlet, *, pa_only: bool = False) -> None:
+    """Write a solution into WCSCORR; where Hubble's file has none, make it."""
+    table, reason = find_wcscorr(held.file)
+    if reason:
+        held.notes.append(reason)
+        return
+    if table is None:
+        combined = held.primary.has("NDRIZIM") or held.primary.has("D001DATA")
+        if pa_only or combined or not held.distortion or len(held.parts) == 1:
+            return
+        table = _begun(held)
+    table.add(headerlet, _angle(held))
+
+
+def record_attached(held: Holdings, headerlet: Headerlet) -> None:
+    """Write into WCSCORR, where there is one, that a headerlet was attached."""
+    table, reason = find_wcscorr(held.file)
+    if table is not None:
+        table.add(headerlet, _angle(held), attached=True)
+    elif reason:
+        held.notes.append(reason)
+
+
+def _begun(held: Holdings) -> WcsCorr:
+    """Append a new table with what the file holds: the telescope's own WCS first."""
+    table = new_wcscorr()
+    first = next((i for i, p in enumerate(held.parts) if p.kind == "HDRLET"), len(held.parts))
+    held.parts.insert(first, table.part)
+    for letter in sorted(held.letters, key=lambda x: x != RESERVED):
+        other = held.alternate(letter)
+        before = len(table.filled)
+        table.add(other if letter != RESERVED else other.replaced(HDRNAME=""), _angle(held))
+        if letter == RESERVED:
+            table.rows["WCS_key"][before : len(table.filled)] = b"O"
+            table.part.data = table.rows.tobytes()
+    held.notes.append("made a WCSCORR table")
+    return table
+
+
+def _angle(held: Holdings) -> float:
+    value = held.primary.get("PA_V3")
+    return float(value) if isinstance(value, (int, float)) else 0.0

@@ -1,0 +1,84 @@
+"""What may be asked of a store, and the conditions that this means for its tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func
+
+from cynosure.solutions.store.schema import solutions
+
+__all__ = ["Query", "conditions", "escaped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to look for; what is not given is not asked.
+
+    Attributes
+    ----------
+    rootname, wcsname : str
+        A name; ``*`` stands for any characters.
+    catalog : str
+        The reference catalogue, in any case.
+    kind : str
+        Of the name: ``a posteriori``, ``a priori``, ….
+    max_quality : int
+        1 … 4: this quality or better.
+    max_rms_mas : float
+        Residuals per axis, of the larger axis.
+    created_since, created_until, added_since, added_until : str
+        ISO 8601, UTC, both ends included.
+    cone : (float, float, float)
+        Right ascension, declination and radius in degrees that the footprint must touch.
+    valid : bool
+        Only those that may be used, or only those that may not.
+    """
+
+    rootname: str | None = None
+    wcsname: str | None = None
+    catalog: str | None = None
+    kind: str | None = None
+    max_quality: int | None = None
+    max_rms_mas: float | None = None
+    created_since: str | None = None
+    created_until: str | None = None
+    added_since: str | None = None
+    added_until: str | None = None
+    cone: tuple[float, float, float] | None = None
+    valid: bool | None = None
+
+
+def escaped(name: str) -> str:
+    """Return a name in which ``*`` stands for itself."""
+    return name.replace("*", "\\*")
+
+
+def _matches(column: Any, pattern: str) -> Any:
+    """Compare with a name in which ``*`` stands for any characters, unless it is escaped."""
+    plain = pattern.replace("\\*", "\0")
+    if "*" not in plain:
+        return column == plain.replace("\0", "*")
+    like = plain.replace("!", "!!").replace("%", "!%").replace("_", "!_").replace("*", "%")
+    return column.like(like.replace("\0", "*"), escape="!")
+
+
+def conditions(query: Query) -> list[Any]:
+    """Return what the rows of ``solutions`` must fulfil, but for the circle."""
+    c = solutions.c
+    worst = func.coalesce(c.rms_ra_mas, c.fit_rms_mas), func.coalesce(c.rms_dec_mas, c.fit_rms_mas)
+    tests = [
+        (query.rootname, lambda v: _matches(c.rootname, v)),
+        (query.wcsname, lambda v: _matches(c.wcsname, v)),
+        (query.catalog, lambda v: func.upper(c.catalog) == v.upper()),
+        (query.kind, lambda v: c.kind == v),
+        (query.max_quality, lambda v: c.quality.between(1, v)),
+        (query.max_rms_mas, lambda v: (worst[0] <= v) & (worst[1] <= v)),
+        (query.created_since, lambda v: c.created >= v),
+        (query.created_until, lambda v: (c.created <= v) & (c.created != "")),
+        (query.added_since, lambda v: c.added >= v),
+        (query.added_until, lambda v: c.added <= v),
+        (query.valid, lambda v: c.valid == v),
+    ]
+    return [test(value) for value, test in tests if value is not None]

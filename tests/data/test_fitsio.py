@@ -88,7 +88,7 @@ def test_scaled_integers_and_blank_ones(tmp_path):
     good = np.ones(stored.shape, dtype=bool)
     good[3, 4] = False
     assert np.isnan(frame.data[3, 4])
-    assert np.array_equal(frame.mask, ~good)
+    assert np.array_equal(frame.mask, ~good * np.uint32(64))
     assert np.array_equal(frame.data[good], expected[good])
 
 
@@ -114,7 +114,7 @@ def test_nan_and_infinity_are_kept_and_masked(tmp_path):
 def test_a_float64_beyond_float32_is_masked(tmp_path):
     data = pixels("f8")
     data[1, 1] = 1e300
-    assert read(put(tmp_path / "a.fits", data)).frames[0].mask.sum() == 1
+    assert read(put(tmp_path / "a.fits", data)).frames[0].mask.sum() == 64
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_what_is_already_in_memory(tmp_path):
         assert np.array_equal(frame.data, data)
     assert [f.gain_e_adu for f in frames] == [1.0, 3.0, 3.0]
     masked = np.ma.masked_greater(pixels(), 1050.0)
-    assert np.array_equal(read(masked).frames[0].mask, masked.mask)
+    assert np.array_equal(read(masked).frames[0].mask != 0, masked.mask)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_ccddata_brings_mask_and_uncertainty(uncertainty, variance):
     error = None if uncertainty is None else uncertainty(np.full((NY, NX), 2.0))
     ccd = CCDData(pixels(), unit="adu", mask=mask, uncertainty=error, meta={"GAIN": 1.5})
     frame = read(ccd).frames[0]
-    assert np.array_equal(frame.mask, mask)
+    assert np.array_equal(frame.mask != 0, mask)
     assert frame.gain_e_adu == 1.5
     if variance is None:
         assert frame.variance is None
@@ -217,7 +217,7 @@ def test_science_extensions_have_their_own_companions(tmp_path):
     for k, frame in enumerate(frames):
         assert np.array_equal(frame.data, science[k])
         assert np.allclose(frame.variance, (2.0 + k) ** 2)
-        assert np.array_equal(frame.mask, flags[k] != 0)
+        assert np.array_equal(frame.mask, (flags[k] != 0) * np.uint32(1 << 31))
         assert frame.gain_e_adu == 2.0, "inherited from the primary header"
         assert "CRVAL1" not in frame.header, "the mosaic's WCS is not inherited"
 
@@ -258,7 +258,7 @@ def test_variance_weights_and_empty_errors(tmp_path):
     assert frame.variance[0, 0] == np.inf
     frame = read(mosaic(tmp_path / "b.fits", [("SCI", 1, pixels()), ("WHT", 1, ivar)])).frames[0]
     assert frame.variance is None, "a weight has no unit that would make it a variance"
-    assert frame.mask.sum() == 1
+    assert np.count_nonzero(frame.mask) == 1
     frame = read(mosaic(tmp_path / "c.fits", [("SCI", 1, pixels()), ("ERR", 1, ivar * 0)])).frames[
         0
     ]
@@ -735,9 +735,9 @@ def test_real_decam_with_its_companions(data_dir):
         assert exposure.instrument == "decam_cp"
         assert frame.variance is not None
         weight = fits.getdata(str(path).replace("_ooi_", "_oow_"), 1)
-        good = ~frame.mask if frame.mask is not None else np.ones(frame.shape, dtype=bool)
+        good = frame.mask == 0 if frame.mask is not None else np.ones(frame.shape, dtype=bool)
         assert np.allclose(frame.variance[good], 1.0 / weight[good])
-        masked += 0 if frame.mask is None else int(frame.mask.sum())
+        masked += 0 if frame.mask is None else np.count_nonzero(frame.unusable("photometry"))
     assert masked > 0
 
 
@@ -760,7 +760,7 @@ def test_real_mosaic_of_amplifiers(data_dir):
     assert exposure.instrument == "lco"
     assert [f.shape for f in exposure.frames] == [(522, 544)] * 4
     assert all(6.2 <= f.gain_e_adu <= 6.42 for f in exposure.frames)
-    assert [int((~f.mask).sum()) for f in exposure.frames] == [512 * 512] * 4
+    assert [int((f.mask == 0).sum()) for f in exposure.frames] == [512 * 512] * 4
     assert exposure.pointing.scale_arcsec == 0.778
     assert exposure.pointing.ra_deg == pytest.approx(287.32482917)
     assert all(f.wcs is None for f in exposure.frames)
@@ -777,7 +777,7 @@ def test_real_wfpc2_cube_with_group_parameters(data_dir):
     assert scales == pytest.approx([0.0455, 0.0996, 0.0996, 0.0996], rel=1e-2)
     with fits.open(path) as hdulist:
         assert np.array_equal(exposure.frames[2].data, hdulist[0].data[2])
-    assert all(0.1 < f.mask.mean() < 0.15 for f in exposure.frames), "from the c1f file"
+    assert all(0.1 < (f.mask != 0).mean() < 0.15 for f in exposure.frames), "from the c1f file"
     assert len(read(f"{path}[0,1]").frames) == 1
     with pytest.raises(ImageError, match="cube of 800x800x4"):
         read(path, instrument="generic")
@@ -789,7 +789,7 @@ def test_real_wfc3_ir_and_stis(data_dir):
     assert infrared.instrument == "hst_wfc3_ir"
     assert frame.gain_e_adu == pytest.approx(1102.935669), "electrons a second"
     assert frame.variance is None, "ERR of this file is empty"
-    assert 0.005 < frame.mask.mean() < 0.02
+    assert 0.005 < (frame.mask != 0).mean() < 0.02
     stis = read(data_dir / "p15-stis-crsplit" / "o4k19a010_flt.fits.gz")
     first, second = stis.frames
     assert stis.instrument == "hst_stis"

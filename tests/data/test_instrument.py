@@ -5,7 +5,6 @@ import math
 import pytest
 from astropy.io.fits import Header
 
-from cynosure.data.frame import mask_bits
 from cynosure.data.header import mjd_of_text
 from cynosure.data.instrument import Instrument, identify, instrument_names, load_instrument
 from cynosure.ground.errors import SettingError
@@ -159,10 +158,3 @@ def test_a_mount_of_unknown_rotation_stays_unknown():
     assert mount["rotation_deg"] is None
     assert mount["rotation_error_deg"] == 180.0
     assert mount["parity"] == 0
-
-
-def test_mask_bits_are_powers_of_two_without_gaps():
-    bits = mask_bits()
-    assert sorted(bits.values()) == [1 << k for k in range(31)]
-    assert bits["saturated"] == 1
-    assert bits["detected"] == 1 << 30

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.data.mask import DETECTION, Mask, Purpose, as_mask, mask_dictionary
 from cynosure.ground.errors import ImageError
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.wcs import WCS
 
-__all__ = ["Exposure", "Frame", "Pointing", "check_pixels", "mask_bits"]
+__all__ = ["Exposure", "Frame", "Pointing", "check_pixels"]
 
 # An image narrower than this has no star with its background around it.
 MIN_SIDE_PX = 16
@@ -77,8 +76,12 @@ class Frame:
         Its header, with the primary header's cards where it lacks them.
     variance : (ny, nx) ndarray of float32, optional
         Variance of `data`, ADU^2; None where it is to be derived from gain and read noise.
-    mask : (ny, nx) ndarray of bool, optional
-        True where a pixel is not to be used.
+    mask : (ny, nx) ndarray of uint32, optional
+        Bits of the mask dictionary (:mod:`cynosure.data.mask`); None where no pixel has any. A
+        plane of bool is taken too: True becomes the bit ``unusable``.
+    dq : (ny, nx) ndarray of int, optional
+        The flags of the file as they stand in it, where they are another observatory's; `mask` is
+        what they mean.
     wcs : WCS, optional
         The solution it came with; None where there is none.
     epoch_yr : float, optional
@@ -101,7 +104,8 @@ class Frame:
     hdu: int = 0
     header: Header | None = None
     variance: NDArray[np.float32] | None = None
-    mask: NDArray[np.bool_] | None = None
+    mask: Mask | None = None
+    dq: NDArray[Any] | None = None
     wcs: WCS | None = None
     epoch_yr: float | None = None
     exptime_s: float = float("nan")
@@ -111,6 +115,26 @@ class Frame:
     filter: str = ""
     plane: int | None = None
     cell: int = 1
+    _unusable: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and self.mask.dtype != np.uint32:
+            object.__setattr__(self, "mask", as_mask(self.mask))
+
+    def unusable(self, purpose: Purpose) -> NDArray[np.bool_] | None:
+        """Return where the mask makes pixels unusable for a purpose; None for a frame without one.
+
+        Purposes are ``"detection"``, ``"psf"`` and ``"photometry"``; the mask dictionary says which
+        bits spoil which. The plane is kept, and is one for purposes that it is the same for.
+        """
+        if self.mask is None:
+            return None
+        bits = mask_dictionary().spoiling(purpose)
+        if bits not in self._unusable:
+            plane = (self.mask & np.uint32(bits)) != 0
+            same = [p for p in self._unusable.values() if np.array_equal(p, plane)]
+            self._unusable[bits] = same[0] if same else plane
+        return self._unusable[bits]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -125,6 +149,8 @@ class Frame:
 
     def replaced(self, **changes: Any) -> Frame:
         """Return a new frame with some attributes replaced."""
+        if "mask" in changes:
+            changes["_unusable"] = {}
         return dataclasses.replace(self, **changes)
 
 
@@ -160,22 +186,6 @@ class Exposure:
         return self.digest if isinstance(self.digest, str) else self.digest()
 
 
-@cache
-def mask_bits(name: str = "default") -> dict[str, int]:
-    """Return the values of the planes of a mask dictionary, ``masks/NAME.toml``, by name.
-
-    Examples
-    --------
-    >>> mask_bits()["saturated"], mask_bits()["nan"]
-    (1, 64)
-    """
-    import tomllib
-
-    path = Path(__file__).parents[1] / "masks" / f"{name}.toml"
-    content = tomllib.loads(path.read_text(encoding="utf-8"))
-    return {entry["name"]: 1 << entry["bit"] for entry in content["bit"]}
-
-
 def check_pixels(frame: Frame) -> None:
     """Refuse pixels in which there can be no star.
 
@@ -209,7 +219,9 @@ def _nothing_to_see(frame: Frame, view: tuple[slice, slice]) -> str:
     finite = np.isfinite(pixels)
     if not finite.any():
         return "every pixel is NaN"
-    usable = finite if frame.mask is None else finite & ~frame.mask[view]
+    usable = finite
+    if frame.mask is not None:
+        usable = finite & (frame.mask[view] & np.uint32(mask_dictionary().spoiling(DETECTION)) == 0)
     if not usable.any():
         return "every pixel is masked"
     values = pixels[usable]

@@ -19,7 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cynosure.data.header import ALIASES, mjd_of_text
+from cynosure.data.mask import PURPOSES, Mask, mask_dictionary
 from cynosure.ground.errors import SettingError
 from cynosure.ground.settings import unknown_name
 
@@ -30,6 +34,9 @@ __all__ = ["Companion", "Flip", "Instrument", "identify", "instrument_names", "l
 
 FOLDER = Path(__file__).parents[1] / "instruments"
 ROLES = ("science", "error", "variance", "ivar", "weight", "mask")
+MASK_KINDS = ("bits", "values", "dictionary")
+# Flags of 16 bits are translated by a table of all their values.
+LOOKED_UP = 1 << 16
 
 # What each table of an instrument file may hold, and of what type. Keys ending in * are free.
 SCHEMA: dict[str, dict[str, tuple[type, ...]]] = {
@@ -67,7 +74,7 @@ SCHEMA: dict[str, dict[str, tuple[type, ...]]] = {
     },
     "layout": {**{role: (str, list) for role in ROLES}, "planes": (str,), "plane_table": (int,)},
     "companion": {"role": (str,), "replace": (list,)},
-    "mask": {"kind": (str,), "bad": (list,), "keyword": (str,), "planes": (dict,)},
+    "mask": {"kind": (str,), "bad": (list,), "keyword": (str,), "planes": (dict,), "bits": (dict,)},
     "flip": {
         "before": (str,),
         "after": (str,),
@@ -158,10 +165,13 @@ class Instrument:
         HDU of the table that holds the header values of each plane; -1 for none.
     companions : tuple of Companion
     mask_kind : str
-        ``"bits"`` or ``"values"``.
+        ``"bits"``; ``"values"``, of which a pixel has one; or ``"dictionary"``, where the camera's
+        masks have the bits of cynosure's own dictionary.
     mask_bad : tuple of int
-        Bits, or values, that make a pixel unusable; empty for any that is not zero.
+        Bits, or values, that make a pixel unusable; empty for any that `mask_bits` lacks.
     mask_planes : dict of name to int
+    mask_bits : tuple of (int, str)
+        Bits, or values, and the bit of the mask dictionary that each means.
     flips : tuple of Flip
     settings : dict
         Default settings, section by section.
@@ -181,6 +191,7 @@ class Instrument:
     mask_kind: str = "bits"
     mask_bad: tuple[int, ...] = ()
     mask_planes: Mapping[str, int] = field(default_factory=dict)
+    mask_bits: tuple[tuple[int, str], ...] = ()
     flips: tuple[Flip, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -190,6 +201,49 @@ class Instrument:
             all(_matches(header.get(key), pattern) for key, pattern in rule.items())
             for rule in self.identify
         )
+
+    def mask_of(self, flags: NDArray[np.int64]) -> Mask:
+        """Return the camera's flags as bits of the mask dictionary.
+
+        Parameters
+        ----------
+        flags : (ny, nx) ndarray of int
+            As in the file.
+
+        Returns
+        -------
+        mask : (ny, nx) ndarray of uint32
+            What `mask_bits` says. A pixel that the camera calls bad, and that no bit it was given
+            makes unusable, gets ``unusable``.
+        """
+        if self.mask_kind == "dictionary" or not flags.size:
+            return flags.astype(np.uint32)
+        low, high = int(flags.min()), int(flags.max())
+        if 0 <= low and high < LOOKED_UP:
+            return self._translated(np.arange(high + 1))[flags]
+        out = np.zeros(flags.shape, dtype=np.uint32)
+        some = flags != 0
+        out[some] = self._translated(flags[some])
+        return out
+
+    def _translated(self, flags: NDArray[np.int64]) -> Mask:
+        """Return the mask of each of some values."""
+        dictionary = mask_dictionary()
+        out = np.zeros(flags.shape, dtype=np.uint32)
+        known = np.zeros_like(flags)
+        for own, name in self.mask_bits:
+            hit = flags == own if self.mask_kind == "values" else (flags & own) != 0
+            out[hit] |= np.uint32(dictionary[name])
+            known[hit] |= own
+        if not self.mask_bad:
+            bad = (flags != known) if self.mask_kind == "values" else (flags & ~known) != 0
+        elif self.mask_kind == "values":
+            bad = np.isin(flags, self.mask_bad)
+        else:
+            bad = (flags & np.bitwise_or.reduce(np.array(self.mask_bad))) != 0
+        enough = np.bitwise_and.reduce([dictionary.spoiling(p) for p in PURPOSES])
+        out[bad & ((out & np.uint32(enough)) == 0)] |= np.uint32(dictionary["unusable"])
+        return out
 
     def mount(self, mjd: float, header: Header | None = None) -> dict[str, Any]:
         """Return parity, rotation, and pointing offsets as they were at a date (MJD, UTC).
@@ -339,6 +393,7 @@ def _load(path: Path) -> Instrument:
         mask_kind=mask.get("kind", "bits"),
         mask_planes=planes,
         mask_bad=tuple(_mask_number(b, planes, path) for b in mask.get("bad", [])),
+        mask_bits=_mask_bits(mask.get("bits", {}), planes, path),
         flips=tuple(_flip(f, path) for f in content.get("flip", [])),
         settings=content.get("settings", {}),
     )
@@ -366,6 +421,15 @@ def _mask_number(value: int | str, planes: Mapping[str, int], path: Path) -> int
     if value not in planes:
         raise unknown_name("mask plane", value, list(planes), f"{path.name} [mask] bad")
     return planes[value]
+
+
+def _mask_bits(
+    bits: Mapping[str, str], planes: Mapping[str, int], path: Path
+) -> tuple[tuple[int, str], ...]:
+    """Return own bits, or values, with the names of the dictionary's bits, which are checked."""
+    for name in bits.values():
+        mask_dictionary()[name]
+    return tuple((_mask_number(own, planes, path), name) for own, name in bits.items())
 
 
 def _flip(table: Mapping[str, Any], path: Path) -> Flip:
@@ -409,8 +473,11 @@ def _check(content: Mapping[str, Any], path: Path) -> None:
         raise SettingError("{path} [values] parity: -1, 0 or 1 is expected", path=path.name)
     if content.get("values", {}).get("date_is", "start") not in ("start", "mid", "end"):
         raise SettingError("{path} [values] date_is: start, mid or end is expected", path=path.name)
-    if content.get("mask", {}).get("kind", "bits") not in ("bits", "values"):
-        raise SettingError("{path} [mask] kind: bits or values is expected", path=path.name)
+    if content.get("mask", {}).get("kind", "bits") not in MASK_KINDS:
+        raise SettingError(
+            "{path} [mask] kind: one of {known} is expected", path=path.name,
+            known=", ".join(MASK_KINDS),
+        )
 
 
 def _check_table(table: Mapping[str, Any], name: str, path: Path) -> None:

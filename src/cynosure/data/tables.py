@@ -1,4 +1,4 @@
-"""The written schema of every public table, and the registries of flags and mask bits.
+"""The written schema of every public table, and the registry of source flags.
 
 A table inside cynosure is a NumPy structured array whose dtype comes from a :class:`Schema`; an
 empty table has no rows and all columns. :meth:`Schema.to_arrow` and :func:`write_parquet` carry
@@ -132,7 +132,7 @@ def _numpy_array(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
 
 
-_PLAIN = {"double": "f8", "float": "f4", "int64": "i8", "int32": "i4", "int16": "i2"}
+_PLAIN = {"double": "f8", "float": "f4", "int64": "i8", "int32": "i4", "int16": "i2", "uint32": "u4"}
 
 
 def write_parquet(path: str | Path, table: NDArray[np.void], schema: Schema) -> None:
@@ -177,6 +177,7 @@ class SourceFlag(IntFlag):
     TRAIL = 64  # part of a long thin feature: satellite, bleed, bad column
     NOT_CONVERGED = 128  # the PSF fit did not converge; position from the windowed centroid
     NEAR_BRIGHT = 256  # on the wing of a much brighter star
+    FORCED = 512  # measured where it was asked for, not where it was found
 
     @classmethod
     def unusable(cls) -> SourceFlag:
@@ -207,6 +208,9 @@ SOURCES = Schema(
          "log-likelihood ratio of a single-pixel spike to a star; above 0 a spike"),
         ("chi2_dof", "f8", "", "chi^2 per degree of freedom of the PSF fit"),
         ("flags", "i4", "", "sum of SourceFlag"),
+        ("mask_bits", "u4", "", "bits of the mask dictionary in the measuring aperture"),
+        ("mask_bits_center", "u4", "", "bits of the mask dictionary at the centre"),
+        ("iteration", "i4", "", "pass in which it was found, 0 the first; -1 for a forced one"),
     ],
 )
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cynosure.data.frame import Frame
+from cynosure.data.mask import DETECTION, Purpose
 from cynosure.ground.errors import ImageError
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
@@ -86,10 +87,15 @@ class Background:
         return out
 
 
-def plain_pixels(frame: Frame) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return data and mask as the compiled loops want them; an empty mask where there is none."""
-    data = np.require(frame.data, np.float32, PLAIN)
-    return data, NO_MASK if frame.mask is None else np.require(frame.mask, bool, PLAIN)
+def plain_pixels(
+    frame: Frame, purpose: Purpose = DETECTION
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return data, and where they are unusable, as the compiled loops want them.
+
+    The second is empty where there is no mask.
+    """
+    data, unusable = np.require(frame.data, np.float32, PLAIN), frame.unusable(purpose)
+    return data, NO_MASK if unusable is None else np.require(unusable, bool, PLAIN)
 
 
 def estimate_background(

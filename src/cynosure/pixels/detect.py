@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.data.frame import Frame
+from cynosure.data.mask import bits_within, mask_dictionary
 from cynosure.data.tables import SOURCES, SourceFlag
 from cynosure.ground.numeric import clip
 from cynosure.ground.settings import Range, Unit
@@ -195,7 +196,16 @@ def _measure(
     sources["flags"][edge < fwhm] |= SourceFlag.EDGE
     wing = peaks[:, 4] > peaks[:, 2] - peaks[:, 4]  # more light of others than its own
     sources["flags"][wing] |= SourceFlag.NEAR_BRIGHT
+    note_mask_bits(frame, sources, radius)
     return sources
+
+
+def note_mask_bits(frame: Frame, sources: NDArray[np.void], radius_px: float) -> None:
+    """Write which bits of the frame's mask the sources have, with what was seen to saturate."""
+    around, center = bits_within(frame.mask, sources["x"], sources["y"], radius_px)
+    seen = sources["flags"] & SourceFlag.SATURATED != 0
+    around[seen] |= np.uint32(mask_dictionary()["saturated"])
+    sources["mask_bits"], sources["mask_bits_center"] = around, center
 
 
 def _shapes(

@@ -60,11 +60,13 @@ def to_luminance(frame: Frame) -> Frame:
         data = _smooth(data, axis)
     mask = None
     if frame.mask is not None:
-        from scipy.ndimage import binary_dilation
-
-        mask = binary_dilation(frame.mask, np.ones((3, 3), bool))
+        ny, nx = frame.shape
+        padded = np.pad(frame.mask, 1)
+        mask = np.bitwise_or.reduce(
+            [padded[j : j + ny, i : i + nx] for j in range(3) for i in range(3)]
+        )
     return frame.replaced(
-        data=data, mask=mask, variance=None, saturation_adu=0.5 * frame.saturation_adu
+        data=data, mask=mask, dq=None, variance=None, saturation_adu=0.5 * frame.saturation_adu
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.data.frame import Frame
+from cynosure.data.mask import PSF
 from cynosure.data.tables import SourceFlag
 from cynosure.ground.numeric import MAD_TO_STD, clip, lstsq
 from cynosure.pixels import psfkernels
@@ -209,8 +210,9 @@ class Stamps:
         ii = columns.clip(0, nx - 1)[:, None, :]
         values = frame.data[jj, ii].astype(np.float32, copy=False)
         good = inside & np.isfinite(values) & (values < frame.saturation_adu)
-        if frame.mask is not None:
-            good &= ~frame.mask[jj, ii]
+        unusable = frame.unusable(PSF)
+        if unusable is not None:
+            good &= ~unusable[jj, ii]
         level = background.level_at(x, y).astype(np.float32)
         values = np.where(good, values - level[:, None, None], np.float32(0.0))
         _hide_neighbours(sources, index, fwhm, rows, columns, good)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from cynosure.data.fits.blocks import Unit
 from cynosure.data.fits.file import FitsFile, planes, sides
 from cynosure.data.instrument import Instrument
+from cynosure.data.mask import MASK_CARD, Mask, as_mask, joined, smallest_integers
 
-__all__ = ["companions_of", "flagged_pixels", "joined", "label", "role_of"]
+__all__ = ["Companions", "companions_of", "label", "role_of"]
 
 # What an extension is, by EXTNAME, where the instrument file does not say: the convention of
 # Hubble, Webb and most pipelines. A number may follow (``DQ2``), or a chip be named (``CCD1_DQ``).
@@ -72,15 +74,24 @@ def label(unit: Unit) -> str:
     return f"{unit.index} [{unit.name or 'PRIMARY'},{unit.version}] {size}"
 
 
-def joined(*masks: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """Return the union of masks, of which some may be None; None for none."""
-    present = [m for m in masks if m is not None]
-    if not present:
-        return None
-    out = present[0]
-    for mask in present[1:]:
-        out = out | mask
-    return out
+class Companions(NamedTuple):
+    """What lies beside an image.
+
+    Attributes
+    ----------
+    variance : (ny, nx) ndarray of float32, or None
+        Infinite where a companion declares a pixel worthless.
+    mask : (ny, nx) ndarray of uint32, or None
+        Bits of the mask dictionary.
+    dq : (ny, nx) ndarray of int, or None
+        The flags as they stand in the file, where they are another observatory's.
+    notes : list of str
+    """
+
+    variance: NDArray[np.float32] | None
+    mask: Mask | None
+    dq: NDArray[Any] | None
+    notes: list[str]
 
 
 def companions_of(
@@ -89,7 +100,7 @@ def companions_of(
     plane: int,
     images: list[Unit],
     camera: Instrument,
-) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_] | None, list[str]]:
+) -> Companions:
     """Read the companions of an image.
 
     Parameters
@@ -102,16 +113,10 @@ def companions_of(
     images : list of Unit
         All images of the file.
     camera : Instrument
-
-    Returns
-    -------
-    variance : (ny, nx) ndarray of float32, or None
-        Infinite where a companion declares a pixel worthless.
-    mask : (ny, nx) ndarray of bool, or None
-    notes : list of str
     """
     variance: NDArray[np.float32] | None = None
-    mask: NDArray[np.bool_] | None = None
+    mask: Mask | None = None
+    dq: NDArray[Any] | None = None
     notes: list[str] = []
     found = [(file, u, role_of(u, camera)) for u in _siblings(unit, images, camera)]
     opened: list[FitsFile] = []
@@ -127,15 +132,18 @@ def companions_of(
                     f"{source.name}[{label(sibling)}] is not the size of the image: left out"
                 )
             elif role == "mask":
-                mask = joined(mask, flagged_pixels(source.integers(sibling, plane), camera))
+                flags = source.integers(sibling, plane)
+                ours = MASK_CARD in source.header(sibling) or camera.mask_kind == "dictionary"
+                mask = joined(mask, as_mask(flags) if ours else camera.mask_of(flags))
+                dq = dq if ours else smallest_integers(flags)
             else:
                 new, bad = _variance(source.plane(sibling, plane)[0], role)
                 variance = new if new is not None else variance
-                mask = joined(mask, bad if bad.any() else None)
+                mask = joined(mask, as_mask(bad) if bad.any() else None)
     finally:
         for beside in opened:
             beside.__exit__()
-    return variance, mask, notes
+    return Companions(variance, mask, dq, notes)
 
 
 def _siblings(unit: Unit, images: list[Unit], camera: Instrument) -> list[Unit]:
@@ -180,21 +188,6 @@ def _files_beside(file: FitsFile, camera: Instrument) -> list[tuple[FitsFile, st
         if beside.exists():
             out.append((FitsFile(beside), companion.role))
     return out
-
-
-def flagged_pixels(flags: NDArray[np.int64], camera: Instrument) -> NDArray[np.bool_]:
-    """Return where flags make a pixel unusable, by the instrument's dictionary.
-
-    Any flag does where the instrument has none.
-    """
-    if not camera.mask_bad:
-        return flags != 0
-    if camera.mask_kind == "values":
-        return np.isin(flags, camera.mask_bad)
-    bits = 0
-    for bit in camera.mask_bad:
-        bits |= bit
-    return (flags & bits) != 0
 
 
 def _variance(

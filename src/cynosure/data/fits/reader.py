@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cynosure.data.fits.alternates import strip_wcs
 from cynosure.data.fits.blocks import Unit, float_pixels
-from cynosure.data.fits.extensions import companions_of, joined, label, role_of
+from cynosure.data.fits.extensions import companions_of, label, role_of
 from cynosure.data.fits.file import (
     FitsFile,
     FitsInMemory,
@@ -39,6 +39,7 @@ from cynosure.data.fits.wcsread import is_wcs_keyword, read_wcs
 from cynosure.data.frame import Exposure, Frame, check_pixels
 from cynosure.data.header import epoch_of, text
 from cynosure.data.instrument import Instrument, identify, load_instrument
+from cynosure.data.mask import Mask, as_mask, joined
 from cynosure.data.raster import RASTERS, read_raster
 from cynosure.ground.errors import ImageError
 from cynosure.ground.files import atomic_path
@@ -147,12 +148,12 @@ class Reading:
         wcs, said = read_wcs(own, hdulist=hdulist, shape=sides(unit.shape))
         if unit.unreadable:
             said = (*said, f"header cards that cannot be read: {', '.join(unit.unreadable)}")
-        variance, flagged, more = companions_of(
+        beside = companions_of(
             self.file, unit, plane or 0, self.images, self.camera
         )
         mask = joined(
-            None if finite else ~np.isfinite(data),
-            flagged,
+            None if finite else as_mask(~np.isfinite(data), "nan"),
+            beside.mask,
             outside_data_section(header, sides(unit.shape), self.camera),
         )
         date_is = self.camera.values.get("date_is", "start")
@@ -163,8 +164,9 @@ class Reading:
             chip=chip,
             hdu=unit.index,
             header=header,
-            variance=variance,
+            variance=beside.variance,
             mask=mask,
+            dq=beside.dq,
             wcs=wcs,
             epoch_yr=moment.epoch_yr,
             plane=plane,
@@ -172,7 +174,7 @@ class Reading:
         )
         if self.bayer:
             frame = debayered(frame, self.bayer)
-        return frame, [*said, *more, *([moment.note] if moment.note else [])]
+        return frame, [*said, *beside.notes, *([moment.note] if moment.note else [])]
 
     def _name(self, unit: Unit, plane: int | None) -> str:
         if len(self.images) == 1 and plane is None:
@@ -325,7 +327,7 @@ def inherited(own: Header, primary: Header) -> Header:
 
 def outside_data_section(
     header: Header, shape: tuple[int, int], camera: Instrument
-) -> NDArray[np.bool_] | None:
+) -> Mask | None:
     """Mask what lies outside DATASEC (overscan) of a raw frame; None where all is inside.
 
     A DATASEC that does not fit the array was left over from before a crop and is not believed.
@@ -343,7 +345,7 @@ def outside_data_section(
         return None
     outside = np.ones(shape, dtype=bool)
     outside[y1 - 1 : y2, x1 - 1 : x2] = False
-    return outside
+    return as_mask(outside)
 
 
 # --- pixels without a header, and colour cameras --------------------------------------------
@@ -374,7 +376,7 @@ def _read_raster(
         pixels,
         name=path.name,
         header=header,
-        mask=None if finite else ~np.isfinite(pixels),
+        mask=None if finite else as_mask(~np.isfinite(pixels), "nan"),
         epoch_yr=epoch_yr if epoch_yr is not None else moment.epoch_yr,
         exptime_s=float(values.get("exptime_s", math.nan)),
         gain_e_adu=float(values.get("gain_e_adu", 1.0)),
@@ -430,12 +432,13 @@ def debayered(frame: Frame, pattern: str) -> Frame:
     data = np.add.reduce([frame.data[p] for p in parts]) / np.float32(n)
     mask, variance = frame.mask, frame.variance
     if mask is not None:
-        mask = np.logical_or.reduce([mask[p] for p in parts])
+        mask = np.bitwise_or.reduce([mask[p] for p in parts])
     if variance is not None:
         variance = np.add.reduce([variance[p] for p in parts]) / np.float32(n * n)
     return frame.replaced(
         data=data,
         mask=mask,
+        dq=None,
         variance=variance,
         wcs=None if frame.wcs is None else _of_cells(frame.wcs),
         gain_e_adu=frame.gain_e_adu * n,

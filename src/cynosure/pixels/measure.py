@@ -12,16 +12,19 @@ the results, do not depend on the number of threads.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.data.frame import Frame
+from cynosure.data.mask import PHOTOMETRY
 from cynosure.data.tables import SourceFlag
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
-from cynosure.pixels import fitkernels, kernels, peakkernels
+from cynosure.pixels import fitkernels, fluxkernels, kernels, peakkernels
 from cynosure.pixels.background import (
     PLAIN,
     Background,
@@ -33,7 +36,7 @@ from cynosure.pixels.defects import flag_trails
 from cynosure.pixels.detect import detect_sources
 from cynosure.pixels.psf import Psf
 
-__all__ = ["fit_psf"]
+__all__ = ["Manner", "fit_all", "fit_in_passes", "fit_psf"]
 
 TILE_PX = 768
 
@@ -101,40 +104,127 @@ def fit_psf(
     if passes is None:
         beams = frame.data.size / (np.pi * (2.0 * psf.fwhm_px) ** 2)
         passes = 2 if len(sources) > 0.03 * beams else 1
+    how = Manner(sweeps, group_fwhm, threads)
+    return fit_in_passes(frame, background, psf, sources, (threshold_sigma,) * (passes - 1), how)
+
+
+def fit_in_passes(
+    frame: Frame, background: Background, psf: Psf, sources: NDArray[np.void],
+    thresholds: Sequence[float], how: Manner,
+) -> NDArray[np.void]:
+    """Fit sources, look for more in what the fits leave, and fit all again.
+
+    Parameters
+    ----------
+    thresholds : sequence of float
+        Least significance of the further sources of each pass after the first; with none, the
+        sources are fitted once and none is given up for its neighbours.
+    """
     frame = frame.replaced(data=plain_pixels(frame)[0])  # once, not for every tile
     current = sources
-    for k in range(passes):
-        last = k == passes - 1
-        residual = None if last else np.zeros_like(frame.data)
-        fitted, lost = _fit_all(
-            frame, background, psf, current, sweeps, group_fwhm, threads, residual
-        )
-        if passes > 1:
+    for k, threshold in enumerate([*thresholds, None]):
+        residual = None if threshold is None else np.zeros_like(frame.data)
+        fitted, lost = fit_all(frame, background, psf, current, how, residual)
+        if len(thresholds):
             fitted = fitted[~lost]
-        if last or residual is None:
+        if threshold is None or residual is None:
             break
-        old, background = background, _refined(frame, background, residual, threads)
+        old, background = background, _refined(frame, background, residual, how.threads)
         more = _further_sources(
-            frame, old, background, psf, fitted, residual, threshold_sigma, threads
+            frame, (old, background), psf, fitted, residual, threshold, how.threads
         )
+        more["iteration"] = k + 1
         current = np.concatenate([fitted, more])
         current["background_e"] = background.level_at(current["x"], current["y"])
         current["background_e"] *= frame.gain_e_adu
-    if passes > 1:  # the further ones may go on with a trail
+    if len(thresholds):  # the further ones may go on with a trail
         fitted["flags"][flag_trails(fitted, psf.fwhm_px)] |= SourceFlag.TRAIL
     return fitted
 
 
-def _fit_all(
-    frame: Frame, background: Background, psf: Psf, sources: NDArray[np.void], sweeps: int,
-    group_fwhm: float, threads: int, residual: NDArray[np.float32] | None,
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How sources are fitted.
+
+    Attributes
+    ----------
+    sweeps : int
+        Most steps of a source.
+    group_fwhm : float
+        Sources closer than this are fitted jointly.
+    threads : int
+    shifts : int, optional
+        Steps that the position may take: fluxes are forced. None fits positions freely.
+    max_shift_px : float
+        Farthest that a position may come in those steps, along each axis.
+    """
+
+    sweeps: int
+    group_fwhm: float
+    threads: int = 1
+    shifts: int | None = None
+    max_shift_px: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """What the tiles of a fit share; `out`, `lost` and `residual` are filled."""
+
+    frame: Frame
+    background: Background
+    psf: Psf
+    sources: NDArray[np.void]
+    how: Manner
+    group: NDArray[np.int64]
+    fit_radius: NDArray[np.int64]
+    draw_radius: NDArray[np.int64]
+    tolerance: NDArray[np.float64]
+    out: NDArray[np.void]
+    lost: NDArray[np.bool_]
+    residual: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stars:
+    """The sources on a tile, with their places on it; groups follow each other."""
+
+    index: NDArray[np.int64]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    fit: NDArray[np.int64]
+    draw: NDArray[np.int64]
+    tolerance: NDArray[np.float64]
+    groups: NDArray[np.int64]
+    nodes: NDArray[np.float64]
+
+
+class Fitted(NamedTuple):
+    """What the fit of some sources gave: places in the frame, fluxes, errors."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    flux: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    chi2: NDArray[np.float64]
+    status: NDArray[np.int32]
+
+
+def fit_all(
+    frame: Frame, background: Background, psf: Psf, sources: NDArray[np.void], how: Manner,
+    residual: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
-    """Fit all sources; return them, and which were given up in favour of their neighbours."""
-    out, lost = sources.copy(), np.zeros(len(sources), dtype=bool)
-    group, blended = _groups(sources, group_fwhm * psf.fwhm_px)
+    """Fit all sources; return them, and which were given up in favour of their neighbours.
+
+    What the models leave of the pixels is written to `residual`, where there is one.
+    """
+    group, blended = _groups(sources, how.group_fwhm * psf.fwhm_px)
     fit_radius, draw_radius = _radii(sources, psf)
     tolerance = np.where(_lonely(sources, fit_radius + draw_radius), 0.1, 0.02)
-    margin = 2 * psf.radius_px + 4
+    out, lost = sources.copy(), np.zeros(len(sources), dtype=bool)
+    job = _Job(
+        frame, background, psf, sources, how, group, fit_radius, draw_radius, tolerance, out, lost,
+        residual,
+    )
     ny, nx = frame.shape
     first = np.zeros(group.max() + 1, dtype=np.int64)
     first[group[::-1]] = np.arange(len(group))[::-1]
@@ -146,25 +236,10 @@ def _fit_all(
         tx, ty = corner
         mine = (home_x >= tx - 0.5) & (home_x < tx + TILE_PX - 0.5)
         mine &= (home_y >= ty - 0.5) & (home_y < ty + TILE_PX - 0.5)
-        box = (
-            max(tx - margin, 0), max(ty - margin, 0),
-            min(tx + TILE_PX + margin, nx), min(ty + TILE_PX + margin, ny),
-        )
-        here = (sources["x"] > box[0] - 1) & (sources["x"] < box[2])
-        here &= (sources["y"] > box[1] - 1) & (sources["y"] < box[3])
-        index = np.flatnonzero(here | mine)
-        if len(index):
-            index = index[np.argsort(group[index], kind="stable")]
-        left = _fit_tile(
-            frame, background, psf, sources, index, group, fit_radius, draw_radius, tolerance, box,
-            sweeps, mine, out, lost, residual is not None,
-        )
-        if residual is not None and left is not None:
-            y1, x1 = min(ty + TILE_PX, ny), min(tx + TILE_PX, nx)
-            residual[ty:y1, tx:x1] = left[ty - box[1] : y1 - box[1], tx - box[0] : x1 - box[0]]
+        _fit_tile(job, corner, mine)
 
     # The first and last tiles also hold sources just outside the frame.
-    share(work, [(x, y) for y in range(0, ny, TILE_PX) for x in range(0, nx, TILE_PX)], threads)
+    share(work, [(x, y) for y in range(0, ny, TILE_PX) for x in range(0, nx, TILE_PX)], how.threads)
     out["flags"][blended] |= SourceFlag.BLENDED
     _flag_misfits(out, psf)
     return out, lost
@@ -233,55 +308,79 @@ def _groups(
     return np.unique(label, return_inverse=True)[1].astype(np.int64), blended
 
 
-def _fit_tile(
-    frame: Frame, background: Background, psf: Psf, sources: NDArray[np.void],
-    index: NDArray[np.int64], group: NDArray[np.int64], fit_radius: NDArray[np.int64],
-    draw_radius: NDArray[np.int64], tolerance: NDArray[np.float64],
-    box: tuple[int, int, int, int], sweeps: int, mine: NDArray[np.bool_], out: NDArray[np.void],
-    lost: NDArray[np.bool_], whole: bool,
-) -> NDArray[np.float32] | None:
-    """Fit the sources `index` on the pixels of `box`; write those that are `mine` to `out`.
+def _fit_tile(job: _Job, corner: tuple[int, int], mine: NDArray[np.bool_]) -> None:
+    """Fit the sources on a tile of the frame, and write those that are `mine`.
 
-    Returns what the models leave of the pixels, where the `whole` tile is asked for.
+    What the models leave of the tile is written too, where it is asked for.
     """
-    x0, y0, x1, y1 = box
-    n = len(index)
-    if n == 0 and not whole:
-        return None
+    psf, sources, group, (ny, nx) = job.psf, job.sources, job.group, job.frame.shape
+    margin, (tx, ty), whole = 2 * psf.radius_px + 4, corner, job.residual is not None
+    x0, y0, x1, y1 = box = (
+        max(tx - margin, 0), max(ty - margin, 0),
+        min(tx + TILE_PX + margin, nx), min(ty + TILE_PX + margin, ny),
+    )
+    here = (sources["x"] > x0 - 1) & (sources["x"] < x1)
+    here &= (sources["y"] > y0 - 1) & (sources["y"] < y1)
+    index = np.flatnonzero(here | mine)
+    if len(index) == 0 and not whole:
+        return
+    index = index[np.argsort(group[index], kind="stable")]
     x, y = sources["x"][index] - x0, sources["y"][index] - y0
-    fit, draw = fit_radius[index], draw_radius[index]
-    unit = _unit(background)
+    fit, draw = job.fit_radius[index], job.draw_radius[index]
+    unit = _unit(job.background)
     if whole:
         half, at = np.array([max(y1 - y0, x1 - x0)]), np.zeros(1)
-        image, variance, bad = _tile_pixels(frame, background, unit, box, at, at, half)
+        image, variance, bad = _tile_pixels(job, unit, box, at, at, half)
     else:
-        half = np.maximum(fit, draw) + 2
-        image, variance, bad = _tile_pixels(frame, background, unit, box, x, y, half)
+        image, variance, bad = _tile_pixels(job, unit, box, x, y, np.maximum(fit, draw) + 2)
     residual = image.copy()
-    if n == 0:
-        return residual * np.float32(unit)
-    flux = _first_fluxes(frame, background, sources[index]) / unit
-    bounds = np.flatnonzero(np.r_[True, np.diff(group[index]) != 0, True]).astype(np.int64)
-    terms = np.ascontiguousarray(psf.terms(sources["x"][index], sources["y"][index]))
-    nodes = psf.coefficients
-    if psf.degree > 0:
-        nodes = np.empty((n, *psf.coefficients.shape[1:]))
-        fitkernels.mix_all(psf.coefficients, terms, nodes)
+    if len(index):
+        stars = _Stars(
+            index, x, y, fit, draw, job.tolerance[index],
+            np.flatnonzero(np.r_[True, np.diff(group[index]) != 0, True]).astype(np.int64),
+            psf.nodes_of(sources["x"][index], sources["y"][index]),
+        )
+        flux, covariance, chi2, status = _solve(job, stars, image, residual, variance, unit)
+        keep = mine[index]
+        rows = index[keep]
+        job.lost[rows] = status[keep] < 0
+        store = _store if job.how.shifts is None else _store_forced
+        store(job.out, rows, job.frame.gain_e_adu * unit, Fitted(
+            x[keep] + x0, y[keep] + y0, flux[keep], covariance[keep], chi2[keep], status[keep]
+        ))
+        if bad.any():
+            _flag_bad_pixels(job.out, rows, bad, box, psf.fwhm_px)
+    if job.residual is not None:
+        yb, xb = min(ty + TILE_PX, ny), min(tx + TILE_PX, nx)
+        job.residual[ty:yb, tx:xb] = (
+            residual[ty - y0 : yb - y0, tx - x0 : xb - x0] * np.float32(unit)
+        )
+
+
+def _solve(
+    job: _Job, stars: _Stars, image: NDArray[np.float32], residual: NDArray[np.float32],
+    variance: NDArray[np.float32], unit: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]]:
+    """Return flux, covariance, chi^2 and status of a tile's stars; move them, fill `residual`."""
+    how, spacing, gain = job.how, job.psf.spacing_px, job.psf.gain_e_adu * unit
+    n = len(stars.index)
     covariance, chi2 = np.full((n, 3, 3), np.nan), np.full(n, np.nan)
     status = np.zeros(n, dtype=np.int32)
-    fitkernels.draw_stars(residual, nodes, psf.spacing_px, x, y, flux, draw)
+    if how.shifts is not None:
+        flux = np.zeros(n)
+        fluxkernels.fit_fluxes(
+            image, residual, variance, gain, stars.nodes, spacing, stars.groups, stars.x, stars.y,
+            flux, stars.fit, stars.draw, how.sweeps, how.shifts, how.max_shift_px, covariance,
+            chi2, status,
+        )
+        return flux, covariance, chi2, status
+    flux = _first_fluxes(job.frame, job.background, job.sources[stars.index]) / unit
+    fitkernels.draw_stars(residual, stars.nodes, spacing, stars.x, stars.y, flux, stars.draw)
     fitkernels.fit_groups(
-        image, residual, variance, psf.gain_e_adu * unit, nodes, psf.spacing_px, bounds, x, y, flux,
-        fit, draw, sweeps, tolerance[index], covariance, chi2, status,
+        image, residual, variance, gain, stars.nodes, spacing, stars.groups, stars.x, stars.y, flux,
+        stars.fit, stars.draw, how.sweeps, stars.tolerance, covariance, chi2, status,
     )
-    keep = mine[index]
-    rows = index[keep]
-    lost[rows] = status[keep] < 0
-    _store(out, rows, frame.gain_e_adu * unit, x[keep] + x0, y[keep] + y0, flux[keep],
-           covariance[keep], chi2[keep], status[keep])
-    if bad.any():
-        _flag_bad_pixels(out, rows, bad, box, psf.fwhm_px)
-    return residual * np.float32(unit) if whole else None
+    return flux, covariance, chi2, status
 
 
 def _unit(background: Background) -> float:
@@ -300,18 +399,19 @@ def _first_fluxes(
 
 
 def _tile_pixels(
-    frame: Frame, background: Background, unit: float, box: tuple[int, int, int, int],
-    x: NDArray[np.float64], y: NDArray[np.float64], half: NDArray[np.int64],
+    job: _Job, unit: float, box: tuple[int, int, int, int], x: NDArray[np.float64],
+    y: NDArray[np.float64], half: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
     """Return a tile's pixels less the sky, their variance, and which are bad.
 
     Only squares around the given places are filled; elsewhere all three are zero.
     """
     x0, y0, x1, y1 = box
+    frame, background = job.frame, job.background
     shape = (y1 - y0, x1 - x0)
     image, variance = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     bad = np.zeros(shape, dtype=bool)
-    data, mask = plain_pixels(frame)
+    data, mask = plain_pixels(frame, PHOTOMETRY)
     given = NO_VARIANCE
     if frame.variance is not None:
         given = np.require(frame.variance, np.float32, PLAIN)
@@ -323,10 +423,10 @@ def _tile_pixels(
 
 
 def _store(
-    out: NDArray[np.void], rows: NDArray[np.int64], gain: float, x: NDArray[np.float64],
-    y: NDArray[np.float64], flux: NDArray[np.float64], covariance: NDArray[np.float64],
-    chi2: NDArray[np.float64], status: NDArray[np.int32],
+    out: NDArray[np.void], rows: NDArray[np.int64], gain: float, fitted: Fitted
 ) -> None:
+    """Write positions and fluxes with their errors; `gain` is electrons per unit of the flux."""
+    x, y, flux, covariance, chi2, status = fitted
     far = np.hypot(x - out["x"][rows], y - out["y"][rows]) > 3.0
     good = np.isfinite(covariance[:, 1, 1]) & (covariance[:, 1, 1] > 0) & ~far & (flux > 0)
     converged = good & (status == 1)
@@ -344,6 +444,25 @@ def _store(
     out["flux_err_e"][rows_good] = np.sqrt(c[:, 0, 0]) * gain
     out["snr"][rows_good] = np.sqrt(snr2)
     out["chi2_dof"][rows_good] = chi2[good]
+
+
+def _store_forced(
+    out: NDArray[np.void], rows: NDArray[np.int64], gain: float, fitted: Fitted
+) -> None:
+    """Write fluxes of either sign, at the places they were taken; what failed stays NaN."""
+    x, y, flux, covariance, chi2, status = fitted
+    good = status == 1
+    rows_good, c = rows[good], covariance[good]
+    out["flags"][rows[~good]] |= SourceFlag.NOT_CONVERGED
+    out["x"][rows_good], out["y"][rows_good] = x[good], y[good]
+    out["flux_e"][rows_good] = flux[good] * gain
+    out["flux_err_e"][rows_good] = np.sqrt(c[:, 0, 0]) * gain
+    out["snr"][rows_good] = flux[good] / np.sqrt(c[:, 0, 0])
+    out["chi2_dof"][rows_good] = chi2[good]
+    moved = rows[good & np.isfinite(covariance[:, 1, 1])]
+    c = covariance[good & np.isfinite(covariance[:, 1, 1])]
+    out["x_err"][moved], out["y_err"][moved] = np.sqrt(c[:, 1, 1]), np.sqrt(c[:, 2, 2])
+    out["xy_corr"][moved] = c[:, 1, 2] / np.sqrt(c[:, 1, 1] * c[:, 2, 2])
 
 
 def _flag_bad_pixels(
@@ -389,13 +508,15 @@ def _cell_px(background: Background) -> int:
 
 
 def _further_sources(
-    frame: Frame, old: Background, background: Background, psf: Psf, current: NDArray[np.void],
+    frame: Frame, skies: tuple[Background, Background], psf: Psf, current: NDArray[np.void],
     residual: NDArray[np.float32], threshold_sigma: float, threads: int,
 ) -> NDArray[np.void]:
     """Detect sources in the residual, each pixel weighed by the noise of what was subtracted.
 
-    The residual is that of the `old` background; it is changed in place.
+    The residual is that of the first of the two `skies`, and is judged by the second; it is changed
+    in place.
     """
+    old, background = skies
     noise_mesh = Background(background.sigma, background.sigma, background.shape)
     for row in range(0, frame.shape[0], 512):
         block = slice(row, min(row + 512, frame.shape[0]))

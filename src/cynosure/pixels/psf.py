@@ -103,6 +103,15 @@ class Psf:
         """Return the polynomial terms at pixel positions, (n, k)."""
         return field_terms(x, y, self.shape, self.degree)
 
+    def nodes_of(self, x: ArrayLike, y: ArrayLike) -> Floats:
+        """Return the spline coefficients at each of some places, (n, m, m), or one for all."""
+        if self.degree == 0:
+            return self.coefficients
+        terms = np.ascontiguousarray(self.terms(x, y))
+        nodes = np.empty((len(terms), *self.coefficients.shape[1:]))
+        fitkernels.mix_all(self.coefficients, terms, nodes)
+        return nodes
+
     def nodes_at(self, x: float, y: float) -> Floats:
         """Return the spline coefficients at one place, (m, m)."""
         return np.tensordot(self.terms([x], [y])[0], self.coefficients, axes=1)

@@ -157,7 +157,9 @@ def _numpy_array(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
 
 
-_PLAIN = {"double": "f8", "float": "f4", "int64": "i8", "int32": "i4", "int16": "i2", "uint32": "u4"}
+_PLAIN = {
+    "double": "f8", "float": "f4", "int64": "i8", "int32": "i4", "int16": "i2", "uint32": "u4",
+}
 
 
 def write_parquet(path: str | Path, table: NDArray[np.void], schema: Schema) -> None:

@@ -30,7 +30,7 @@ from cynosure.ground.errors import NotEnoughStars
 from cynosure.ground.numeric import n_terms, poly_design
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.threads import share
-from cynosure.pixels import psfkernels
+from cynosure.pixels import fitkernels, psfkernels
 from cynosure.pixels.background import Background
 from cynosure.pixels.psfstars import MODEL_FRACTION, Stamps, choose_stars, noise_gain
 

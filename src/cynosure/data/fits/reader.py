@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cynosure.data.fits.alternates import strip_wcs
 from cynosure.data.fits.blocks import Unit, float_pixels

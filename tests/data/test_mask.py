@@ -169,7 +169,8 @@ def test_bits_around_places():
 
 
 def test_flags_are_kept_in_the_narrowest_type():
-    for low, high, dtype in ((0, 65535, "u2"), (-1, 5, "i2"), (0, 1 << 31, "u4"), (-1, 70000, "i4")):
+    cases = ((0, 65535, "u2"), (-1, 5, "i2"), (0, 1 << 31, "u4"), (-1, 70000, "i4"))
+    for low, high, dtype in cases:
         flags = np.array([[low, high]], dtype=np.int64)
         got = smallest_integers(flags)
         assert got.dtype == dtype

@@ -205,3 +205,55 @@ def dense_of_stencil(stencil):
             for i in range(max(0, -dx), min(m, m - dx)):
                 out[j, i, j + dy, i + dx] = out[j + dy, i + dx, j, i] = layer[j, i]
     return out.reshape(m * m, m * m)
+
+
+# ------------------------------------------------------------------------- photometry at places
+def disk_areas(shape, x, y, radius, sub=40):
+    """The part of every pixel inside a disk, by sub-pixels."""
+    out = np.zeros(shape)
+    at = (np.arange(sub) + 0.5) / sub - 0.5
+    for j in range(max(int(y - radius) - 1, 0), min(int(y + radius) + 3, shape[0])):
+        for i in range(max(int(x - radius) - 1, 0), min(int(x + radius) + 3, shape[1])):
+            r2 = (i + at[None, :] - x) ** 2 + (j + at[:, None] - y) ** 2
+            out[j, i] = np.mean(r2 < radius**2)
+    return out
+
+
+def aperture_sum(data, unusable, level, sigma, gain, saturation, x, y, radius, mirror):
+    """Sum, variance, part not seen, and flags of a disk, on a frame with a wide dark rim."""
+    rim = 12
+    wide = np.pad(np.asarray(data, float), rim, constant_values=np.nan)
+    hidden = np.pad(unusable, rim, constant_values=False) | ~np.isfinite(wide)
+    outside = np.pad(np.zeros(data.shape, bool), rim, constant_values=True)
+    area = disk_areas(wide.shape, x + rim, y + rim, radius)
+    flags, total, noise, lost, failed = 0, 0.0, 0.0, 0.0, False
+    for j, i in np.argwhere(area > 0):
+        row, column = j, i
+        if hidden[j, i]:
+            flags |= 2 if outside[j, i] else 4
+            lost += area[j, i]
+            row, column = round(2 * (y + rim) - j), round(2 * (x + rim) - i)
+            if not mirror or hidden[row, column]:
+                failed = True
+                continue
+        v = wide[row, column]
+        flags |= int(v >= saturation)
+        total += area[j, i] * (v - level)
+        noise += area[j, i] * (sigma**2 + max(v - level, 0) / gain)
+    if failed:
+        total = noise = np.nan
+    return [total, noise, lost / (np.pi * radius**2)], flags
+
+
+def ring_level(data, unusable, x, y, inner, outer, clip):
+    """Clipped median of a ring, its error, its deviation and its pixels."""
+    yy, xx = np.mgrid[: data.shape[0], : data.shape[1]]
+    r = np.hypot(xx - x, yy - y)
+    values = data[(r >= inner) & (r < outer) & ~unusable & np.isfinite(data)].astype(float)
+    while True:
+        kept = values[np.abs(values - np.median(values)) <= clip * values.std()]
+        if len(kept) == len(values):
+            break
+        values = kept
+    error = values.std() * np.sqrt(np.pi / 2 / len(values))
+    return [np.median(values), error, values.std(), len(values)]

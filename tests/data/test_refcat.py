@@ -27,7 +27,7 @@ from cynosure.data.catalogs.hats import HatsStore, partition_path, read_properti
 from cynosure.data.catalogs.location import Place
 from cynosure.data.catalogs.refcat import RefCat, open_refcat
 from cynosure.data.catalogs.verify import verify_refcat
-from cynosure.data.tables import REFERENCE
+from cynosure.data.tables import ASTROMETRY, REFERENCE
 from cynosure.ground import sky
 from cynosure.ground.errors import (
     CatalogDamaged,
@@ -1120,3 +1120,106 @@ def test_real_tycho2_with_its_turned_magnitudes():
     assert len(catalog.cone(0, 0, 180, max_mag=2.0)) == 41
     assert len(catalog.store.rows) == 1871011
     assert any("turned round" in n for n in catalog.notes)
+
+
+# --- some of the columns, and photometry ------------------------------------------------------
+
+
+def photometric(n=300, seed=31):
+    """Gaia's columns, with the photometry of its archive: fluxes over their errors."""
+    columns = planted(n, seed, circle=(80.0, 30.0, 3.0))
+    rng = np.random.default_rng(seed)
+    g = np.asarray(columns["phot_g_mean_mag"], float)
+    more = {"phot_bp_mean_mag": g + 0.5, "phot_rp_mean_mag": g - 0.7}
+    for band in "g bp rp".split():
+        more[f"phot_{band}_mean_flux_over_error"] = rng.uniform(5, 2000, n)
+    more["phot_bp_mean_mag"][3], more["phot_rp_mean_flux_over_error"][4] = np.nan, 0.0
+    return {**columns, **more}
+
+
+@pytest.mark.parametrize("kind", ["hats", "table"])
+def test_photometry_comes_with_its_errors(tmp_path, kind):
+    columns = photometric()
+    path = parquet(tmp_path / "gaia.parquet", columns)
+    if kind == "hats":
+        build_refcat([path], tmp_path / "cat")
+        path = tmp_path / "cat"
+    stars = open_refcat(path).cone(80.0, 30.0, 5.0)
+    row = {source: k for k, source in enumerate(columns["source_id"])}
+    rows = np.array([row[i] for i in stars["ref_id"]])
+    assert len(rows) == 300
+    for name, band in (("mag", "g"), ("bp_mag", "bp"), ("rp_mag", "rp")):
+        assert np.allclose(stars[name], columns[f"phot_{band}_mean_mag"][rows], equal_nan=True)
+        ratio = columns[f"phot_{band}_mean_flux_over_error"][rows]
+        with np.errstate(divide="ignore"):
+            expected = np.where(ratio > 0, 1.0857362 / ratio, np.nan)
+        assert np.allclose(stars[f"{name}_error"], expected, rtol=1e-6, equal_nan=True)
+
+
+def test_what_a_catalogue_does_not_say_stays_unknown(built):
+    stars = open_refcat(built).cone(0, 0, 10)
+    for name in ("mag_error", "bp_mag_error", "rp_mag_error"):
+        assert np.isnan(stars[name]).all(), name
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("Gmag", "e_Gmag"), True), (("mag", "magerr"), True), (("Vmag", "e_Vmag"), True),
+        (("MAG_AUTO", "MAGERR_AUTO"), True), (("Gmag", "e_Vmag"), False),
+    ],
+)
+def test_the_error_of_a_magnitude_is_that_of_its_own_column(tmp_path, names, expected):
+    columns = {"ra": [1.0, 1.1], "dec": [2.0, 2.1], names[0]: [10.0, 11.0], names[1]: [0.1, 0.2]}
+    path = parquet(tmp_path / "stars.parquet", {k: np.array(v) for k, v in columns.items()})
+    build_refcat([path], tmp_path / "cat", ref_epoch_yr=2016.0)
+    for source in (path, tmp_path / "cat"):
+        stars = open_refcat(source, ref_epoch_yr=2016.0).cone(1.0, 2.0, 1.0)
+        got = stars["mag_error"].tolist()
+        assert got == [0.1, 0.2] if expected else np.isnan(got).all()
+
+
+@pytest.mark.parametrize("kind", ["hats", "table"])
+def test_some_columns_are_those_of_all(tmp_path, kind):
+    path = parquet(tmp_path / "gaia.parquet", photometric())
+    if kind == "hats":
+        build_refcat([path], tmp_path / "cat")
+        path = tmp_path / "cat"
+    catalog = open_refcat(path)
+    whole = catalog.cone(80.0, 30.0, 2.0, max_mag=18.0)
+    assert whole.dtype == REFERENCE.dtype
+    assert len(whole) > 20
+    for names in (["mag"], ["good"], ["color", "ref_id"], ["pm_ra_mas_yr", "ra_deg"],
+                  ["bp_mag_error"], list(ASTROMETRY), ["ref_epoch_yr", "ra_error_mas"]):
+        part = catalog.cone(80.0, 30.0, 2.0, max_mag=18.0, columns=names)
+        assert part.dtype.names == tuple(n for n in REFERENCE.names if n in names)
+        for name in names:
+            assert np.array_equal(part[name], whole[name], equal_nan=name not in ("ref_id", "good"))
+    none = catalog.cone(200.0, -30.0, 0.1, columns=["mag", "ra_deg"])
+    assert none.dtype.names == ("ra_deg", "mag")
+    assert len(none) == 0
+    with pytest.raises(SettingError, match="magg") as caught:
+        catalog.cone(80.0, 30.0, 2.0, columns=["magg"])
+    assert "mag" in caught.value.hint
+    with pytest.raises(SettingError, match="no columns"):
+        catalog.cone(80.0, 30.0, 2.0, columns=[])
+
+
+def test_no_more_is_read_than_is_asked_for(tmp_path, monkeypatch):
+    build_refcat([parquet(tmp_path / "a.parquet", photometric())], tmp_path / "cat")
+    read = []
+    plain = pq.ParquetFile.read_row_groups
+
+    def counted(self, groups, columns=None, **kwargs):
+        read.append(set(columns))
+        return plain(self, groups, columns=columns, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", counted)
+    catalog = open_refcat(tmp_path / "cat")
+    catalog.cone(80.0, 30.0, 2.0, columns=["ra_deg", "mag"])
+    assert read[-1] == {"ra", "dec", "phot_g_mean_mag", "source_id", "_healpix_29"}
+    catalog.cone(80.0, 30.0, 2.0, columns=ASTROMETRY)
+    assert not {c for c in read[-1] if "flux" in c}
+    assert {"parallax", "pmra_error"} <= read[-1]
+    catalog.cone(80.0, 30.0, 2.0)
+    assert "phot_bp_mean_flux_over_error" in read[-1]

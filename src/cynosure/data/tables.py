@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.ground.errors import CatalogDamaged, OutputError
+from cynosure.ground.errors import CatalogDamaged, OutputError, SettingError
+from cynosure.ground.settings import unknown_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from astropy.table import QTable
 
 __all__ = [
+    "ASTROMETRY",
     "MATCHES",
     "REFERENCE",
     "SOURCES",
@@ -69,6 +71,22 @@ class Schema:
     def names(self) -> tuple[str, ...]:
         """The column names, in order."""
         return tuple(c.name for c in self.columns)
+
+    def part(self, names: Iterable[str]) -> Schema:
+        """Return a schema of some of the columns, in the order of this one.
+
+        Raises
+        ------
+        SettingError
+            If there is no column of such a name, or none is named.
+        """
+        wanted = set(names)
+        for name in sorted(wanted - set(self.names)):
+            raise unknown_name("column", name, list(self.names), self.name)
+        if not wanted:
+            raise SettingError("{schema}: no columns are asked for", schema=self.name)
+        rows = [(c.name, c.dtype, c.unit, c.meaning) for c in self.columns if c.name in wanted]
+        return Schema(self.name, rows)
 
     def empty(self, n: int = 0) -> NDArray[np.void]:
         """Return `n` rows with NaN for every float, 0 for every integer and False for booleans."""
@@ -249,7 +267,12 @@ REFERENCE = Schema(
         ("dec_deg", "f8", "deg", "declination, ICRS, at ref_epoch_yr"),
         ("ref_epoch_yr", "f8", "yr", "Julian year of the position"),
         ("mag", "f8", "mag", "magnitude (Gaia G, or what the catalogue has)"),
+        ("mag_error", "f8", "mag", "standard error of mag, NaN where unknown"),
         ("color", "f8", "mag", "colour (Gaia BP-RP), NaN where unknown"),
+        ("bp_mag", "f8", "mag", "magnitude in BP, NaN where unknown"),
+        ("bp_mag_error", "f8", "mag", "standard error of bp_mag"),
+        ("rp_mag", "f8", "mag", "magnitude in RP, NaN where unknown"),
+        ("rp_mag_error", "f8", "mag", "standard error of rp_mag"),
         ("ra_error_mas", "f8", "mas", "standard error in ra, with cos dec"),
         ("dec_error_mas", "f8", "mas", "standard error in dec"),
         ("parallax_mas", "f8", "mas", "parallax, NaN where unknown"),
@@ -271,6 +294,10 @@ REFERENCE = Schema(
         ("good", "?", "", "passes the quality cuts for an astrometric reference"),
     ],
 )
+
+# What an astrometric fit needs of a reference star: all but the photometry that it does not use.
+PHOTOMETRY_ONLY = ("mag_error", "bp_mag", "bp_mag_error", "rp_mag", "rp_mag_error")
+ASTROMETRY = tuple(n for n in REFERENCE.names if n not in PHOTOMETRY_ONLY)
 
 MATCHES = Schema(
     "cynosure.matches/1",

@@ -264,7 +264,8 @@ def _say_if_cut(
     refcat: RefCat, ra: float, dec: float, radius: float, cuts: Mapping[str, Any], name: str
 ) -> None:
     """Tell a field whose stars are all left out from one that the catalogue does not cover."""
-    stars = refcat.cone(ra, dec, min(radius, 180.0), max_rows=1000)
+    stars = refcat.cone(ra, dec, min(radius, 180.0), max_rows=1000,
+                        columns=("mag", "ra_error_mas", "dec_error_mas"))
     if len(stars) == 0:
         return
     error = float(np.nanmedian(np.fmax(stars["ra_error_mas"], stars["dec_error_mas"])))

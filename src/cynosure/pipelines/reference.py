@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.data.catalogs.refcat import RefCat
+from cynosure.data.tables import ASTROMETRY
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.sky import at_epoch
 
@@ -97,7 +98,7 @@ def reference_stars(
     cuts = settings["refcat"]
     stars = refcat.cone(
         ra, dec, min(radius, 180.0), min_mag=cuts.get("min_mag"), max_mag=cuts.get("max_mag"),
-        max_rows=max_rows,
+        max_rows=max_rows, columns=ASTROMETRY,
     )
     stars = stars[select_reference(stars, **cuts)]
     epoch = epoch_yr

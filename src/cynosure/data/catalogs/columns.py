@@ -7,15 +7,16 @@ schema ``REFERENCE``. What a table does not say stays NaN: unknown is not zero.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.data.tables import REFERENCE
+from cynosure.data.tables import REFERENCE, Schema
 from cynosure.ground.errors import CatalogDamaged
 from cynosure.ground.sky import healpix_cell
 
@@ -135,9 +136,16 @@ ROLES: tuple[Role, ...] = (
           "pmdec_error e_pmde e_pmdec pm_dec_error pm_dec_err pmdec_err pmdeerr "
           "sigma_pm_dec pm_decerr pm_dec_error_mas_yr pmdeltaerr_j2000"),
     *_CORRELATIONS,
-    # Not of REFERENCE: what the colour and the quality cuts are made from.
-    _role("bp", "mag", "phot_bp_mean_mag bpmag bp_mag"),
-    _role("rp", "mag", "phot_rp_mean_mag rpmag rp_mag"),
+    _role("bp_mag", "mag", "phot_bp_mean_mag bpmag bp_mag"),
+    _role("rp_mag", "mag", "phot_rp_mean_mag rpmag rp_mag"),
+    # Of the column that the magnitude itself is in: see `_error_names`.
+    _role("mag_error", "mag", "phot_g_mean_mag_error"),
+    _role("bp_mag_error", "mag", "phot_bp_mean_mag_error"),
+    _role("rp_mag_error", "mag", "phot_rp_mean_mag_error"),
+    # Not of REFERENCE: what magnitude errors and the quality cuts are made from.
+    _role("g_snr", "", "phot_g_mean_flux_over_error"),
+    _role("bp_snr", "", "phot_bp_mean_flux_over_error"),
+    _role("rp_snr", "", "phot_rp_mean_flux_over_error"),
     _role("ruwe", "", "ruwe"),
     _role("params_solved", "", "astrometric_params_solved solved"),
     _role("duplicated", "", "duplicated_source dup"),
@@ -145,6 +153,17 @@ ROLES: tuple[Role, ...] = (
 )
 GAIA_NAMES: dict[str, str] = {role.name: role.gaia_name for role in ROLES}
 _NEEDED = ("ra_deg", "dec_deg", "mag")
+QUALITY = ("ruwe", "params_solved", "duplicated", "multi_peak")
+# Magnitude, and what stands for its error where the catalogue has none: flux over its error.
+BANDS = {"mag": "g_snr", "bp_mag": "bp_snr", "rp_mag": "rp_snr"}
+POGSON = 2.5 / np.log(10.0)
+# What a column of REFERENCE is made from, beside the column of its own name.
+_FROM: dict[str, tuple[str, ...]] = {
+    "color": ("bp_mag", "rp_mag"), "good": QUALITY, "mag_error": ("g_snr",),
+    "bp_mag_error": ("bp_snr",), "rp_mag_error": ("rp_snr",),
+    "parallax_mas": ("params_solved",), "pm_ra_mas_yr": ("params_solved",),
+    "pm_dec_mas_yr": ("params_solved",),
+}
 
 # --- units ------------------------------------------------------------------------------------
 
@@ -298,6 +317,19 @@ class Meaning:
             names.append(self.index_column)
         return list(dict.fromkeys(names))
 
+    def only(self, columns: Iterable[str]) -> Meaning:
+        """Return the meaning of no more than some columns of ``REFERENCE`` need.
+
+        Positions, magnitudes and identifiers are always read: stars are chosen and put in order by
+        them.
+        """
+        wanted = {*_NEEDED, "ref_id", *columns}
+        for name in tuple(wanted):
+            if not (name == "color" and "color" in self.sources):
+                wanted.update(_FROM.get(name, ()))
+        sources = {role: s for role, s in self.sources.items() if role in wanted}
+        return dataclasses.replace(self, sources=sources)
+
     def column(self, role: str) -> str | None:
         """Return the column of a role."""
         source = self.sources.get(role)
@@ -325,8 +357,10 @@ class Meaning:
             order = np.lexsort((self._identifiers(pieces), mags))
         return order if max_rows is None else order[:max_rows]
 
-    def to_reference(self, pieces: Pieces, order: Any = slice(None)) -> NDArray[np.void]:
-        """Return rows of tables as ``REFERENCE``.
+    def to_reference(
+        self, pieces: Pieces, order: Any = slice(None), schema: Schema = REFERENCE
+    ) -> NDArray[np.void]:
+        """Return rows of tables as ``REFERENCE``, or a part of it.
 
         Positions are checked to be possible degrees; a number that is not possible (a motion of
         20"/yr, an error of zero, a magnitude of 99) is unknown.
@@ -350,19 +384,26 @@ class Meaning:
         ra, dec = found["ra_deg"], found["dec_deg"]
         check_degrees(self.catalog, ra, dec, self.column("ra_deg"), self.column("dec_deg"))
         found["ra_deg"] = ra % 360.0 if np.any((ra < 0) | (ra >= 360.0)) else ra
-        if "color" not in found and {"bp", "rp"} <= set(found):
-            found["color"] = _possible("color", found["bp"] - found["rp"])
+        if "color" not in found and {"bp_mag", "rp_mag"} <= set(found):
+            found["color"] = _possible("color", found["bp_mag"] - found["rp_mag"])
+        for band, ratio in BANDS.items():
+            if f"{band}_error" not in found and ratio in found:
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    error = np.where(found[ratio] > 0, POGSON / found[ratio], np.nan)
+                found[f"{band}_error"] = error
         for name in ("ra_error_mas", "dec_error_mas"):
             found[name] = _filled(found.get(name), self.position_error_mas)
         found["ref_epoch_yr"] = _filled(found.get("ref_epoch_yr"), self.ref_epoch_yr)
         if "params_solved" in found:  # Gaia's positions without motions say so
             for name in {"pm_ra_mas_yr", "pm_dec_mas_yr", "parallax_mas"} & set(found):
                 found[name] = np.where(found["params_solved"] == 3, np.nan, found[name])
-        out = np.empty(len(ra), dtype=REFERENCE.dtype)
-        for name in REFERENCE.names:
+        out = np.empty(len(ra), dtype=schema.dtype)
+        for name in schema.names:
             out[name] = found.get(name, np.nan) if name not in ("ref_id", "good") else 0
-        out["ref_id"] = self._identifiers(pieces)[order]
-        out["good"] = _passes(found)
+        if "ref_id" in schema.names:
+            out["ref_id"] = self._identifiers(pieces)[order]
+        if "good" in schema.names:
+            out["good"] = _passes(found)
         return out
 
     def _of(self, pieces: Pieces, role: str, order: Any = slice(None)) -> Floats:
@@ -391,7 +432,7 @@ def _filled(values: Floats | None, unknown: float) -> Floats | float:
 def _possible(role: str, values: Floats) -> Floats:
     """Make NaN of numbers that no star has: they stand for "unknown" in many tables."""
     with np.errstate(invalid="ignore"):
-        if role in ("mag", "color"):
+        if role in ("mag", "color", "bp_mag", "rp_mag"):
             return np.where(np.abs(values) < BLANK_MAG, values, np.nan)
         if "error" in role:
             return np.where((values > 0) & (values < 1e6), values, np.nan)
@@ -515,7 +556,12 @@ def find_meaning(
     sources: dict[str, _Source] = {}
     own = {role: n for role, n in (named or {}).items() if n in schema.names}
     for role in ROLES:
-        name = own.get(role.name) or next((by_name[n] for n in role.names if n in by_name), None)
+        names = role.names
+        if role.name.endswith("mag_error"):
+            names = _error_names(sources.get(role.name.removesuffix("_error")))
+        elif role.name == "g_snr" and "phot_g_mean_mag" not in _column_of(sources.get("mag")):
+            continue  # the magnitude is another one's
+        name = own.get(role.name) or next((by_name[n] for n in names if n in by_name), None)
         if name is not None and _usable(schema.field(name), role):
             sources[role.name] = _source(schema.field(name), role, catalog)
     missing = [n for n in _NEEDED if n not in sources]
@@ -542,6 +588,21 @@ def find_meaning(
     index = own.get("index") or next((n for n in INDEX_COLUMNS if n in schema.names), None)
     epoch = known_epoch if ref_epoch_yr is None else ref_epoch_yr
     return Meaning(catalog, sources, index, epoch, error, tuple(notes))
+
+
+def _column_of(source: _Source | None) -> str:
+    return source.column.lower() if source else ""
+
+
+def _error_names(source: _Source | None) -> tuple[str, ...]:
+    """Return the names that the error of a magnitude can have: by that of the magnitude's column."""
+    name = _column_of(source)
+    if not name:
+        return ()
+    error = re.sub("^mag", "magerr", name) if name.startswith("mag") else ""
+    return tuple(filter(None, (
+        f"{name}_error", f"e_{name}", f"{name}_err", f"{name}err", f"sigma_{name}", error,
+    )))
 
 
 def _usable(column: pa.Field, role: Role) -> bool:

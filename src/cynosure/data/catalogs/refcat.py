@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import posixpath
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -31,7 +32,7 @@ from cynosure.data.catalogs.coverage import Coverage
 from cynosure.data.catalogs.hats import HatsStore
 from cynosure.data.catalogs.location import Place
 from cynosure.data.catalogs.tablefiles import read_table, table_in_memory
-from cynosure.data.tables import REFERENCE
+from cynosure.data.tables import REFERENCE, Schema
 from cynosure.ground import sky
 from cynosure.ground.errors import CatalogMissing, SettingError
 from cynosure.ground.settings import Range, Unit
@@ -196,6 +197,7 @@ class RefCat:
     def cone(
         self, ra_deg: float, dec_deg: float, radius_deg: float, *, min_mag: float | None = None,
         max_mag: float | None = None, max_rows: int | None = None,
+        columns: Iterable[str] | None = None,
     ) -> NDArray[np.void]:
         """Return the stars within a circle, brightest first.
 
@@ -208,24 +210,46 @@ class RefCat:
             magnitude is left out; without, it comes last.
         max_rows : int, optional
             Keep only so many of the brightest. There is no limit unless you give one.
+        columns : iterable of str, optional
+            Columns of ``REFERENCE`` to return; no more is read than these need. All by default.
 
         Returns
         -------
         (n,) structured array
-            Schema ``REFERENCE``; no rows where there are no stars.
+            Schema ``REFERENCE``, or that part of it; no rows where there are no stars. The stars
+            and their order do not depend on the columns.
+
+        Raises
+        ------
+        SettingError
+            If that is no circle on the sky, or a column is not known.
+
+        Examples
+        --------
+        >>> import pyarrow as pa, pyarrow.parquet, tempfile
+        >>> stars = pa.table({"ra": [10.0, 10.1], "dec": [5.0, 5.0], "phot_g_mean_mag": [9.5, 8.0]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pa.parquet.write_table(stars, folder + "/stars.parquet")
+        ...     catalog = open_refcat(folder + "/stars.parquet", ref_epoch_yr=2016.0)
+        >>> catalog.cone(10.0, 5.0, 1.0, columns=["ra_deg", "mag"]).tolist()
+        [(10.1, 8.0), (10.0, 9.5)]
         """
         circle = _checked_circle(ra_deg, dec_deg, radius_deg)
         mags = _mag_range(min_mag, max_mag)
-        return self._stars(self.store.cone(self.meaning, *circle, mags), max_rows)
+        schema = REFERENCE if columns is None else REFERENCE.part(columns)
+        meaning = self.meaning if columns is None else self.meaning.only(schema.names)
+        return self._stars(self.store.cone(meaning, *circle, mags), max_rows, meaning, schema)
 
     def all(self) -> NDArray[np.void]:
         """Return every star, brightest first, schema ``REFERENCE``."""
-        return self._stars(self.store.all(self.meaning), None)
+        return self._stars(self.store.all(self.meaning), None, self.meaning, REFERENCE)
 
-    def _stars(self, pieces: Pieces, max_rows: int | None) -> NDArray[np.void]:
+    def _stars(
+        self, pieces: Pieces, max_rows: int | None, meaning: Meaning, schema: Schema
+    ) -> NDArray[np.void]:
         if not pieces:
-            return REFERENCE.empty()
-        return self.meaning.to_reference(pieces, self.meaning.ranked(pieces, max_rows))
+            return schema.empty()
+        return meaning.to_reference(pieces, meaning.ranked(pieces, max_rows), schema)
 
     def coverage(self, ra_deg: float, dec_deg: float, radius_deg: float) -> float:
         """Return the fraction of a circle, by area, where the catalogue has stars.
@@ -250,7 +274,7 @@ class RefCat:
         if epoch is None and math.isfinite(self.meaning.ref_epoch_yr):
             epoch = self.meaning.ref_epoch_yr
         wanted = [n for n in REFERENCE.names if n not in ("good", "color")]
-        has_color = "color" in sources or {"bp", "rp"} <= set(sources)
+        has_color = "color" in sources or {"bp_mag", "rp_mag"} <= set(sources)
         return {
             "name": self.name, "source": self.source, "epoch_yr": epoch,
             "epoch_column": self.meaning.column("ref_epoch_yr"),

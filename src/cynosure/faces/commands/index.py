@@ -52,7 +52,7 @@ def build(
 
     catalog = open_refcat(refcat)
     around = (0.0, 0.0, 180.0) if circle is None else (*circle, float(radius_deg or 0.0))
-    stars = catalog.cone(*around, max_mag=max_mag)
+    stars = catalog.cone(*around, max_mag=max_mag, columns=("ra_deg", "dec_deg", "mag"))
     built = build_index(
         stars["ra_deg"], stars["dec_deg"], stars["mag"], out,
         min_width_deg=widths[0], max_width_deg=widths[1], overwrite=shell.overwrite,

@@ -15,12 +15,14 @@ from pathlib import Path
 import click
 
 from cynosure.data import tables
+from cynosure.data.mask import mask_dictionary
 from cynosure.faces.cli import VERBS, cynosure
 from cynosure.faces.commands.config import toml_value
 from cynosure.faces.shell import EXIT_TEXTS
 from cynosure.ground import errors
 from cynosure.ground.settings import parameter_texts
 from cynosure.pipelines.run import default_settings
+from cynosure.pixels.aperture import aperture_schema
 from cynosure.solutions.solution import SCHEMA, Solution
 
 FOLDER = Path(__file__).parent
@@ -145,12 +147,18 @@ def tables_page() -> str:
         "columns; a number that is not known is NaN.\n",
     ]
     schemas = {v.name: v for v in vars(tables).values() if isinstance(v, tables.Schema)}
+    schemas["cynosure.apertures/1"] = aperture_schema(1)
     for name in sorted(schemas):
         parts.append(f"\n## `{name}`\n\n| column | type | unit | meaning |\n|---|---|---|---|\n")
         for c in schemas[name].columns:
             parts.append(f"| `{c.name}` | {c.dtype} | {c.unit} | {plain(c.meaning)} |\n")
     parts.append("\n## Flags of a source\n\n| bit | name |\n|---|---|\n")
     parts += [f"| {flag.value} | `{flag.name}` |\n" for flag in tables.SourceFlag]
+    parts.append("\n## Mask bits\n\n| bit | name | meaning | spoils |\n|---|---|---|---|\n")
+    parts += [
+        f"| {b.bit} | `{b.name}` | {plain(b.text)} | {', '.join(b.spoils)} |\n"
+        for b in mask_dictionary().bits
+    ]
     return "".join(parts)
 
 

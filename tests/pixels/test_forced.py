@@ -1,11 +1,14 @@
 """PSF photometry at given places, and of a crowded field in passes."""
 
 import functools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fields import bounds, gauss, light_of, moffat, observe, pair, star_field
 
+from cynosure.data.fits.products import ImagePlane, write_product
 from cynosure.data.frame import Frame
 from cynosure.data.mask import mask_dictionary
 from cynosure.data.tables import SourceFlag
@@ -221,3 +224,18 @@ def test_thresholds_that_are_none_are_refused():
     for given in ((), (5.0, -1.0)):
         with pytest.raises(SettingError, match="thresholds_sigma"):
             measure_iteratively(frame, sky, psf, thresholds_sigma=given)
+
+
+def test_the_page_on_measuring_does_what_it_says(tmp_path, monkeypatch):
+    frame = crowd()[1]
+    cards = [("GAIN", 1.0, ""), ("DATE-OBS", "2026-01-01T00:00:00", ""), ("EXPTIME", 20.0, "")]
+    write_product(tmp_path / "field.fits", [ImagePlane(frame.data, cards=cards)])
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "measure.md"
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(block, names)
+    assert np.isfinite(names["forced"]["flux_e"]).mean() > 0.99
+    assert np.isfinite(names["table"]["aper3_e"]).mean() > 0.9
+    assert len(names["crowd"]) > len(names["found"])
+    assert (tmp_path / "product.fits").exists()

@@ -233,3 +233,29 @@ def test_against_sep():
     a, b = ours[found[bright][i]], theirs[found2[k]]
     assert len(both) > 100
     assert np.median(np.hypot(a["x"] - b["x"], a["y"] - b["y"])) < 0.004
+
+
+def test_sources_know_the_bits_of_their_mask():
+    field = star_field(gauss(2.4), 2.4, step=40, snr=(60, 300), seed=3)
+    bits = mask_dictionary()
+    mask = np.zeros(field.image.shape, np.uint32)
+    x, y = np.rint(field.x).astype(int), np.rint(field.y).astype(int)
+    mask[y[0], x[0]] = bits["ghost"]
+    mask[y[1], x[1] + 1] = bits["near_edge"]
+    mask[y[2], x[2] + 9] = bits["ghost"]
+    mask[y[3], x[3] + 2] = bits["dark_high"]
+    frame = field.frame(mask=mask, saturation_adu=float(np.sort(field.image.ravel())[-2]))
+    found = detect_sources(frame, estimate_background(frame))
+    left, right = pair(field, found)
+    row = dict(zip(left, right))
+    got = found[[row[k] for k in range(4)]]
+    saturated = np.uint32(bits["saturated"])
+    assert [bits.names(v & ~saturated) for v in got["mask_bits"]] == [
+        ("ghost",), ("near_edge",), (), ("dark_high",)
+    ]
+    assert [bits.names(v) for v in got["mask_bits_center"]] == [("ghost",), (), (), ()]
+    assert (got["flags"][:3] & SourceFlag.BAD_PIXEL == 0).all(), "those bits only tell"
+    assert got["flags"][3] & SourceFlag.BAD_PIXEL
+    seen = found["flags"] & SourceFlag.SATURATED != 0
+    assert seen.any()
+    assert np.array_equal(found["mask_bits"] & saturated != 0, seen)

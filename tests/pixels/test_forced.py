@@ -116,7 +116,7 @@ def test_places_move_to_the_stars_but_no_farther_than_asked():
 
 def test_what_cannot_be_measured_is_unknown_and_not_zero():
     psf = measured()[3]
-    frame, mesh, x, y, flux = faint()
+    frame, mesh, x, y, _ = faint()
     mask = np.zeros(frame.shape, np.uint32)
     dead = np.hypot(*(np.indices(frame.shape)[::-1] - np.array([x[3], y[3]])[:, None, None])) < 9
     mask[dead] = mask_dictionary()["column_low"]
@@ -135,7 +135,7 @@ def test_what_cannot_be_measured_is_unknown_and_not_zero():
 
 def test_twice_the_same_place_spoils_nobody_else():
     psf = measured()[3]
-    frame, mesh, x, y, flux = faint()
+    frame, mesh, x, y, _ = faint()
     at = np.column_stack([x, y])
     got = forced_psf(frame, mesh, psf, np.vstack([at, at[4:5]]))
     alone = forced_psf(frame, mesh, psf, at)
@@ -157,7 +157,7 @@ def test_the_same_bits_whatever_the_threads_and_the_order_of_tables():
 
 
 def test_forced_fluxes_of_found_stars_are_those_of_the_fit():
-    field, frame, sky, psf = measured()
+    _, frame, sky, psf = measured()
     free = fit_psf(frame, sky, psf, detect_sources(frame, sky))
     got = forced_psf(frame, sky, psf, free)
     good = free["flags"] & SourceFlag.unusable() == 0
@@ -205,7 +205,7 @@ def test_fluxes_of_a_crowded_field_have_their_errors():
 
 
 def test_passes_without_a_bright_star_start_lower():
-    frame, mesh, x, y, flux = faint()
+    frame, mesh, _, _, flux = faint()
     psf = measured()[3]
     got = measure_iteratively(frame, mesh, psf, thresholds_sigma=(5000.0, 8.0), repeats=0)
     assert set(got["iteration"]) == {1}

@@ -96,6 +96,7 @@ def detect_sources(
     order = np.lexsort((peaks[:, 0], peaks[:, 1], -peaks[:, 2]))[:max_sources]
     radius = 1.15 * fwhm if aper_radius_px is None else float(aper_radius_px)
     sources = _measure(frame, background, peaks[order], fwhm, radius, threads)
+    note_mask_bits(frame, sources, radius)
     sources["flags"] |= flags_of(sources, fwhm)
     sources["flags"][streak[order]] |= SourceFlag.TRAIL
     return sources
@@ -196,7 +197,6 @@ def _measure(
     sources["flags"][edge < fwhm] |= SourceFlag.EDGE
     wing = peaks[:, 4] > peaks[:, 2] - peaks[:, 4]  # more light of others than its own
     sources["flags"][wing] |= SourceFlag.NEAR_BRIGHT
-    note_mask_bits(frame, sources, radius)
     return sources
 
 

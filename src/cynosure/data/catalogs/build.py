@@ -198,8 +198,8 @@ def _canonical_column(table: pa.Table, meaning: Meaning, role: Role) -> tuple[pa
 def stored_name(role: Role, column: str) -> str:
     """Return the name under which a column is stored: Gaia's, but a V magnitude is not made a G."""
     if role.name.endswith("mag_error"):  # its magnitude may be renamed: then it is too
-        known = ("e_Gmag", "e_BPmag", "e_RPmag", role.gaia_name)
-        return role.gaia_name if column in known else column
+        of_gaia = ("e_Gmag", "e_BPmag", "e_RPmag", role.gaia_name)
+        return role.gaia_name if column in of_gaia else column
     if role.name in ("mag", "color", "bp_mag", "rp_mag"):
         known = {
             "Gmag": "phot_g_mean_mag", "BPmag": "phot_bp_mean_mag", "RPmag": "phot_rp_mean_mag",

@@ -595,7 +595,7 @@ def _column_of(source: _Source | None) -> str:
 
 
 def _error_names(source: _Source | None) -> tuple[str, ...]:
-    """Return the names that the error of a magnitude can have: by that of the magnitude's column."""
+    """Return the names of the error of a magnitude: by that of the magnitude's own column."""
     name = _column_of(source)
     if not name:
         return ()

@@ -381,7 +381,7 @@ def _compressed(plane: ImagePlane, how: Compression) -> Part:
 def _table(plane: TablePlane) -> Part:
     """Return a binary table as it lies in a file."""
     values = np.ma.getdata(plane.table)
-    masks = np.ma.getmaskarray(plane.table) if np.ma.isMaskedArray(plane.table) else None
+    masks: Any = np.ma.getmaskarray(plane.table) if np.ma.isMaskedArray(plane.table) else None
     columns, cards = [], []
     for k, column in enumerate(plane.schema.columns, 1):
         mask = None if masks is None else masks[column.name]

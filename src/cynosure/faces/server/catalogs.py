@@ -81,7 +81,7 @@ def _found(
     outline = _outline(asked)
     center = _circle(asked, outline)
     limit = int(_number(asked, "maxobj", 1, MAX_STARS)) if asked.get("maxobj") else MAX_STARS
-    faint: dict[str, float] = {}
+    faint: dict[str, Any] = {}
     if asked.get("magrange"):
         low, high = _numbers(asked["magrange"].replace(",", " "), 2, 2)
         if low > high:

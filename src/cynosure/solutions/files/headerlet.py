@@ -11,7 +11,6 @@ already comes back byte for byte. Cards are kept as their own 80 bytes, so that 
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import math
 import re
@@ -63,6 +62,7 @@ Target = tuple[str, int]
 TABLES = ("WCSDVARR", "D2IMARR")
 LOOKUP = re.compile(r"(DP|D2IM)\d(\.EXTVER)?")
 LOOKUP_VERSION = re.compile(r"EXTVER: *(\d{1,9})(\.0*)?")
+REFERENCE = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
 TERM = re.compile(r"[AB]_\d+_\d+|PV[12]_\d+")
 STRUCTURE = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|CHECKSUM|DATASUM|GROUPS|TFIELDS|T[A-Z]{4}\d+"
@@ -442,13 +442,26 @@ class Headerlet:
                 out.append(f"{where} has SIP terms, but its CTYPE does not say -SIP")
             elif any(says) and not (chip.get("A_ORDER") and chip.get("B_ORDER")):
                 out.append(f"{where} has a CTYPE that says -SIP, but no SIP terms")
+            elif self._says_corrected and "TAN" in chip.kinds[0] and not any(says):
+                out.append(f"{where} is called distortion corrected, but has no SIP terms")
+            if any(math.isnan(chip.number(k, math.nan)) for k in REFERENCE):
+                out.append(f"{where} has no reference point")
             linear = chip.linear
             a, b, c, d = linear[4:].tolist()
             if not all(map(math.isfinite, linear.tolist())) or a * d - b * c == 0.0:
                 out.append(f"{where} has no usable CD matrix")
+            kinds = {table for table, _ in chip.lookups}
+            out += [f"{where} does not say which {table} it looks up"
+                    for key, table in (("CPDIS1", TABLES[0]), ("D2IMDIS1", TABLES[1]))
+                    if str(chip.get(key, "")).upper() == "LOOKUP" and table not in kinds]
             missing = [t for t in chip.lookups if self.table(*t) is None]
             out += [f"{where} names {n},{v}, which is not in it" for n, v in missing]
         return out
+
+    @property
+    def _says_corrected(self) -> bool:
+        name = self.wcsname
+        return name.startswith("IDC_") and parse_wcsname(name).form.rpartition("-")[2] != "TAN"
 
     def doubts(self) -> list[str]:
         """Say what contradicts itself, though it can be used; empty for most."""
@@ -540,10 +553,13 @@ def _padding(data: bytes) -> bytes:
 
 
 def new_head(cards: dict[str, Value], history: Sequence[str] = ()) -> Records:
-    """Return primary cards in their order; DATE and UPWCSVER are given where they are not."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    """Return primary cards in their order; UPWCSVER is given where it is not.
+
+    DATE is when the solution was made. It stays empty, for unknown, where `cards` do not say it:
+    a headerlet made of an old solution is no new solution.
+    """
     full: dict[str, Value] = {
-        **dict.fromkeys(HEAD, ""), "RMS_RA": 0.0, "RMS_DEC": 0.0, "NMATCH": 0, "DATE": now,
+        **dict.fromkeys(HEAD, ""), "RMS_RA": 0.0, "RMS_DEC": 0.0, "NMATCH": 0,
         **{k: v for k, v in cards.items() if v is not None},
     }
     full["UPWCSVER"] = full["UPWCSVER"] or f"cynosure {__version__}"

@@ -246,10 +246,17 @@ def best_place(stored: Sequence[Brief], choice: str = "") -> Brief:
     """
     if len(stored) == 1:
         return stored[0]
-    chosen = [s for s in stored if s.content_sha256 == choice]
-    usable = [s for s in stored if not _exclusion(s, _default_limits())]
-    order = _ORDERS["hierarchy"]
-    return max(chosen or usable or stored, key=lambda s: tuple(c.key(s) for c in order))
+    if chosen := [s for s in stored if s.content_sha256 == choice]:
+        return chosen[0]
+    limits = _default_limits()
+    left = [s for s in stored if not _exclusion(s, limits)] or list(stored)
+    for criterion in _ORDERS["hierarchy"]:  # most are told apart by the first two
+        if len(left) == 1:
+            break
+        keys = [criterion.key(s) for s in left]
+        highest = max(keys)
+        left = [s for s, key in zip(left, keys, strict=True) if key == highest]
+    return left[0]
 
 
 @cache

@@ -98,12 +98,13 @@ class Difference:
         The linear map is fitted within the chips, each of which has a shift of its own: so a
         rotation or a scale that all share is told from chips that were moved against each other.
         """
-        moved, place = (v.reshape(len(v), -1, 2) for v in (self.field_mas, self.place_mas))
-        good = np.isfinite(moved).all(axis=2) & np.isfinite(place).all(axis=2)
+        moved: Any = self.field_mas.reshape(len(self.field_mas), -1, 2)
+        place: Any = self.place_mas.reshape(len(self.place_mas), -1, 2)
+        good: Any = np.isfinite(moved + place).all(axis=2)
         apart = np.full((len(moved), 2), np.nan)
         used = [k for k in range(len(moved)) if good[k].sum() >= MIN_POINTS]
         if not used:
-            return Common(*[float("nan")] * 3, apart)
+            return Common(float("nan"), float("nan"), float("nan"), apart)
         middles = [(place[k, good[k]].mean(axis=0), moved[k, good[k]].mean(axis=0)) for k in used]
         inner = [np.concatenate([v[k, good[k]] - m[i] for k, m in zip(used, middles)])
                  for i, v in enumerate((place, moved))]

@@ -261,7 +261,7 @@ def best_place(stored: Sequence[Brief], choice: str = "") -> Brief:
 
 @cache
 def _default_limits() -> _Limits:
-    given = select_best.__kwdefaults__
+    given = select_best.__kwdefaults__ or {}
     return _Limits(given["max_rms_mas"], given["min_matches"])
 
 
@@ -299,7 +299,7 @@ def _consider(
     )
 
 
-def _exclusion(s: Stored, limits: _Limits) -> str:
+def _exclusion(s: Stored | Brief, limits: _Limits) -> str:
     """Return why a solution must not be used; empty where it may."""
     if not s.valid:
         return "; ".join(s.faults) or "not valid"
@@ -403,7 +403,7 @@ def _rank_of(catalog: str) -> tuple[int, int]:
 class _Criterion:
     """One point of comparison: larger keys are better; what is said of the loser and winner."""
 
-    key: Callable[[Stored], Any]
+    key: Callable[[Any], Any]
     lost: Callable[[Stored, Stored], str]
     won: str
 

@@ -2,8 +2,8 @@
 
 :class:`Store` adds solutions, finds them by exposure, sky, catalogue, quality and time, gives
 their files back byte for byte, decides which is best
-(:mod:`cynosure.solutions.store.selection`), and keeps the decisions. It may be used by many threads
-and many processes at once.
+(:mod:`cynosure.solutions.store.selection`), and keeps the decisions. It may be used by many
+threads and many processes at once.
 """
 
 from __future__ import annotations
@@ -309,9 +309,11 @@ class Store:
             rows = connection.execute(statement).all()
             until = rows[-1][0] if rows and limit is not None else None
             places = self._places(connection, after, until) if rows else {}
-        nowhere = (None, None)
-        return [Known(row[0], row[1], *places.get(row[0], nowhere), bool(row[2]), row[3])
-                for row in rows]
+        out = []
+        for rootname, n_solutions, is_fitted, last in rows:
+            ra, dec = places.get(rootname, (None, None))
+            out.append(Known(rootname, n_solutions, ra, dec, bool(is_fitted), last))
+        return out
 
     def _places(
         self, connection: Any, after: str, until: str | None

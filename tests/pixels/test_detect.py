@@ -5,6 +5,7 @@ import pytest
 from fields import gauss, light_of, moffat, pair, star_field, tilted
 
 from cynosure.data.frame import Frame
+from cynosure.data.mask import mask_dictionary
 from cynosure.data.tables import SOURCES, SourceFlag
 from cynosure.pixels.background import Background, estimate_background
 from cynosure.pixels.detect import (

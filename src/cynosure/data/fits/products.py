@@ -308,8 +308,8 @@ def _image(plane: ImagePlane, given: list[Record], primary: bool) -> Part:
     first = (
         card("SIMPLE", True, "FITS 4.0") if primary else card("XTENSION", "IMAGE", "image")
     )
-    data, zero = b"", 0
-    bitpix, shape = 8, ()
+    data, zero, bitpix = b"", 0, 8
+    shape: tuple[int, ...] = ()
     if plane.data is not None:
         pixels = _pixels(plane)
         bitpix, kind, zero = PIXELS[_kind(pixels.dtype)]

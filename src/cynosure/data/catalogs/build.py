@@ -23,9 +23,7 @@ from cynosure._version import __version__
 from cynosure.data.catalogs.check import prepared
 from cynosure.data.catalogs.columns import (
     INDEX_COLUMNS,
-    ROLES,
     Meaning,
-    Role,
     catalog_word,
     column_unit,
     find_meaning,
@@ -34,6 +32,7 @@ from cynosure.data.catalogs.columns import (
 from cynosure.data.catalogs.coverage import Coverage, distinct
 from cynosure.data.catalogs.hats import partition_path
 from cynosure.data.catalogs.refcat import RefCat, open_refcat
+from cynosure.data.catalogs.roles import ROLES, Role
 from cynosure.data.catalogs.tablefiles import read_table
 from cynosure.ground import sky
 from cynosure.ground.errors import CatalogDamaged, CatalogMissing, OutputError, OutputExists

@@ -46,7 +46,7 @@ from cynosure.solutions.solution import Solution
 if TYPE_CHECKING:
     from astropy.io.fits import Header
 
-    from cynosure.pipelines.workers import Watch
+    from cynosure.pipelines.tasks.outcome import Watch
 
 __all__ = ["Outcome", "run_solve", "solve", "write"]
 
@@ -387,6 +387,15 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------- many images
+# The arguments of solve() that may be paths.
+PLACES = ("index", "instrument")
+# Memory that solving takes: of the libraries and the catalogue, and of each byte of the file.
+# Measured on frames of 1 to 61 Mpix; tile compression takes about a third of a sky's bytes.
+MEMORY_BYTES = 400_000_000
+MEMORY_A_BYTE = 12
+PACKED_RATIO = 3
+
+
 @dataclass(frozen=True, slots=True)
 class _Door:
     """What a worker does with one image; it travels to the worker's process."""
@@ -499,10 +508,30 @@ def _check_once(
     _open_index(arguments.get("index"), bool(arguments.get("blind")), "--blind")
 
 
+def _memory_of(image: str) -> int:
+    """Estimate the most memory (bytes) that solving an image takes, from the size of its file."""
+    from cynosure.data.fits.file import split_path
+
+    path = split_path(image)[0]
+    try:
+        size = path.stat().st_size
+    except OSError:  # the task will say so
+        return 0
+    packed = path.suffix.lower() in (".fz", ".gz", ".bz2", ".xz", ".zst")
+    return MEMORY_BYTES + MEMORY_A_BYTE * size * (PACKED_RATIO if packed else 1)
+
+
+def _placed(path: Any) -> Any:
+    """Return an absolute path; a URL, a name and what is no path stay as they are."""
+    if isinstance(path, Path) or (isinstance(path, str) and Path(path).exists()):
+        return str(Path(path).absolute())
+    return path
+
+
 def run_solve(
     images: Sequence[str | Path], refcat: str | Path, out: str | Path, *,
-    settings: Settings | None = None, workers: int = 1, timeout_s: float | None = None,
-    overwrite: bool = False, watch: Watch | None = None,
+    settings: Settings | None = None, workers: int | str = 1, timeout_s: float | None = None,
+    memory_bytes: int | None = None, overwrite: bool = False, watch: Watch | None = None,
     on_record: Callable[[Any], None] | None = None, facts: Mapping[str, Any] | None = None,
     header_only: bool = False, in_place: bool = False, **arguments: Any,
 ) -> Run:
@@ -514,7 +543,7 @@ def run_solve(
     refcat : path or URL
     out : path
         The folder of the run.
-    settings, workers, timeout_s, overwrite, watch, on_record, facts
+    settings, workers, timeout_s, memory_bytes, overwrite, watch, on_record, facts
         As in :func:`cynosure.pipelines.run.run_images`.
     header_only, in_place : bool
         Write headers alone; change the images themselves.
@@ -528,9 +557,13 @@ def run_solve(
     import os
 
     settings = settings or default_settings()
+    if isinstance(workers, str):  # the workers of a cluster stand in folders of their own
+        images, refcat, out = [_placed(i) for i in images], _placed(refcat), _placed(out)
+        arguments = {k: _placed(v) if k in PLACES else v for k, v in arguments.items()}
     _check_once(refcat, settings, arguments)
     cores = os.cpu_count() or 1
-    arguments.setdefault("threads", max(1, cores // max(workers, 1)) if len(images) else 1)
+    at_once = cores if isinstance(workers, str) else max(workers, 1)  # a cluster's are not ours
+    arguments.setdefault("threads", max(1, cores // at_once) if len(images) else 1)
     door = _Door(str(refcat), str(out), settings, dict(arguments), header_only, in_place)
 
     def failed(image: str, error: CynosureError) -> Solution:
@@ -548,5 +581,6 @@ def run_solve(
         endings=(".wcs.fits",) if header_only else () if in_place else ("_wcs.fits",),
         options=options,
         settings=settings, facts={"catalog": str(refcat), **(facts or {})}, failed=failed,
-        on_record=on_record, workers=workers, timeout_s=timeout_s, overwrite=overwrite, watch=watch,
+        on_record=on_record, workers=workers, timeout_s=timeout_s, memory_bytes=memory_bytes,
+        memory_of=_memory_of, overwrite=overwrite, watch=watch,
     )

@@ -6,7 +6,7 @@ import time
 from cynosure.faces import progress
 from cynosure.faces.progress import Progress, Steps
 from cynosure.ground.errors import NoMatch
-from cynosure.pipelines.tasks.outcome import Done, Planned
+from cynosure.pipelines.tasks.outcome import Done
 
 
 class Terminal(io.StringIO):

@@ -69,8 +69,16 @@ class _Packer(pickle.Pickler):
             self._notes[id(value)] = (start, value.nbytes, value.dtype, value.shape, order)
         return self._notes[id(value)]
 
+    def reducer_override(self, value: Any) -> Any:
+        """Take masked and record arrays apart into plain ones."""
+        if type(value) is np.recarray:
+            return _as_records, (value.view(np.ndarray),)
+        if type(value) is np.ma.MaskedArray:
+            return _masked, (np.asarray(value.data), np.ma.getmask(value), value.fill_value)
+        return NotImplemented
+
     def _put_buffer(self, buffer: pickle.PickleBuffer) -> bool:
-        """Put aside what is not a plain array: subclasses of arrays, Arrow tables."""
+        """Put aside what is no array but has buffers: Arrow tables."""
         raw = np.frombuffer(buffer.raw(), np.uint8)
         start = self._reserve(raw.nbytes)
         self.buffers.append((start, raw.nbytes))
@@ -84,6 +92,14 @@ class _Packer(pickle.Pickler):
         return start
 
 
+def _as_records(array: np.ndarray[Any, Any]) -> Any:
+    return array.view(np.recarray)
+
+
+def _masked(data: np.ndarray[Any, Any], mask: Any, fill_value: Any) -> Any:
+    return np.ma.MaskedArray(data, mask, fill_value=fill_value, copy=False)
+
+
 class _Unpacker(pickle.Unpickler):
     """Find the arrays where the notes say."""
 
@@ -93,11 +109,15 @@ class _Unpacker(pickle.Unpickler):
             buffers=[content[start : start + size] for start, size in packed.buffers],
         )
         self.content = content
+        self._seen: dict[int, np.ndarray[Any, Any]] = {}
 
     def persistent_load(self, note: Any) -> Any:
         """Return the array of a note."""
         start, nbytes, dtype, shape, order = note
-        return self.content[start : start + nbytes].view(dtype).reshape(shape, order=order)
+        if start not in self._seen:
+            there = self.content[start : start + nbytes]
+            self._seen[start] = there.view(dtype).reshape(shape, order=order)
+        return self._seen[start]
 
 
 class _Mapping:

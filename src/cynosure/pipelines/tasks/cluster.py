@@ -141,9 +141,9 @@ class Cluster:
         self._begin[job.number] = time.monotonic()
         with self._watched():
             future = self._client.submit(
-                _perform, job.work.name, pickled, job.number, self._run, [r.future for r in references],
-                [r.output for r in references], key=f"{self._run}-{self._starts}",
-                pure=False,
+                _perform, job.work.name, pickled, job.number, self._run,
+                [r.future for r in references], [r.output for r in references],
+                key=f"{self._run}-{self._starts}", pure=False,
             )
         self._futures[job.number] = future
         future.add_done_callback(

@@ -125,7 +125,14 @@ def _feed_function(update: Callable[[Any], None], value: Any) -> None:
     code = getattr(method, "__code__", None)
     if code is not None:
         _feed_code(update, code)
-        _feed(update, [method.__defaults__, method.__kwdefaults__])
+        for name, value in [
+            *enumerate(method.__defaults__ or ()), *(method.__kwdefaults__ or {}).items()
+        ]:
+            _tag(update, "default", str(name))
+            try:
+                _feed(update, value)
+            except SettingError:  # something that stands for "not given"
+                _tag(update, "default", type(value).__qualname__)
 
 
 def _feed_code(update: Callable[[Any], None], code: types.CodeType) -> None:

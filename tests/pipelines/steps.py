@@ -9,7 +9,9 @@ import numpy as np
 
 from cynosure.ground.errors import NoMatch
 from cynosure.ground.files import atomic_path, write_text
+from cynosure.pipelines.tasks.content import digest
 from cynosure.pipelines.tasks.graph import Graph
+from cynosure.solutions.solution import Solution
 
 
 def median(frames):
@@ -104,6 +106,17 @@ def hold(array, mark):
     while Path(mark).exists():
         time.sleep(0.02)
     return array.sum()
+
+
+def solve_text(folder, payload, log):
+    """Play the solve door: an image whose text is 'bad' does not match."""
+    image, overwrite = payload
+    text = Path(image).read_text()
+    if text == "bad":
+        raise NoMatch(image=image, n_sources=3, n_reference=4)
+    name = f"{Path(image).stem}_wcs.fits"
+    write_text(folder / name, text, overwrite=overwrite)
+    return Solution(image, digest(text), status="solved", quality=1, files=(name,))
 
 
 def copy_text(source, target, suffix=""):

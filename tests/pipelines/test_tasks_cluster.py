@@ -6,17 +6,20 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from steps import act, copy_text, die_once, hold, night
+from steps import act, copy_text, die_once, hold, night, solve_text
 
 from cynosure.ground.errors import ExitCode, SettingError
+from cynosure.pipelines.run import run_images
 from cynosure.pipelines.tasks import cluster
 from cynosure.pipelines.tasks.graph import File, Graph
 from cynosure.pipelines.tasks.outcome import ClusterLost, Fault, Silent, WorkerDied
 from cynosure.pipelines.tasks.schedule import execute
+from cynosure.solutions.solution import Solution
 
 pytest.importorskip("distributed", reason="distributed is not installed")
 
@@ -34,6 +37,18 @@ class Dask:
             "dask_scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-show"
         )
         self.workers = [self.worker() for _ in range(2)]
+        self._await()
+
+    def _await(self):
+        """Wait until the scheduler listens: a busy machine takes its time to start it."""
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1.0).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        pytest.fail(f"no scheduler: {(self.folder / 'log').read_text()}")
 
     def worker(self):
         return self._start(
@@ -94,6 +109,22 @@ def test_errors_keep_their_facts_and_touch_nobody_else(dask):
     assert results["bad"].error.n_sources == 5
     assert isinstance(results["bug"].error, Fault)
     assert "ZeroDivisionError" in results["bug"].error.traceback
+
+
+def test_images_are_done_on_a_cluster(dask, tmp_path):
+    images = []
+    for name, text in (("a.fits", "sky"), ("b.fits", "bad")):
+        images.append(tmp_path / name)
+        images[-1].write_text(text)
+    seen = []
+    run = run_images(
+        partial(solve_text, tmp_path / "out"), images, tmp_path / "out", endings=("_wcs.fits",),
+        failed=Solution.from_error, workers=dask.address, on_record=seen.append,
+    )
+    assert [r.status for r in run.records] == ["solved", "failed"]
+    assert (tmp_path / "out" / "a_wcs.fits").read_text() == "sky"
+    assert len(seen) == 2
+    assert run.exit_code == ExitCode.MIXED
 
 
 def test_a_worker_that_is_killed_costs_nothing_but_time(dask, tmp_path):

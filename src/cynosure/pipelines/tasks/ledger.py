@@ -46,6 +46,7 @@ class Ledger:
         self._inputs: dict[int, dict[str, str]] = {}
         self._made: dict[int, dict[str, str]] = {}
         self._sources: dict[int, str] = {}
+        self._functions: dict[tuple[int, str], str] = {}
         for task in plan.tasks:
             self.manifest.tasks.setdefault(task.name, TaskRow())
         self._write("running")
@@ -124,7 +125,10 @@ class Ledger:
         own = {absolute(path) for path in task.files.values()}
         try:
             arguments = self._told(self.plan.arguments[k], uses, contents, own)
-            return digest([identity(task.function, task.version), task.outputs, arguments])
+            which = (id(task.function), task.version)
+            if which not in self._functions:
+                self._functions[which] = identity(task.function, task.version)
+            return digest([self._functions[which], task.outputs, arguments])
         except SettingError as error:
             raise SettingError(f"task {task.name}: {error}", hint=error.hint) from error
 

@@ -8,7 +8,7 @@ import pytest
 from cynosure.faces import progress
 from cynosure.faces.progress import Pace, Progress, Steps
 from cynosure.ground.errors import NoMatch
-from cynosure.pipelines.tasks.outcome import Done, Planned
+from cynosure.pipelines.tasks.done import Done, Planned
 
 
 class Terminal(io.StringIO):

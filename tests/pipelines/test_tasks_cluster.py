@@ -16,8 +16,8 @@ from steps import act, copy_text, die_once, hold, night, solve_text
 from cynosure.ground.errors import ExitCode, SettingError
 from cynosure.pipelines.run import run_images
 from cynosure.pipelines.tasks import cluster
+from cynosure.pipelines.tasks.done import ClusterLost, Fault, Silent, WorkerDied
 from cynosure.pipelines.tasks.graph import File, Graph
-from cynosure.pipelines.tasks.outcome import ClusterLost, Fault, Silent, WorkerDied
 from cynosure.pipelines.tasks.schedule import execute
 from cynosure.solutions.solution import Solution
 

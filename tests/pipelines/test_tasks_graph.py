@@ -9,8 +9,8 @@ from steps import act, copy_text, expected_sum, flatten, median, night, ones, sp
 
 from cynosure.ground.errors import NoMatch, OutputError, SettingError
 from cynosure.pipelines.tasks import schedule
+from cynosure.pipelines.tasks.done import Fault, Silent, Skipped
 from cynosure.pipelines.tasks.graph import CyclicGraph, File, Graph
-from cynosure.pipelines.tasks.outcome import Fault, Silent, Skipped
 from cynosure.pipelines.tasks.performing import Event
 from cynosure.pipelines.tasks.schedule import execute
 from cynosure.pipelines.tasks.serial import Serial

@@ -15,8 +15,8 @@ from steps import act, night, ones, spoil
 from cynosure.ground.errors import TimedOut
 from cynosure.pipelines.tasks import blocks
 from cynosure.pipelines.tasks.blocks import SharedMemoryFull, pack, unlink, unpack
+from cynosure.pipelines.tasks.done import Fault, Silent, WorkerDied
 from cynosure.pipelines.tasks.graph import Graph
-from cynosure.pipelines.tasks.outcome import Fault, Silent, WorkerDied
 from cynosure.pipelines.tasks.schedule import execute
 
 SHARED = Path("/dev/shm")

@@ -13,8 +13,8 @@ from steps import act, copy_text, first_letter, night, ones, shout
 from cynosure.ground.errors import SettingError
 from cynosure.pipelines.manifest import Manifest
 from cynosure.pipelines.tasks.content import digest, identity
+from cynosure.pipelines.tasks.done import Silent
 from cynosure.pipelines.tasks.graph import File, Graph
-from cynosure.pipelines.tasks.outcome import Silent
 from cynosure.pipelines.tasks.schedule import execute
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cynosure.pipelines.tasks.outcome import Done, Planned
+    from cynosure.pipelines.tasks.done import Done, Planned
 
 __all__ = ["Pace", "Progress", "Steps", "duration"]
 
@@ -39,7 +39,7 @@ class Pace:
 
     Examples
     --------
-    >>> from cynosure.pipelines.tasks.outcome import Planned
+    >>> from cynosure.pipelines.tasks.done import Planned
     >>> pace = Pace([Planned("a", "crop"), Planned("b", "crop"), Planned("c", "coadd", 3.0)], 1)
     >>> pace.ended("a", 2.0)
     >>> pace.left_s([])
@@ -97,7 +97,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Watch the tasks of a run (:class:`cynosure.pipelines.tasks.outcome.Watch`).
+    """Watch the tasks of a run (:class:`cynosure.pipelines.tasks.done.Watch`).
 
     Parameters
     ----------

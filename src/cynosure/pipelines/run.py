@@ -18,8 +18,8 @@ from cynosure.pipelines.manifest import (
     make_folder,
     stems_of,
 )
+from cynosure.pipelines.tasks.done import Done, Watch
 from cynosure.pipelines.tasks.graph import Graph
-from cynosure.pipelines.tasks.outcome import Done, Watch
 from cynosure.pipelines.tasks.schedule import execute
 
 __all__ = ["SECTIONS", "Function", "Record", "Run", "default_settings", "run_images"]

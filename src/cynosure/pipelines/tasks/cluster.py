@@ -25,7 +25,7 @@ import numpy as np
 
 from cynosure.ground.errors import CynosureError, SettingError
 from cynosure.pipelines.manifest import versions
-from cynosure.pipelines.tasks.outcome import ClusterLost, Fault, Isolated, WorkerDied
+from cynosure.pipelines.tasks.done import ClusterLost, Fault, Isolated, WorkerDied
 from cynosure.pipelines.tasks.performing import Event, Job, Work, perform
 
 __all__ = ["Cluster"]

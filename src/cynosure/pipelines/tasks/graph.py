@@ -170,7 +170,7 @@ class Graph:
         memory_bytes : int
             The most memory that the function is expected to take, its result included.
         weight, kind
-            See :class:`~cynosure.pipelines.tasks.outcome.Planned`; the default kind is the name
+            See :class:`~cynosure.pipelines.tasks.done.Planned`; the default kind is the name
             up to the first colon.
         version : str
             To be changed when the function has come to give other results. The function's own

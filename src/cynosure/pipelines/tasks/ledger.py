@@ -20,8 +20,8 @@ from typing import Any
 from cynosure.ground.errors import ExitCode, SettingError
 from cynosure.pipelines.manifest import PENDING, Manifest, TaskRow, content_of, make_folder
 from cynosure.pipelines.tasks.content import digest, identity
+from cynosure.pipelines.tasks.done import Done
 from cynosure.pipelines.tasks.graph import Plan, Slot, absolute
-from cynosure.pipelines.tasks.outcome import Done
 
 __all__ = ["Ledger"]
 

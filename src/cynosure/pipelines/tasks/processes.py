@@ -22,7 +22,7 @@ import numpy as np
 
 from cynosure.ground.errors import CynosureError
 from cynosure.pipelines.tasks.blocks import Packed, pack, unlink, unpack
-from cynosure.pipelines.tasks.outcome import Isolated, WorkerDied
+from cynosure.pipelines.tasks.done import Isolated, WorkerDied
 from cynosure.pipelines.tasks.performing import Event, Job, perform
 
 __all__ = ["Processes"]

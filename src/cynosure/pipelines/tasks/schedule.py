@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cynosure.ground.errors import CynosureError, SettingError, TimedOut
+from cynosure.pipelines.tasks.done import Done, Planned, Silent, Skipped, Watch
 from cynosure.pipelines.tasks.graph import Graph, Plan, Result, Task, Use
 from cynosure.pipelines.tasks.ledger import Ledger
-from cynosure.pipelines.tasks.outcome import Done, Planned, Silent, Skipped, Watch
 from cynosure.pipelines.tasks.performing import Event, Executor, Job, Work
 from cynosure.pipelines.tasks.processes import Processes
 from cynosure.pipelines.tasks.serial import Serial

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cynosure.pipelines.tasks.outcome import Isolated
+from cynosure.pipelines.tasks.done import Isolated
 from cynosure.pipelines.tasks.performing import Event, Job, frozen, perform
 
 __all__ = ["Serial"]

@@ -22,7 +22,16 @@ from cynosure.pipelines.tasks.done import Done, Watch
 from cynosure.pipelines.tasks.graph import Graph
 from cynosure.pipelines.tasks.schedule import execute
 
-__all__ = ["SECTIONS", "Function", "Record", "Run", "default_settings", "run_images"]
+__all__ = [
+    "SECTIONS",
+    "Function",
+    "Record",
+    "Run",
+    "default_settings",
+    "expected_bytes",
+    "placed",
+    "run_images",
+]
 
 Function = Callable[[Any, Callable[[str], None]], Any]
 
@@ -38,6 +47,14 @@ SECTIONS = {
     "fit": "cynosure.geometry.fit.exposure:fit_wcs",
     "quality": "cynosure.solutions.quality:judge",
 }
+
+# Memory that solving takes: of the libraries and the catalogue, and of each byte of the file.
+# Measured: 330 MB for 1 Mpix, 680 MB for 61 Mpix of 16 bits; a compressed sky has about a third
+# of its bytes.
+MEMORY_BYTES = 350_000_000
+MEMORY_A_BYTE = 4
+PACKED_RATIO = 3
+
 
 def default_settings() -> Settings:
     """Return the settings as built in, of all sections whose module is installed."""
@@ -209,6 +226,26 @@ def _graph(
             memory_bytes=memory_of(image), weight=float(memory_of(image) or 1),
         )
     return graph
+
+
+def expected_bytes(image: str) -> int:
+    """Estimate the most memory (bytes) that solving an image takes, from the size of its file."""
+    from cynosure.data.fits.file import split_path
+
+    path = split_path(image)[0]
+    try:
+        size = path.stat().st_size
+    except OSError:  # the task will say so
+        return 0
+    packed = path.suffix.lower() in (".fz", ".gz", ".bz2", ".xz", ".zst")
+    return MEMORY_BYTES + MEMORY_A_BYTE * size * (PACKED_RATIO if packed else 1)
+
+
+def placed(path: Any) -> Any:
+    """Return an absolute path; a URL, a name and what is no path stay as they are."""
+    if isinstance(path, Path) or (isinstance(path, str) and Path(path).exists()):
+        return str(Path(path).absolute())
+    return path
 
 
 def _origins(settings: Settings | None) -> dict[str, dict[str, dict[str, Any]]]:

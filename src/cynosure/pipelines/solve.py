@@ -41,7 +41,7 @@ from cynosure.pipelines.extract import Extraction, extract_sources, load_kernels
 from cynosure.pipelines.gather import gather
 from cynosure.pipelines.outcome import Chips, Outcome, SolvedChip
 from cynosure.pipelines.plate import Plate, solve_plate
-from cynosure.pipelines.run import Run, default_settings, run_images
+from cynosure.pipelines.run import Run, default_settings, expected_bytes, placed, run_images
 from cynosure.pipelines.verdict import conclude, now, steps_tried
 from cynosure.solutions.solution import Solution
 
@@ -415,12 +415,6 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 # ------------------------------------------------------------------------------- many images
 # The arguments of solve() that may be paths.
 PLACES = ("index", "instrument")
-# Memory that solving takes: of the libraries and the catalogue, and of each byte of the file.
-# Measured: 330 MB for 1 Mpix, 680 MB for 61 Mpix of 16 bits; a compressed sky has about a third
-# of its bytes.
-MEMORY_BYTES = 350_000_000
-MEMORY_A_BYTE = 4
-PACKED_RATIO = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -535,26 +529,6 @@ def _check_once(
     _open_index(arguments.get("index"), bool(arguments.get("blind")), "--blind")
 
 
-def _memory_of(image: str) -> int:
-    """Estimate the most memory (bytes) that solving an image takes, from the size of its file."""
-    from cynosure.data.fits.file import split_path
-
-    path = split_path(image)[0]
-    try:
-        size = path.stat().st_size
-    except OSError:  # the task will say so
-        return 0
-    packed = path.suffix.lower() in (".fz", ".gz", ".bz2", ".xz", ".zst")
-    return MEMORY_BYTES + MEMORY_A_BYTE * size * (PACKED_RATIO if packed else 1)
-
-
-def _placed(path: Any) -> Any:
-    """Return an absolute path; a URL, a name and what is no path stay as they are."""
-    if isinstance(path, Path) or (isinstance(path, str) and Path(path).exists()):
-        return str(Path(path).absolute())
-    return path
-
-
 def run_solve(
     images: Sequence[str | Path], refcat: str | Path, out: str | Path, *,
     settings: Settings | None = None, workers: int | str = 1, timeout_s: float | None = None,
@@ -586,8 +560,8 @@ def run_solve(
     settings = settings or default_settings()
     if isinstance(workers, str):  # the workers of a cluster stand in folders of their own
         images, out = [str(Path(i).absolute()) for i in images], Path(out).absolute()
-        refcat = _placed(refcat)
-        arguments = {k: _placed(v) if k in PLACES else v for k, v in arguments.items()}
+        refcat = placed(refcat)
+        arguments = {k: placed(v) if k in PLACES else v for k, v in arguments.items()}
     _check_once(refcat, settings, arguments)
     cores = os.cpu_count() or 1
     at_once = cores if isinstance(workers, str) else max(workers, 1)  # a cluster's are not ours
@@ -610,5 +584,5 @@ def run_solve(
         options=options,
         settings=settings, facts={"catalog": str(refcat), **(facts or {})}, failed=failed,
         on_record=on_record, workers=workers, timeout_s=timeout_s, memory_bytes=memory_bytes,
-        memory_of=_memory_of, overwrite=overwrite, watch=watch,
+        memory_of=expected_bytes, overwrite=overwrite, watch=watch,
     )

@@ -175,6 +175,10 @@ class Cluster:
             elif self._futures.get(number) is content:
                 ended.append(self._ended(number, content))
 
+    def elapsed_s(self, number: int) -> float:
+        """Return for how long a task has been submitted; no more are than there are threads."""
+        return time.monotonic() - self._begin[number]
+
     def abandon(self, number: int) -> None:
         """Give a task up and restart the worker that is at it, where a nanny can."""
         future = self._futures.pop(number)

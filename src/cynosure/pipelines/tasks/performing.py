@@ -100,6 +100,9 @@ class Executor(Protocol):
     def events(self, pause_s: float) -> Iterable[Event]:
         """Wait for tasks to end, at most so long, and return those that did."""
 
+    def elapsed_s(self, number: int) -> float:
+        """Return for how long a task has been running."""
+
     def abandon(self, number: int) -> None:
         """End a task by force."""
 

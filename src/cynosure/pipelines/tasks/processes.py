@@ -27,6 +27,9 @@ from cynosure.pipelines.tasks.performing import Event, Job, perform
 
 __all__ = ["Processes"]
 
+# How long a worker may take to start and to import what a task needs, before that counts.
+START_S = 60.0
+
 
 def _serve(pipe: Any, threads: int) -> None:
     """Perform tasks from a pipe until it closes; the owner decides about interrupts."""
@@ -51,7 +54,9 @@ def _performed(
     references: dict[str, Packed] = {}
     with Isolated(name) as isolated:
         values = [unpack(value) for value in inputs]
-        results = perform(unpack(packed), values, lambda text: pipe.send(("step", text)))
+        work = unpack(packed)
+        pipe.send(("begin", None))
+        results = perform(work, values, lambda text: pipe.send(("step", text)))
         for output, block in blocks.items():
             references[output] = pack(results[output], block)
     return references, isolated.error
@@ -68,7 +73,8 @@ class _Seat:
         self.number = -1
         self.name = ""
         self.blocks: list[str] = []
-        self.begin = 0.0
+        self.given = 0.0
+        self.begin: float | None = None
 
     @property
     def busy(self) -> bool:
@@ -124,7 +130,8 @@ class Processes:
             self._ended.append(Event(job.number, {}, isolated.error, 0.0))
             return
         seat = self._free_seat()
-        seat.number, seat.name, seat.begin = job.number, job.work.name, time.monotonic()
+        seat.number, seat.name = job.number, job.work.name
+        seat.given, seat.begin = time.monotonic(), None
         seat.blocks = [packed.block, *blocks.values()]
         # A worker that has died since is found by the next look at its pipe.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -144,11 +151,21 @@ class Processes:
             except (EOFError, ConnectionResetError):
                 ended.append(self._died(seat))
                 continue
-            if kind == "step":
+            if kind == "begin":
+                seat.begin = time.monotonic()
+            elif kind == "step":
                 self._on_step(seat.number, content)
             else:
                 ended.append(self._came(seat, *content))
         return ended
+
+    def elapsed_s(self, number: int) -> float:
+        """Return for how long a task has been running, without the start of its worker."""
+        now = time.monotonic()
+        for seat in self._seats:
+            if seat.number == number:
+                return now - (seat.given + START_S if seat.begin is None else seat.begin)
+        return 0.0
 
     def abandon(self, number: int) -> None:
         """Kill the worker of a task."""
@@ -192,7 +209,7 @@ class Processes:
     def _came(
         self, seat: _Seat, references: dict[str, Packed], error: CynosureError | None
     ) -> Event:
-        event = Event(seat.number, {}, error, time.monotonic() - seat.begin)
+        event = Event(seat.number, {}, error, time.monotonic() - seat.given)
         self.drop(Packed(b"", seat.blocks[0]))
         if error is None:
             event = Event(seat.number, references, None, event.seconds)
@@ -208,7 +225,7 @@ class Processes:
         code = seat.process.exitcode
         reason = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         error = WorkerDied(image=seat.name, reason=reason)
-        event = Event(seat.number, {}, error, time.monotonic() - seat.begin)
+        event = Event(seat.number, {}, error, time.monotonic() - seat.given)
         self._dismiss(seat)
         return event
 

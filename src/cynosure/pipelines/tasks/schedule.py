@@ -337,18 +337,18 @@ class _Run:
     def _pause(self) -> float:
         if self.timeout_s is None or not self.running:
             return TICK_S
-        late = min(self.running.values()) + self.timeout_s - time.monotonic()
-        return min(TICK_S, max(0.0, late))
+        longest = max(map(self.executor.elapsed_s, self.running))
+        return min(TICK_S, max(0.0, self.timeout_s - longest))
 
     def _expire(self) -> None:
         """End what takes too long."""
         if self.timeout_s is None:
             return
-        now = time.monotonic()
-        for k in [k for k, start in self.running.items() if now - start >= self.timeout_s]:
+        late = [k for k in self.running if self.executor.elapsed_s(k) >= self.timeout_s]
+        for k in late:
             self.executor.abandon(k)
             error = TimedOut(image=self.plan.tasks[k].name, seconds=self.timeout_s)
-            self._finish(Event(k, {}, error, now - self.running[k]))
+            self._finish(Event(k, {}, error, time.monotonic() - self.running[k]))
 
     # ------------------------------------------------------------------- what came of it
     def _finish(self, event: Event) -> None:

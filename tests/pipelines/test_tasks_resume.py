@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from steps import act, copy_text, first_letter, night, ones, shout
+from steps import act, copy_text, first_letter, night, ones, shout, write_sum
 
 from cynosure.ground.errors import SettingError
 from cynosure.pipelines.manifest import Manifest
@@ -132,6 +132,20 @@ def test_results_in_memory_are_made_again_only_for_those_who_need_them(rerun, tm
     assert rerun.results.value(total) == 3
     graph.add("mean", np.mean, inputs={"a": graph.add("other", ones, settings={"n": 2})})
     assert rerun(graph) == ["other", "mean"], "a value that is asked for and in no file"
+
+
+@pytest.mark.parametrize("n", [10, 10**5])
+def test_an_array_counts_by_its_content(rerun, tmp_path, n):
+    def graph(array):
+        made = Graph()
+        made.add("t", write_sum, inputs={"frames": [array]}, files={"out": tmp_path / "t.npy"})
+        return made
+
+    array = np.arange(n, dtype=float)
+    assert rerun(graph(array)) == ["t"]
+    assert rerun(graph(array.copy())) == []
+    array[-1] += 1e-9
+    assert rerun(graph(array)) == ["t"]
 
 
 def test_what_failed_or_was_skipped_is_tried_again(rerun, tmp_path):

@@ -92,6 +92,10 @@ def die_once(mark):
     return "lived"
 
 
+def double(array):
+    return 2.0 * array
+
+
 def spoil(array):
     array[0] = 1e9
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from steps import act, night, ones, spoil
+from steps import act, double, night, ones, spoil
 
 from cynosure.ground.errors import TimedOut
 from cynosure.pipelines.tasks import blocks
@@ -123,6 +123,25 @@ def test_no_task_changes_shared_memory_and_results_outlive_the_run():
     assert left() == []
     assert value.sum() == 10**5
     assert not value.flags.writeable
+
+
+@needs_folder
+def test_blocks_go_with_their_last_user():
+    class Counter(Silent):
+        def __init__(self):
+            self.counts = []
+
+        def started(self, key):
+            self.counts.append(len(left()))
+
+    graph = Graph()
+    step = graph.add("0", ones, settings={"n": 10**5})
+    for k in range(1, 6):
+        step = graph.add(str(k), double, inputs={"array": step})
+    watch = Counter()
+    results = execute(graph, workers=2, watch=watch)
+    assert results.value(step)[0] == 32.0
+    assert watch.counts == [0, 1, 1, 1, 1, 1]
 
 
 # ------------------------------------------------------------------------------ isolation

@@ -149,7 +149,7 @@ class Ledger:
             return {k: self._told(t, uses, contents, own) for k, t in template.items()}
         if isinstance(template, Path):
             path = absolute(template)
-            if path in own:
-                return ["writes", self._name(path)]
-            return ["reads", contents[path]] if path in contents else template
+            told = ["reads", contents[path]] if path in contents else []
+            told += ["writes", self._name(path)] if path in own else []
+            return told or template
         return template

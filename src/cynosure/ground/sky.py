@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cynosure.ground.numeric import propagated
 from cynosure.ground.settings import Range, Unit
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "at_epoch",
     "cone_cells",
     "cone_ranges",
+    "covariance_on_plane",
+    "covariance_on_sky",
     "deproject",
     "earth_position_au",
     "east_north",
@@ -26,11 +29,13 @@ __all__ = [
     "healpix_center",
     "healpix_radius_deg",
     "match_sky",
+    "plane_jacobian",
     "position_angle_deg",
     "project",
     "radec",
     "rows_within",
     "separation_deg",
+    "sky_offset_mas",
     "unit_vectors",
 ]
 
@@ -93,6 +98,60 @@ def deproject(
     east, north = east_north(ra0_deg, dec0_deg)
     n0 = unit_vectors(ra0_deg, dec0_deg)
     return radec(n0 + xi[..., None] * east + eta[..., None] * north)
+
+
+def plane_jacobian(
+    ra_deg: ArrayLike, dec_deg: ArrayLike, ra0_deg: float, dec0_deg: float
+) -> Floats:
+    """Return d(xi, eta) / d(ra cos dec, dec) of :func:`project` at positions, (..., 2, 2).
+
+    It holds the rotation between north at the position and +eta of the plane, which is large near
+    the poles, and the scale of the plane, ``1 / cos^2`` of the distance along the radius and
+    ``1 / cos`` across it. Every covariance that goes from one frame to the other goes through this
+    matrix. With p the direction, n0 the tangent point, k the unit vector along xi or eta and l the
+    one along ra or dec at the position,
+
+        d(xi_k) / d(l) = (l . k - (l . n0) xi_k) / (p . n0),
+
+    the derivative of ``xi_k = p . k / p . n0``.
+    """
+    p, n0 = unit_vectors(ra_deg, dec_deg), unit_vectors(ra0_deg, dec0_deg)
+    axes = np.stack(east_north(ra0_deg, dec0_deg))
+    local = np.stack(east_north(ra_deg, dec_deg), axis=-2)
+    cosine = (p @ n0)[..., None]
+    at = (p @ axes.T) / cosine
+    out = axes @ np.swapaxes(local, -1, -2) - at[..., :, None] * (local @ n0)[..., None, :]
+    return np.asarray(out / cosine[..., None], dtype=np.float64)
+
+
+def covariance_on_plane(
+    covariance: Floats, ra_deg: ArrayLike, dec_deg: ArrayLike, ra0_deg: float, dec0_deg: float
+) -> Floats:
+    """Return covariances (n, 3) along ra (with cos dec) and dec as those along xi and eta."""
+    return propagated(plane_jacobian(ra_deg, dec_deg, ra0_deg, dec0_deg), covariance)
+
+
+def covariance_on_sky(
+    covariance: Floats, ra_deg: ArrayLike, dec_deg: ArrayLike, ra0_deg: float, dec0_deg: float
+) -> Floats:
+    """Return covariances (n, 3) along xi and eta as those along ra (with cos dec) and dec."""
+    jacobian = plane_jacobian(ra_deg, dec_deg, ra0_deg, dec0_deg)
+    return propagated(np.asarray(np.linalg.inv(jacobian), np.float64), covariance)
+
+
+def sky_offset_mas(
+    ra_deg: ArrayLike, dec_deg: ArrayLike, ref_ra_deg: ArrayLike, ref_dec_deg: ArrayLike
+) -> tuple[Floats, Floats]:
+    """Return positions minus others along ra (with cos dec) and dec at the latter, mas.
+
+    Each offset is measured on the plane that touches the sky at its own reference position, so
+    that it is right at the poles and across the meridian of right ascension zero.
+    """
+    ref = unit_vectors(ref_ra_deg, ref_dec_deg)
+    east, north = east_north(ref_ra_deg, ref_dec_deg)
+    p = unit_vectors(ra_deg, dec_deg)
+    scale = MAS_PER_RAD / np.sum(p * ref, axis=-1)
+    return np.sum(p * east, axis=-1) * scale, np.sum(p * north, axis=-1) * scale
 
 
 def separation_deg(

@@ -33,9 +33,17 @@ from cynosure.ground.errors import (
     NotEnoughReference,
     NotEnoughStars,
 )
-from cynosure.ground.numeric import lstsq, poly_design
-from cynosure.ground.sky import MAS_PER_DEG, deproject, project, radec, separation_deg, unit_vectors
-from cynosure.pipelines.chips import Chip, fit_chip, make_pairs, scale_arcsec
+from cynosure.ground.numeric import lstsq, poly_design, propagated
+from cynosure.ground.sky import (
+    MAS_PER_DEG,
+    deproject,
+    plane_jacobian,
+    project,
+    radec,
+    separation_deg,
+    unit_vectors,
+)
+from cynosure.pipelines.chips import Chip, fit_chip, make_pairs, scale_arcsec, source_covariance
 from cynosure.pipelines.reference import Reference, reference_stars, select_reference
 
 __all__ = ["Plate", "solve_plate"]
@@ -425,6 +433,15 @@ class _Layout:
         scale = float(self.scale_deg or 1.0)
         return -xi / scale - self.origin[0], eta / scale - self.origin[1]
 
+    def pseudo_jacobian(self, k: int, x: Floats, y: Floats) -> Floats:
+        """Return d(pseudo-pixels) / d(pixels of chip k), (n, 2, 2)."""
+        model = self.models[k]
+        at = model.pixel_to_sky(x, y)
+        own = plane_jacobian(*at, model.ra0_deg, model.dec0_deg)
+        common = plane_jacobian(*at, *self.center)
+        mirror = np.array([[-1.0, 0.0], [0.0, 1.0]]) / float(self.scale_deg or 1.0)
+        return np.asarray(mirror @ common @ np.linalg.inv(own) @ model.jacobian(x, y), np.float64)
+
     def fit(
         self, frames: list[Frame], sources: list[NDArray[np.void]], reference: Reference,
         match: Match, settings: Mapping[str, dict[str, Any]],
@@ -434,21 +451,22 @@ class _Layout:
         for k, table in enumerate(sources):
             moved = table.copy()
             moved["x"], moved["y"] = self.pseudo(k, table["x"], table["y"])
-            # Covariances turn with the chip; for pairing and a linear fit their size is enough.
-            mean = np.sqrt(0.5 * (table["x_err"] ** 2 + table["y_err"] ** 2))
-            moved["x_err"] = moved["y_err"] = mean
+            jacobian = self.pseudo_jacobian(k, table["x"], table["y"])
+            turned = propagated(jacobian, source_covariance(table))
+            moved["x_err"], moved["y_err"] = np.sqrt(turned[:, :2]).T
+            moved["xy_corr"] = turned[:, 2] / (moved["x_err"] * moved["y_err"])
             combined.append(moved)
         every = np.concatenate(combined)
-        plane_settings = {"fit": {**settings["fit"], "max_order": 1, "form": "auto"}}
+        plane_settings = {"fit": {**settings["fit"], "max_order": 1, "geometry": "auto"}}
         plane = fit_chip(
             frames[0].replaced(wcs=None), every, reference, match.model, self.shape, plane_settings
         )
-        if plane.fit.form == "poly1" or match.model.degree == 1:
+        if plane.fit.geometry == "poly1" or match.model.degree == 1:
             whole = plane.fit.model
         else:  # the low-order model of the match bends chips that are straight
             linear = fit_wcs(
                 make_pairs(every, reference, plane.source_index, plane.reference_index),
-                match.model, self.shape, form="poly1",
+                match.model, self.shape, geometry="poly1",
             )
             whole = linear.model
         chips = []
@@ -469,10 +487,11 @@ class _Layout:
         fit = plane.fit
         # It is as uncertain as the plane is where that is most so.
         ny, nx = self.shape
-        edge = fit.wcs_error_mas(np.array([0.0, nx, 0.0, nx]), np.array([0.0, 0.0, ny, ny]))
+        corners = np.array([0.0, nx, 0.0, nx]), np.array([0.0, 0.0, ny, ny])
+        worst = fit.plane_variance_mas2(*corners)[:, :2].max(axis=0)
         empty = Fit(
-            model=base, form="shift", errors=fit.errors,
-            covariance=np.diag((edge**2).max(axis=0)) / MAS_PER_DEG**2,
+            model=base, geometry="shift", errors=fit.errors,
+            covariance=np.diag(worst) / MAS_PER_DEG**2,
             residual_mas=np.zeros((0, 2)), sigma2_mas2=np.zeros((0, 3)),
             leverage=np.zeros((0, 2)), used=np.zeros(0, bool), reserved=np.zeros(0, bool),
             chi2=0.0, dof=0, chi2_all=0.0, base=base,

@@ -355,7 +355,7 @@ def _fit(figure: Figure, card: Card) -> None:
     left, right = figure.subplots(1, 2)
     ledger = card.evidence.extras.get("ledger", [])
     last = ledger[-1] if len(ledger) else {}
-    chosen = str(last.get("form", "")) if isinstance(last, dict) else ""
+    chosen = str(last.get("geometry", "")) if isinstance(last, dict) else ""
     figures.plot_scores(card.evidence.extras.get("scores", {}), chosen, ax=left)
     figures.plot_ledger(_values(card, "ledger"), ax=right)
 

@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from cynosure.geometry.match.verification import Grid, make_grid
 from cynosure.geometry.skymodel import SkyModel
+from cynosure.ground.numeric import propagated
 from cynosure.ground.settings import Range, Unit
-from cynosure.ground.sky import MAS_PER_DEG, east_north, project, unit_vectors
+from cynosure.ground.sky import MAS_PER_DEG, covariance_on_plane, project
 
 __all__ = ["depth_match", "mutual_nearest", "pair"]
 
@@ -169,21 +170,10 @@ def _gate_distance(
     inverse = np.linalg.inv(model.jacobian(x, y))
     dx = inverse[:, 0, 0] * dxi + inverse[:, 0, 1] * deta
     dy = inverse[:, 1, 0] * dxi + inverse[:, 1, 1] * deta
-    # d(xi, eta) / d(east, north) of the gnomonic projection, at the star.
-    n, n0 = unit_vectors(ra, dec), unit_vectors(model.ra0_deg, model.dec0_deg)
-    plane = np.stack(east_north(model.ra0_deg, model.dec0_deg))
-    local = np.stack(east_north(ra, dec), axis=1)
-    cosine = n @ n0
-    at = (n @ plane.T) / cosine[:, None]
-    step = (local @ plane.T - (local @ n0)[:, :, None] * at[:, None, :]) / cosine[:, None, None]
-    to_px = inverse @ np.swapaxes(step, 1, 2) / MAS_PER_DEG
-    ref = np.empty((len(x), 2, 2))
-    ref[:, 0, 0], ref[:, 1, 1] = cov_ref[:, 0], cov_ref[:, 1]
-    ref[:, 0, 1] = ref[:, 1, 0] = cov_ref[:, 2]
-    total = to_px @ ref @ np.swapaxes(to_px, 1, 2)
-    a = total[:, 0, 0] + cov_xy[:, 0] + model_sd**2
-    b = total[:, 1, 1] + cov_xy[:, 1] + model_sd**2
-    c = total[:, 0, 1] + cov_xy[:, 2]
+    on_plane = covariance_on_plane(cov_ref, ra, dec, model.ra0_deg, model.dec0_deg)
+    to_px = np.asarray(inverse / MAS_PER_DEG, np.float64)
+    a, b, c = np.add(cov_xy, propagated(to_px, on_plane)).T
+    a, b = a + model_sd**2, b + model_sd**2
     det = a * b - c * c
     with np.errstate(divide="ignore", invalid="ignore"):
         q = (b * dx * dx - 2.0 * c * dx * dy + a * dy * dy) / det

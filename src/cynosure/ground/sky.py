@@ -25,6 +25,7 @@ __all__ = [
     "deproject",
     "earth_position_au",
     "east_north",
+    "five_parameters",
     "healpix_cell",
     "healpix_center",
     "healpix_radius_deg",
@@ -251,16 +252,65 @@ def at_epoch(
     ra, dec = radec(moved)
     unmoved = (shift_ra == 0) & (shift_dec == 0)
     ra, dec = np.where(unmoved, ra0 % 360.0, ra), np.where(unmoved, dec0, dec)
-    # The errors of the five parameters; those of a motion that is not known, or not dated.
-    sigma = np.stack([np.asarray(reference[name], dtype=float) for name in _ERRORS])
-    sigma[3:] = np.where(np.isnan(sigma[3:]), unknown_pm_error_mas_yr, sigma[3:])
-    sigma[3:, ~known] = unknown_pm_mas_yr
+    sigma = _errors(reference, known, unknown_pm_mas_yr, unknown_pm_error_mas_yr)
+    # What is not dated is not moved, and its motion is an error.
     undated = np.stack([mu_ra, mu_dec])[:, ~dated]
     sigma[3:, ~dated] = np.hypot(sigma[3:, ~dated], undated)
     dt = np.where(dated, dt, unknown_epoch_yr)
-    covariance = _moved_covariance(reference, np.nan_to_num(sigma), dt, f_ra, f_dec, known & dated)
+    covariance = _moved_covariance(reference, sigma, dt, f_ra, f_dec, known & dated)
     return ra, dec, covariance
 
+
+def _errors(
+    reference: NDArray[np.void], known: NDArray[np.bool_], unknown_pm: float,
+    unknown_pm_error: float,
+) -> Floats:
+    """Return the errors (5, n) of the five parameters; an unknown position or parallax has none."""
+    sigma = np.stack([np.asarray(reference[name], dtype=float) for name in _ERRORS])
+    sigma[3:] = np.where(np.isnan(sigma[3:]), unknown_pm_error, sigma[3:])
+    sigma[3:, ~known] = unknown_pm
+    return np.nan_to_num(sigma)
+
+
+def five_parameters(
+    reference: NDArray[np.void], *, unknown_pm_mas_yr: float = 7.0,
+    unknown_pm_error_mas_yr: float = 1.0,
+) -> tuple[Floats, Floats]:
+    """Return the astrometric parameters of reference stars and their covariance.
+
+    What is unknown is as :func:`at_epoch` has it: a motion is zero with an error, a parallax zero
+    without one. ``J C J^T`` with J of :func:`at_epoch` is the covariance that it returns for
+    positions and an epoch that are dated.
+
+    Parameters
+    ----------
+    reference : (n,) structured array
+        Schema ``REFERENCE`` of :mod:`cynosure.data.tables`.
+    unknown_pm_mas_yr, unknown_pm_error_mas_yr : float
+        As for :func:`at_epoch`.
+
+    Returns
+    -------
+    parameters : (n, 5) ndarray
+        Right ascension and declination (deg), parallax (mas), motion along ra (with cos dec) and
+        dec (mas/yr), at ``ref_epoch_yr``.
+    covariance : (n, 5, 5) ndarray
+        In mas and mas/yr, along ra with cos dec.
+    """
+    known = np.isfinite(reference["pm_ra_mas_yr"]) & np.isfinite(reference["pm_dec_mas_yr"])
+    values = np.stack([np.asarray(reference[name], dtype=float) for name in _PARAMETERS], axis=1)
+    values[~known, 3:] = 0.0
+    values[:, 2] = np.nan_to_num(values[:, 2])
+    sigma = _errors(reference, known, unknown_pm_mas_yr, unknown_pm_error_mas_yr)
+    correlation = np.broadcast_to(np.eye(5), (len(reference), 5, 5)).copy()
+    for (i, k), name in _CORRELATIONS.items():
+        rho = np.nan_to_num(reference[name]).astype(float)
+        rho[~known & (k > 2)] = 0.0
+        correlation[:, i, k] = correlation[:, k, i] = rho
+    return values, correlation * sigma.T[:, :, None] * sigma.T[:, None, :]
+
+
+_PARAMETERS = ("ra_deg", "dec_deg", "parallax_mas", "pm_ra_mas_yr", "pm_dec_mas_yr")
 
 # The five parameters of Gaia in the order of the covariance: their errors and correlations.
 _ERRORS = (

@@ -14,6 +14,7 @@ from cynosure.data.catalogs.refcat import RefCat
 from cynosure.data.fits.wcsread import is_wcs_keyword, sky_of_pixels
 from cynosure.data.frame import Exposure, Frame
 from cynosure.data.tables import MATCHES
+from cynosure.geometry.fit.chip import Chip
 from cynosure.geometry.wcs import header_error_mas, model_in_file, model_to_header
 from cynosure.ground.errors import ExitCode, Unverified
 from cynosure.ground.numeric import rms
@@ -26,7 +27,6 @@ from cynosure.ground.sky import (
     separation_deg,
     sky_offset_mas,
 )
-from cynosure.pipelines.chips import Chip
 from cynosure.pipelines.plate import Plate
 from cynosure.solutions.names import wcsname
 from cynosure.solutions.quality import Verdict, coverage_4x4, judge

@@ -28,6 +28,7 @@ from cynosure.geometry.fit.robust import (
     inverse_weights,
     without_outliers,
 )
+from cynosure.geometry.observations import Pairs
 from cynosure.geometry.skymodel import SkyModel
 from cynosure.ground.numeric import n_terms, propagated
 from cynosure.ground.sky import MAS_PER_DEG, covariance_on_plane, covariance_on_sky, project
@@ -45,39 +46,6 @@ SHRUNK_ROUNDS = 4
 # The input WCS, corrected, is kept where it lies within this many standard errors (rms over the
 # frame) of the free fit.
 AS_LIKELY = 1.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pairs:
-    """Paired stars: pixels with covariance, and sky positions at the epoch with theirs.
-
-    Attributes
-    ----------
-    x, y : (n,) ndarray
-        Pixels, 0-based.
-    cov_px2 : (n, 3) ndarray
-        Variances of x and y and their covariance.
-    ra_deg, dec_deg : (n,) ndarray
-        Reference positions at the epoch.
-    cov_mas2 : (n, 3) ndarray
-        Their covariance, along ra (with cos dec) and dec at each star.
-    ref_id : (n,) ndarray of int
-        Identity of the reference star.
-    """
-
-    x: Floats
-    y: Floats
-    cov_px2: Floats
-    ra_deg: Floats
-    dec_deg: Floats
-    cov_mas2: Floats
-    ref_id: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, rows: NDArray[np.generic]) -> Pairs:
-        return Pairs(*(getattr(self, name)[rows] for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -112,12 +112,9 @@ class FocalPlane:
         mirror = np.array([[-1.0, 0.0], [0.0, 1.0]]) / float(self.scale_deg or 1.0)
         return np.asarray(mirror @ common @ np.linalg.inv(own) @ model.jacobian(x, y), np.float64)
 
-    def fit(
-        self, frames: list[Frame], sources: list[NDArray[np.void]], reference: Reference,
-        match: Match, settings: Mapping[str, dict[str, Any]],
-    ) -> list[Chip]:
-        """Fit the plane as a whole, then the chips within it."""
-        combined = []
+    def combined(self, sources: list[NDArray[np.void]]) -> NDArray[np.void]:
+        """Return the sources of all chips in pseudo-pixels, their covariances turned with them."""
+        every = []
         for k, table in enumerate(sources):
             moved = table.copy()
             moved["x"], moved["y"] = self.pseudo(k, table["x"], table["y"])
@@ -125,8 +122,15 @@ class FocalPlane:
             turned = propagated(jacobian, source_covariance(table))
             moved["x_err"], moved["y_err"] = np.sqrt(turned[:, :2]).T
             moved["xy_corr"] = turned[:, 2] / (moved["x_err"] * moved["y_err"])
-            combined.append(moved)
-        every = np.concatenate(combined)
+            every.append(moved)
+        return np.concatenate(every)
+
+    def fit(
+        self, frames: list[Frame], sources: list[NDArray[np.void]], reference: Reference,
+        match: Match, settings: Mapping[str, dict[str, Any]],
+    ) -> list[Chip]:
+        """Fit the plane as a whole, then the chips within it."""
+        every = self.combined(sources)
         plane_settings = {"fit": {**settings["fit"], "max_order": 1, "geometry": "auto"}}
         plane = fit_chip(
             frames[0].replaced(wcs=None), every, reference, match.model, self.shape, plane_settings

@@ -66,10 +66,12 @@ def test_a_larger_shift_has_to_overcome_more_places():
     rng = np.random.default_rng(5)
     x, y = rng.uniform(100, 1100, 12), rng.uniform(100, 900, 12)
     flux, noise = np.arange(12.0), rng.normal(0, 0.15, (2, 12))
-    odds = []
+    odds, places = [], []
     for shift in (0.0, 6.0):
         ra, dec = MODEL.pixel_to_sky(x + shift, y)
         match = confirm_wcs(MODEL, x + noise[0], y + noise[1], flux, ra, dec, SHAPE)
         odds.append(match.log_odds)
-    # The best sigma of those tried is the least, 0.25 * 0.7 px.
-    assert odds[0] - odds[1] == pytest.approx(2.0 * np.log1p(6.0 / 0.175), abs=0.8)
+        # The best sigma of those tried is the least, 0.25 * 0.7 px.
+        places.append(2.0 * np.log1p(np.hypot(*match.evidence["shift_px"]) / 0.175))
+    assert odds[0] - odds[1] == pytest.approx(places[1] - places[0], abs=0.3)
+    assert odds[0] - odds[1] > 5.0

@@ -1,10 +1,18 @@
 """Hypotheses: which few stars of the image are which few stars of the sky.
 
+<<<<<<< HEAD
 The quads of the image lie in a table over code space
 (:mod:`cynosure.geometry.match.asterisms`); the quads of the sky are streamed past it. Each
 agreement is a similarity; it must respect what is known of scale, rotation, parity and pointing,
 then place a neighbour or two, and is then grown (:mod:`cynosure.geometry.match.verification`) from
 its A and B alone, so that C and D are the first to be scored by it.
+=======
+The quads of the image lie in a table over code space (:mod:`cynosure.geometry.match.asterisms`);
+the quads of the sky are streamed past it. Each agreement is a similarity; it must respect what is
+known of scale, rotation, parity and pointing, then place a neighbour or two, and is then grown
+(:mod:`cynosure.geometry.match.verification`) from its A and B alone, so that C and D are the first
+to be scored by it.
+>>>>>>> 9475938f3f4856fdc0558cd70b16345b770ab8c0
 """
 
 from __future__ import annotations

@@ -49,11 +49,12 @@ def test_blended_stars_are_not_fitted():
     model = chip_model(40.0, 10.0)
     sources, reference = observed(model, 200, seed=4, source_px=(0.002, 0.002, 0.0))
     blended = np.arange(40)
-    sources["x"][blended] += 0.6  # towards a companion of the same brightness at 1.2 px
+    sources["x"][blended] += 0.12  # towards a companion 2.4 mag fainter at 1.3 px
     x, y = model.sky_to_pixel(reference.ra_deg[blended], reference.dec_deg[blended])
     companion = reference[blended]
-    ra, dec = model.pixel_to_sky(x + 1.2, y)
+    ra, dec = model.pixel_to_sky(x + 1.3, y)
     stars = companion.stars.copy()
+    stars["mag"] += 2.4
     stars["ref_id"] += 1
     both = replace(
         reference, stars=np.concatenate([reference.stars, stars]),

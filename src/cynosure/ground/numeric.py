@@ -16,7 +16,6 @@ from cynosure.ground.errors import Degenerate
 __all__ = [
     "LeastSquares",
     "clip",
-    "clipped_mean_std",
     "lstsq",
     "mad_std",
     "n_terms",
@@ -69,15 +68,6 @@ def clip(values: ArrayLike, sigma: float = 3.0, max_rounds: int = 20) -> NDArray
             break
         keep = new
     return keep
-
-
-def clipped_mean_std(values: ArrayLike, sigma: float = 3.0) -> tuple[float, float, int]:
-    """Return mean, standard deviation and count of the values that :func:`clip` keeps."""
-    values = np.asarray(values, dtype=float)
-    kept = values[clip(values, sigma)]
-    if kept.size == 0:
-        return float("nan"), float("nan"), 0
-    return float(kept.mean()), float(kept.std()), int(kept.size)
 
 
 @dataclass(frozen=True, slots=True)

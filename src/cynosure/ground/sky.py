@@ -1,4 +1,4 @@
-"""The sky: unit vectors, the tangent plane, separations, motion of the stars, cells, sky match.
+"""The sky: unit vectors, the tangent plane, separations, motion of the stars, cells.
 
 All angles are degrees, ICRS, unless the name says otherwise. Positions are handled as unit
 vectors wherever the poles or the meridian of right ascension zero could be in the field.
@@ -29,7 +29,6 @@ __all__ = [
     "healpix_cell",
     "healpix_center",
     "healpix_radius_deg",
-    "match_sky",
     "plane_jacobian",
     "position_angle_deg",
     "project",
@@ -364,33 +363,6 @@ def rows_within(
     )
     edge = np.sin(np.radians(radius_deg) / 2.0) ** 2
     return rows[haversine <= edge * (1.0 + 1e-12) + 1e-30]
-
-
-def match_sky(
-    ra1_deg: ArrayLike, dec1_deg: ArrayLike, ra2_deg: ArrayLike, dec2_deg: ArrayLike,
-    radius_deg: float,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """Pair two lists by mutual nearest neighbour within a radius.
-
-    Returns
-    -------
-    index1, index2 : (m,) ndarray of int
-        The pairs, in rising order of `index1`.
-    sep_deg : (m,) ndarray
-    """
-    from scipy.spatial import cKDTree
-
-    a, b = unit_vectors(ra1_deg, dec1_deg), unit_vectors(ra2_deg, dec2_deg)
-    if len(a) == 0 or len(b) == 0:
-        none = np.zeros(0, dtype=np.int64)
-        return none, none, np.zeros(0)
-    chord = 2.0 * np.sin(np.radians(radius_deg) / 2.0)
-    distance, forward = cKDTree(b).query(a, distance_upper_bound=chord)
-    _, backward = cKDTree(a).query(b)
-    index1 = np.flatnonzero(np.isfinite(distance))
-    index1 = index1[backward[forward[index1]] == index1]
-    index2 = forward[index1].astype(np.int64)
-    return index1, index2, np.degrees(2.0 * np.arcsin(np.minimum(distance[index1] / 2.0, 1.0)))
 
 
 # --- HEALPix, nested (Gorski et al. 2005, ApJ 622, 759) -------------------------------------

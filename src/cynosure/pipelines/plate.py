@@ -104,7 +104,7 @@ def solve_plate(
     doubtful = False
     try:
         match, reference, epoch, more = _recognise(
-            field, refcat, pointing, settings, epoch_yr, blind, name, log
+            field, refcat, pointing, settings, epoch_yr, name, log, blind=blind
         )
     except NoMatch as error:
         wider = None if layout else FocalPlane.single(frames[0], sources[0], SourceFlag.TRAIL)
@@ -113,7 +113,7 @@ def solve_plate(
         log("recognition with sources that look like no stars")
         try:
             match, reference, epoch, more = _recognise(
-                wider, refcat, pointing, settings, epoch_yr, blind, name, log
+                wider, refcat, pointing, settings, epoch_yr, name, log, blind=blind
             )
         except NoMatch:
             raise error from None
@@ -176,7 +176,7 @@ def _unmeasured(
 # ---------------------------------------------------------------------------------- recognition
 def _recognise(
     field: FocalPlane, refcat: RefCat, pointing: Pointing, settings: Mapping[str, dict[str, Any]],
-    epoch_yr: float | None, blind: Any, name: str, log: Callable[[str], None],
+    epoch_yr: float | None, name: str, log: Callable[[str], None], *, blind: Any,
 ) -> tuple[Match, Reference, float, list[str]]:
     """Recognise the stars with what is known of the pointing, then without."""
     if len(field.x) == 0:

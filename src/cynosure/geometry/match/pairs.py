@@ -13,7 +13,7 @@ errors are not known, with a radius it never exceeds.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -141,9 +141,9 @@ def pair(
     j = kept[j]
     model_sd = np.broadcast_to(np.asarray(model_sd_px, float), x.shape)
     ra, dec = np.asarray(ra_deg, float)[j], np.asarray(dec_deg, float)[j]
+    offset = xi[i] - rxi[j], eta[i] - reta[j]
     q, r = _gate_distance(
-        model, x[i], y[i], cov_xy[i], model_sd[i], ra, dec, cov_ref[j], xi[i] - rxi[j],
-        eta[i] - reta[j],
+        model, _Candidates(x[i], y[i], cov_xy[i], model_sd[i], ra, dec, cov_ref[j], *offset)
     )
     good = (q <= limit) & (r <= max_radius_px)
     return _resolve(i[good], j[good], q[good], limit)
@@ -160,11 +160,23 @@ def _near_box(rx: Floats, ry: Floats, x: Floats, y: Floats, margin: float) -> ND
     )
 
 
-def _gate_distance(
-    model: SkyModel, x: Floats, y: Floats, cov_xy: Floats, model_sd: Floats,
-    ra: Floats, dec: Floats, cov_ref: Floats, dxi: Floats, deta: Floats,
-) -> tuple[Floats, Floats]:
+class _Candidates(NamedTuple):
+    """Sources and reference stars that may be pairs, and how far they are apart on the plane."""
+
+    x: Floats
+    y: Floats
+    cov_xy: Floats
+    model_sd: Floats
+    ra: Floats
+    dec: Floats
+    cov_ref: Floats
+    dxi: Floats
+    deta: Floats
+
+
+def _gate_distance(model: SkyModel, candidates: _Candidates) -> tuple[Floats, Floats]:
     """Return q and the distance in pixels of candidates, all in the pixel plane."""
+    x, y, cov_xy, model_sd, ra, dec, cov_ref, dxi, deta = candidates
     if len(x) == 0:
         return np.zeros(0), np.zeros(0)
     inverse = np.linalg.inv(model.jacobian(x, y))

@@ -62,16 +62,16 @@ class Request:
         with it.
     archive : str or None
         Name of the old WCS as an alternate where it has none; None drops it.
-    sha256 : str
-        Of the file that was solved; a file that is changed in place must still be it. Empty where
-        it is not known.
+    sha256 : str or None
+        Of the file that was solved, empty where it changed while it was read; a file that is
+        changed in place must still be it. None takes any file.
     """
 
     cards: Mapping[Place, Header]
     kept: Mapping[Place, Header]
     distortion_stays: bool = False
     archive: str | None = "ORIGINAL"
-    sha256: str = ""
+    sha256: str | None = None
 
 
 def save_image(
@@ -117,7 +117,7 @@ def save_image(
             hint="Use --out; the result is a FITS file.",
         )
     with _opened(source, picture, own) as file:
-        if own and request.sha256 and file_sha256(source) != request.sha256:
+        if own and request.sha256 not in (None, file_sha256(source)):
             raise Temporary(
                 resource=str(source), reason="another program changed it after it was read",
                 hint="Solve it again.",
@@ -361,7 +361,10 @@ def _chip_wcs(chip: Chip, one: _Placed, number: int, distortion_stays: bool) -> 
         there = {k for k, _ in cards}
         cards += [r for r in chip.part.records if _is_distortion(r[0]) and r[0] not in there]
     else:
-        cards += _further_axes(chip.part, cards)
+        further = _further_axes(chip.part)
+        if further:
+            cards = [r for r in cards if r[0] != "WCSAXES"]
+            cards = [card("WCSAXES", len(chip.part.unit.shape), "axes of the WCS"), *cards, *further]
     return ChipWcs(number, chip.target, cards)
 
 
@@ -372,20 +375,18 @@ def _is_distortion(keyword: str) -> bool:
     return is_wcs_keyword(keyword) and not is_linear(keyword)
 
 
-def _further_axes(part: Part, cards: Records) -> Records:
-    """Return cards for axes of a cube beyond the celestial two, where the old WCS named them.
+def _further_axes(part: Part) -> Records:
+    """Return cards for the axes of a cube beyond the celestial two, as the old WCS had them.
 
-    What CDELT says of such an axis goes to the diagonal of CD, beside which CDELT is not read.
+    Its step goes to the diagonal of CD, beside which CDELT is not read; an axis without a row of
+    CD would be mended by readers, with a warning.
     """
     out: Records = []
-    if any(k == "CTYPE3" for k, _ in cards):
-        return out
     for axis in range(3, len(part.unit.shape) + 1):
-        if not part.text(f"CTYPE{axis}"):
-            break
         out += [r for r in part.records if r[0] in (f"{k}{axis}" for k in AXIS_KEYWORDS)]
         step = part.get(f"CD{axis}_{axis}", part.get(f"CDELT{axis}", 1.0))
-        out.append(card(f"CD{axis}_{axis}", step if isinstance(step, (int, float)) else 1.0))
+        step = float(step) if isinstance(step, (int, float)) and step else 1.0
+        out.append(card(f"CD{axis}_{axis}", step))
     return out
 
 

@@ -435,7 +435,7 @@ def _write_files(
         solution = outcome.solution
         request = Request(
             outcome.headers, outcome.kept, solution.form == "keep",
-            sha256=solution.sha256 if in_place else "",
+            sha256=solution.sha256 if in_place else None,
         )
         if header_only:
             path = folder / output_name(source, ".wcs.fits")

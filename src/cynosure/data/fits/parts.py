@@ -34,7 +34,7 @@ from cynosure.data.fits.blocks import (
     readable_header,
     sum32,
 )
-from cynosure.data.fits.file import open_fits
+from cynosure.data.fits.file import open_fits, stamp_of
 from cynosure.ground.errors import ImageError, OutputError, SettingError, Temporary
 from cynosure.ground.files import atomic_path, reason_of
 
@@ -473,12 +473,8 @@ class FitsParts:
         now = [os.fstat(self.stream.fileno())]
         if target is not None:
             now.append(target.stat())
-        if any(_stamp(s) != self.stamp for s in now):
+        if any(stamp_of(s) != self.stamp for s in now):
             raise Temporary(resource=str(self.path), reason="another program has just changed it")
-
-
-def _stamp(stat: os.stat_result) -> tuple[int, ...]:
-    return stat.st_ino, stat.st_dev, stat.st_size, stat.st_mtime_ns
 
 
 def _fill(part: Part, size: int) -> bytes:
@@ -559,7 +555,7 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
         packed = not hasattr(stream, "raw")
         if lock and not packed:
             _lock(stream, path)
-        stamp = () if packed else _stamp(os.fstat(stream.fileno()))
+        stamp = () if packed else stamp_of(os.fstat(stream.fileno()))
         parts: list[Part] = []
         end = 0
         for unit in read_units(stream, path.name, size):

@@ -236,7 +236,10 @@ class Holdings:
             raise NoSuchSolution(
                 image=self.name, reason=f"it has no alternate WCS {letter} (it has {has})"
             )
-        return self._assembled(letter, lambda c: alternate_cards(c.part.records, letter))
+        return self._assembled(
+            letter, lambda c: alternate_cards(c.part.records, letter)
+            if c.part.has(f"CTYPE1{letter}") else [],
+        )
 
     def entries(self) -> Iterator[Entry]:
         """Give all solutions: the active one, alternates by letter, headerlets as they lie."""

@@ -9,7 +9,7 @@ between two solutions leaves the file as large as it was.
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
 
 __all__ = [
+    "Before",
     "NameTaken",
     "Refused",
     "WrongDistortion",
@@ -230,17 +231,30 @@ def same_distortion(held: Holdings, headerlet: Headerlet) -> bool:
     )
 
 
+class Before(NamedTuple):
+    """What the header of a chip was before its old solution was moved away."""
+
+    place: int | None
+    has_angle: bool
+
+    @classmethod
+    def of(cls, records: Records) -> Before:
+        """Note where the solution begins, and whether the header has an ORIENTAT."""
+        keys = [k for k, _ in records]
+        place = next((i for i, k in enumerate(keys) if is_solution_keyword(k)), None)
+        return cls(place, "ORIENTAT" in keys)
+
+
 def put_active(
     held: Holdings, headerlet: Headerlet, evaluated: dict[Target, WCS],
-    places: dict[Target, int | None] | None = None,
+    before: dict[Target, Before] | None = None,
 ) -> None:
     """Put the cards of a solution into the headers of the chips, in the place of the old ones."""
     for chip in held.chips:
         theirs = headerlet.chip(chip.target)
         assert theirs is not None
-        had_angle = chip.part.has("ORIENTAT")
-        place = places[chip.target] if places else None
-        chip.part.replace(_applied(chip.part.records, headerlet, theirs.cards, had_angle, place))
+        was = before[chip.target] if before else Before.of(chip.part.records)
+        chip.part.replace(_applied(chip.part.records, headerlet, theirs.cards, was))
         if chip.part.has("S_REGION") and chip.shape is not None:
             chip.part.set("S_REGION", s_region(evaluated[chip.target], chip.shape), "")
 
@@ -298,10 +312,9 @@ def _keep_original(held: Holdings) -> None:
 
 
 def _applied(
-    records: Records, headerlet: Headerlet, cards: Records, had_angle: bool,
-    place: int | None = None,
+    records: Records, headerlet: Headerlet, cards: Records, was: Before
 ) -> Records:
-    """Return the cards of an image with another solution in the place of its own, or at `place`."""
+    """Return the cards of an image with another solution in the place of its own."""
     new = Part([r for r in cards if r[0] not in ("HDRNAME", "TG_ENAME", "TG_EVER")])
     new.set("WCSNAME", headerlet.wcsname, "name of the solution")
     if parse_wcsname(headerlet.wcsname).kind not in ("other", "none") and not new.has("WCSTYPE"):
@@ -311,18 +324,17 @@ def _applied(
             new.set(keyword, value, "[mas] rms of the fit")
     if headerlet.n_matched and not (new.has("NMATCHES") or new.has("NMATCH")):
         new.set("NMATCHES", headerlet.n_matched, "stars of the fit")
-    if had_angle and not new.has("ORIENTAT"):
+    if was.has_angle and not new.has("ORIENTAT"):
         values = [new.get("CD1_2"), new.get("CD2_2")]
         if all(isinstance(v, (int, float)) for v in values):
             angle = float(np.degrees(np.arctan2(values[0], values[1])))  # type: ignore[arg-type]
             new.set("ORIENTAT", angle, "[deg] position angle of the y axis")
     if headerlet.hdrname:
         new.set("HDRNAME", headerlet.hdrname, "headerlet of this solution")
-    at = next((i for i, r in enumerate(records) if is_solution_keyword(r[0])), place)
     rest = [r for r in records if not is_solution_keyword(r[0])]
-    if at is None:
+    if was.place is None:
         return _inserted(rest, new.records)
-    before = sum(not is_solution_keyword(k) for k, _ in records[:at])
+    before = sum(not is_solution_keyword(k) for k, _ in records[: was.place])
     return rest[:before] + new.records + rest[before:]
 
 

@@ -7,8 +7,13 @@ each with a copy. The cards are exchanged by the function that makes a headerlet
 from __future__ import annotations
 
 from cynosure.solutions.files.contents import Holdings
-from cynosure.solutions.files.edits import put_active, record_solution, same_distortion
-from cynosure.solutions.files.headerlet import Headerlet, is_solution_keyword
+from cynosure.solutions.files.edits import (
+    Before,
+    put_active,
+    record_solution,
+    same_distortion,
+)
+from cynosure.solutions.files.headerlet import Headerlet
 from cynosure.solutions.files.letters import archive_active, complete_alternates, put_beside
 
 __all__ = ["apply_fit"]
@@ -47,16 +52,14 @@ def apply_fit(
     evaluated = {c.target: fit.wcs(c.target, shape=c.shape) for c in held.chips}
     if held.has_active and not active:
         return put_beside(held, fit)
-    letter, places = "", {}
-    for chip in held.chips:
-        keys = [k for k, _ in chip.part.records]
-        places[chip.target] = next((i for i, k in enumerate(keys) if is_solution_keyword(k)), None)
+    letter = ""
+    before = {c.target: Before.of(c.part.records) for c in held.chips}
     if not same_distortion(held, fit):
         complete_alternates(held)
     names = {c.part.text("WCSNAME") for c in held.chips if c.part.has("CTYPE1")}
     if archive is not None and names != {fit.wcsname}:
         letter = archive_active(held, archive)
-    put_active(held, fit, evaluated, places)
+    put_active(held, fit, evaluated, before)
     record_solution(held, fit, pa_only=True)
     held.notes.append(f"{fit.wcsname} is active")
     return letter

@@ -363,8 +363,8 @@ def _chip_wcs(chip: Chip, one: _Placed, number: int, distortion_stays: bool) -> 
     else:
         further = _further_axes(chip.part)
         if further:
-            cards = [r for r in cards if r[0] != "WCSAXES"]
-            cards = [card("WCSAXES", len(chip.part.unit.shape), "axes of the WCS"), *cards, *further]
+            axes = card("WCSAXES", len(chip.part.unit.shape), "axes of the WCS")
+            cards = [axes, *(r for r in cards if r[0] != "WCSAXES"), *further]
     return ChipWcs(number, chip.target, cards)
 
 

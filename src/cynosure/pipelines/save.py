@@ -23,7 +23,7 @@ from cynosure.data.instrument import identify, load_instrument
 from cynosure.data.raster import RASTERS
 from cynosure.ground.errors import ImageError, SettingError, Temporary
 from cynosure.solutions.files.contents import Chip, Holdings, is_linear
-from cynosure.solutions.files.fitted import apply_fit
+from cynosure.solutions.files.fitted import Meant, apply_fit, check_file
 from cynosure.solutions.files.headerlet import (
     SHARED,
     ChipWcs,
@@ -31,7 +31,6 @@ from cynosure.solutions.files.headerlet import (
     is_solution_keyword,
     lookups_of,
 )
-from cynosure.solutions.files.reread import Meant, check_file
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cynosure.data.fits.alternates import Records, archive_records, restore_records
+from cynosure.data.fits.alternates import (
+    Records,
+    alternate_keyword,
+    archive_records,
+    primary_keyword,
+    restore_records,
+)
 from cynosure.data.fits.parts import Part, card
 from cynosure.data.fits.wcsread import is_wcs_keyword
 from cynosure.ground.errors import CynosureError, ExitCode
@@ -29,7 +35,6 @@ from cynosure.solutions.files.headerlet import (
     is_solution_keyword,
     same_solution,
 )
-from cynosure.solutions.files.letters import drop_letter, lettered
 from cynosure.solutions.files.wcscorr import WcsCorr, find_wcscorr, new_wcscorr
 from cynosure.solutions.names import hdrname, parse_wcsname, wcstype
 
@@ -46,8 +51,10 @@ __all__ = [
     "apply_primary",
     "attach_to",
     "check_exposure",
+    "drop_letter",
     "exchange",
     "keep_active",
+    "lettered",
     "put_active",
     "record_attached",
     "record_solution",
@@ -455,6 +462,15 @@ def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = Non
     return chosen
 
 
+def lettered(keyword: str, body: bytes, letter: str) -> tuple[str, bytes]:
+    """Return a card of a solution as one of an alternate: only its keyword changes."""
+    new = (
+        alternate_keyword(keyword, letter) if is_wcs_keyword(keyword)
+        else about_keyword(keyword, letter)
+    )
+    return new, new.encode().ljust(8) + body[8:]
+
+
 def exchange(held: Holdings, letter: str) -> bool:
     """Exchange the active WCS and an alternate that is complete in itself, card by card.
 
@@ -486,6 +502,17 @@ def exchange(held: Holdings, letter: str) -> bool:
     name = held.active().wcsname
     held.notes.append(f"{name} is active; what was active is alternate {letters.pop()}")
     return True
+
+
+def drop_letter(held: Holdings, letter: str) -> None:
+    """Remove an alternate from all chips."""
+    own = {about_keyword(k, letter) for k in ABOUT}
+    for chip in held.chips:
+        chip.part.replace([
+            r for r in chip.part.records
+            if primary_keyword(r[0], letter) is None and r[0] not in own
+        ])
+    held.notes.append(f"alternate {letter} was removed")
 
 
 def remove(held: Holdings, entry: Entry) -> None:

@@ -132,7 +132,8 @@ def _partial(header: Header) -> tuple[str, ...]:
 
 def _nowhere(cards: Header) -> str:
     """Return the CRVALs of the sky that say nothing; zero, their default, is no pointing."""
-    axes = [k[5:] for k in cards if k.startswith("CTYPE") and CELESTIAL.match(_text(cards, k) + "-")]
+    kinds = [k for k in cards if k.startswith("CTYPE")]
+    axes = [k[5:] for k in kinds if CELESTIAL.match(_text(cards, k) + "-")]
     return " and ".join(f"CRVAL{n}" for n in axes if not _is_number(cards.get(f"CRVAL{n}")))
 
 

@@ -91,9 +91,9 @@ class Unit:
     @property
     def is_compressed(self) -> bool:
         """Whether this is a table that holds a tile-compressed image."""
-        return card_value(self.raw, "ZIMAGE") == "T"
+        return b"BINTABLE" in self.raw[:CARD] and card_value(self.raw, "ZIMAGE") == "T"
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Length of the axes, slowest first, of the image (also of a compressed one)."""
         prefix = "ZNAXIS" if self.is_compressed else "NAXIS"
@@ -112,7 +112,7 @@ class Unit:
         """Whether it is anything but an image unit: a table, compressed or not, or foreign."""
         return card_value(self.raw, "XTENSION") not in ("", "IMAGE", "IUEIMAGE")
 
-    @property
+    @cached_property
     def name(self) -> str:
         """EXTNAME in capitals."""
         return card_value(self.raw, "EXTNAME").upper()
@@ -282,7 +282,7 @@ def read_units(stream: BinaryIO, name: str, size: int | None = None) -> Iterator
 
 def _check_axes(raw: bytes, name: str, index: int) -> None:
     """Refuse a number of axes that nobody has; others would count to it for hours."""
-    for keyword in ("NAXIS", "ZNAXIS"):
+    for keyword in ("NAXIS", "ZNAXIS") if b"BINTABLE" in raw[:CARD] else ("NAXIS",):
         n = card_int(raw, keyword)
         if not 0 <= n <= MAX_AXES:
             raise ImageError(

@@ -85,10 +85,10 @@ def science_units(units: Sequence[Unit], camera: Instrument) -> list[Unit]:
         Empty where there is none.
     """
     images = [u for u in units if u.is_image and len(u.shape) >= 2]
+    roles = [role_of(u, camera) for u in images]
     for wanted in ("science", "unknown"):
-        found = [u for u in images if role_of(u, camera) == wanted]
-        if found:
-            return found
+        if wanted in roles:
+            return [u for u, role in zip(images, roles) if role == wanted]
     return []
 
 

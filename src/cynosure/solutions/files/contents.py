@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,12 @@ from cynosure.data.fits.extensions import headers_alone, science_units
 from cynosure.data.fits.parts import FitsParts, Part, Value, open_parts, value_of
 from cynosure.data.fits.solved import output_name
 from cynosure.data.fits.wcsread import is_wcs_keyword
-from cynosure.data.instrument import identify, identifying_keywords, load_instrument
+from cynosure.data.instrument import (
+    Instrument,
+    identify,
+    identifying_keywords,
+    load_instrument,
+)
 from cynosure.ground.errors import CynosureError, ExitCode, ImageError
 from cynosure.solutions.files.hdrlet import is_hdrlet, unembed
 from cynosure.solutions.files.headerlet import (
@@ -65,6 +71,9 @@ __all__ = [
     "holdings_of",
     "open_holdings",
 ]
+
+# Keywords and values that tell an instrument.
+Identity = tuple[tuple[str, Value], ...]
 
 RESERVED = "O"
 CELESTIAL = re.compile(r"(RA--|DEC-|[GESH]LON|[GESH]LAT|[A-Z]{2}L[NT])-")
@@ -505,7 +514,7 @@ def holdings_of(file: FitsParts) -> Holdings:
     """
     units = [Unit(i, p.header_bytes(), p.start, p.size) for i, p in enumerate(file.parts)]
     first = next((u.index for u in units if u.is_image), 0)
-    camera = load_instrument(identify(*(_identifying(file.parts[i]) for i in (0, first))))
+    camera = _camera(*(_identifying(file.parts[i]) for i in (0, first)))
     chips = [
         c for u in science_units(units, camera)
         if (c := _chip(file, u)).part.name == "SCI" or _has_celestial(c.part)
@@ -527,10 +536,15 @@ def holdings_of(file: FitsParts) -> Holdings:
     return Holdings(file, chips)
 
 
-def _identifying(part: Part) -> dict[str, Value]:
+def _identifying(part: Part) -> Identity:
     """Return the values that may tell the instrument."""
     keywords = identifying_keywords()
-    return {k: value_of(b) for k, b in reversed(part.records) if k in keywords}
+    return tuple((k, value_of(b)) for k, b in part.records if k in keywords)
+
+
+@lru_cache(maxsize=64)  # an archive has few instruments
+def _camera(*headers: Identity) -> Instrument:
+    return load_instrument(identify(*(dict(reversed(h)) for h in headers)))
 
 
 def _chip(file: FitsParts, unit: Unit) -> Chip:

@@ -91,9 +91,9 @@ class Unit:
     @property
     def is_compressed(self) -> bool:
         """Whether this is a table that holds a tile-compressed image."""
-        return card_value(self.raw, "ZIMAGE") == "T"
+        return b"BINTABLE" in self.raw[:CARD] and card_value(self.raw, "ZIMAGE") == "T"
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Length of the axes, slowest first, of the image (also of a compressed one)."""
         prefix = "ZNAXIS" if self.is_compressed else "NAXIS"
@@ -108,6 +108,11 @@ class Unit:
         return (plain or self.is_compressed) and bool(self.shape) and min(self.shape) > 0
 
     @property
+    def is_table(self) -> bool:
+        """Whether it is anything but an image unit: a table, compressed or not, or foreign."""
+        return card_value(self.raw, "XTENSION") not in ("", "IMAGE", "IUEIMAGE")
+
+    @cached_property
     def name(self) -> str:
         """EXTNAME in capitals."""
         return card_value(self.raw, "EXTNAME").upper()
@@ -257,6 +262,7 @@ def read_units(stream: BinaryIO, name: str, size: int | None = None) -> Iterator
         raw = _read_header(stream, name, index)
         if raw is None:
             return
+        _check_axes(raw, name, index)
         data_start = position + len(raw)
         data_size = _data_size(raw)
         if size is not None and data_start + data_size > size:
@@ -272,6 +278,18 @@ def read_units(stream: BinaryIO, name: str, size: int | None = None) -> Iterator
         yield Unit(index, raw, data_start, data_size)
         position = data_start + padded(data_size)
         index += 1
+
+
+def _check_axes(raw: bytes, name: str, index: int) -> None:
+    """Refuse a number of axes that nobody has; others would count to it for hours."""
+    for keyword in ("NAXIS", "ZNAXIS") if b"BINTABLE" in raw[:CARD] else ("NAXIS",):
+        n = card_int(raw, keyword)
+        if not 0 <= n <= MAX_AXES:
+            raise ImageError(
+                image=name, hdu=index, hint="Fetch or copy the file again.",
+                reason=f"HDU {index} is damaged ({keyword} = {n}, where 0 to {MAX_AXES} is "
+                "possible)",
+            )
 
 
 def _read_header(stream: BinaryIO, name: str, index: int) -> bytes | None:

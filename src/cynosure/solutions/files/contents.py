@@ -9,9 +9,10 @@ themselves.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +24,16 @@ from cynosure.data.fits.alternates import (
     restore_records,
 )
 from cynosure.data.fits.blocks import Unit
+from cynosure.data.fits.extensions import headers_alone, science_units
 from cynosure.data.fits.parts import FitsParts, Part, Value, open_parts, value_of
 from cynosure.data.fits.solved import output_name
 from cynosure.data.fits.wcsread import is_wcs_keyword
+from cynosure.data.instrument import (
+    Instrument,
+    identify,
+    identifying_keywords,
+    load_instrument,
+)
 from cynosure.ground.errors import CynosureError, ExitCode, ImageError
 from cynosure.solutions.files.hdrlet import is_hdrlet, unembed
 from cynosure.solutions.files.headerlet import (
@@ -34,7 +42,6 @@ from cynosure.solutions.files.headerlet import (
     MAX_HEADERLET_BYTES,
     OWN,
     SHARED,
-    TABLES,
     ChipWcs,
     Headerlet,
     HeaderletDamaged,
@@ -65,11 +72,11 @@ __all__ = [
     "open_holdings",
 ]
 
+# Keywords and values that tell an instrument.
+Identity = tuple[tuple[str, Value], ...]
+
 RESERVED = "O"
 CELESTIAL = re.compile(r"(RA--|DEC-|[GESH]LON|[GESH]LAT|[A-Z]{2}L[NT])-")
-NOT_SCIENCE = {
-    "ERR", "DQ", "SAMP", "TIME", "WHT", "CTX", "VAR", "WEIGHT", "MASK", "SIPWCS", *TABLES,
-}
 MAX_LISTED = 2000
 # No WCS has an error of a hundredth of a degree; such a CRDER is in mas.
 CRDER_MAS_ABOVE = 0.01
@@ -138,7 +145,7 @@ def about_keyword(keyword: str, letter: str) -> str:
     ['HDRNAMEB', 'NMATCHEB', 'ASTCHI2B']
     """
     if len(keyword) == 8:
-        keyword = keyword.replace("AST_", "AST") if keyword.startswith("AST_") else keyword[:7]
+        keyword = keyword.replace("_", "", 1) if "_" in keyword else keyword[:7]
     return keyword + letter
 
 
@@ -238,7 +245,10 @@ class Holdings:
             raise NoSuchSolution(
                 image=self.name, reason=f"it has no alternate WCS {letter} (it has {has})"
             )
-        return self._assembled(letter, lambda c: alternate_cards(c.part.records, letter))
+        return self._assembled(
+            letter, lambda c: alternate_cards(c.part.records, letter)
+            if c.part.has(f"CTYPE1{letter}") else [],
+        )
 
     def entries(self) -> Iterator[Entry]:
         """Give all solutions: the active one, alternates by letter, headerlets as they lie."""
@@ -350,6 +360,12 @@ class Holdings:
         )
 
     # --- making -----------------------------------------------------------------------------
+
+    def headed(self, chips: Sequence[ChipWcs]) -> Headerlet:
+        """Return a new solution of the file as a headerlet, with the tables that it names."""
+        wanted = dict.fromkeys(at for chip in chips for at in chip.lookups)
+        tables = [t for at in wanted if (t := self.table(*at)) is not None]
+        return Headerlet(self._head(chips[0], ""), tuple(chips), tuple(tables))
 
     def _assembled(self, letter: str, cards_of: object) -> Headerlet:
         chips, tables = [], {}
@@ -489,12 +505,23 @@ def open_holdings(path: str | Path, *, lock: bool = False) -> Iterator[Holdings]
 
 
 def holdings_of(file: FitsParts) -> Holdings:
-    """Find the chips of a file."""
+    """Find the chips of a file: its science images with a celestial WCS.
+
+    Raises
+    ------
+    ImageError
+        If there is none.
+    """
+    units = [Unit(i, p.header_bytes(), p.start, p.size) for i, p in enumerate(file.parts)]
+    first = next((u.index for u in units if u.is_image), 0)
+    camera = _camera(*(_identifying(file.parts[i]) for i in (0, first)))
     chips = [
-        Chip(p, ("SCI", p.version), _shape(p)) for p in file.parts if p.name == "SCI" and _image(p)
+        c for u in science_units(units, camera)
+        if (c := _chip(file, u)).part.name == "SCI" or _has_celestial(c.part)
     ]
     if not chips:
-        chips = _other_chips(file.parts)
+        alone = headers_alone(units, camera)
+        chips = [c for u in alone if _has_celestial((c := _chip(file, u)).part)]
     targets = [c.target for c in chips]
     if len(set(targets)) < len(targets):
         twice = next(t for t in targets if targets.count(t) > 1)
@@ -509,27 +536,30 @@ def holdings_of(file: FitsParts) -> Holdings:
     return Holdings(file, chips)
 
 
-def _other_chips(parts: list[Part]) -> list[Chip]:
-    """Take the units with a celestial WCS: those with pixels, or a header that stands alone."""
-    out = []
-    for number, part in enumerate(parts):
-        if part.name in NOT_SCIENCE or is_hdrlet(part) or not _image(part):
-            continue
-        letters = [x for x in ("", *alternate_letters(part.records)) if _celestial(part, x)]
-        if letters:
-            name = part.name if number else "PRIMARY"
-            target = (name, part.version) if name and number else (name or "HDU", number or 1)
-            out.append(Chip(part, target, _shape(part)))
-    with_pixels = [c for c in out if _unit(c.part).is_image]
-    return with_pixels or out
+def _identifying(part: Part) -> Identity:
+    """Return the values that may tell the instrument."""
+    keywords = identifying_keywords()
+    return tuple((k, value_of(b)) for k, b in part.records if k in keywords)
+
+
+@lru_cache(maxsize=64)  # an archive has few instruments
+def _camera(*headers: Identity) -> Instrument:
+    return load_instrument(identify(*(dict(reversed(h)) for h in headers)))
+
+
+def _chip(file: FitsParts, unit: Unit) -> Chip:
+    part, number = file.parts[unit.index], unit.index
+    name = part.name if number else "PRIMARY"
+    target = (name, part.version) if name and number else (name or "HDU", number or 1)
+    return Chip(part, target, _shape(part))
+
+
+def _has_celestial(part: Part) -> bool:
+    return any(_celestial(part, x) for x in ("", *alternate_letters(part.records)))
 
 
 def _celestial(part: Part, letter: str) -> bool:
     return all(CELESTIAL.match(part.text(f"CTYPE{i}{letter}").upper() + "-") for i in (1, 2))
-
-
-def _image(part: Part) -> bool:
-    return part.kind in ("", "IMAGE", "IUEIMAGE") or part.get("ZIMAGE") is True
 
 
 def _unit(part: Part) -> Unit:

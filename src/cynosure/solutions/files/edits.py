@@ -9,7 +9,7 @@ between two solutions leaves the file as large as it was.
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
 
 __all__ = [
+    "Before",
     "NameTaken",
     "Refused",
     "WrongDistortion",
@@ -50,11 +51,16 @@ __all__ = [
     "apply_primary",
     "attach_to",
     "check_exposure",
+    "drop_letter",
     "exchange",
     "keep_active",
+    "lettered",
+    "put_active",
     "record_attached",
+    "record_solution",
     "remove",
     "renumber",
+    "same_distortion",
     "unique_hdrname",
 ]
 
@@ -165,7 +171,7 @@ def _keep(held: Holdings, headerlet: Headerlet) -> None:
     if named.destim != held.rootname:
         named = named.replaced(DESTIM=held.rootname)
     attach_to(held, named)
-    _record(held, named, pa_only=True)
+    record_solution(held, named, pa_only=True)
 
 
 def renumber(held: Holdings) -> None:
@@ -210,21 +216,57 @@ def apply_primary(
     if other_model:
         for letter in held.letters:
             if letter != RESERVED:
-                _drop_letter(held, letter)
+                drop_letter(held, letter)
     _keep_original(held)
     if attach:
         attach_to(held, headerlet)
     _exchange_tables(held, headerlet, other_model)
+    put_active(held, headerlet, evaluated)
+    _state_model(held, headerlet, other_model)
+    record_solution(held, headerlet)
+    held.notes.append(f"{headerlet.wcsname} is active")
+
+
+def same_distortion(held: Holdings, headerlet: Headerlet) -> bool:
+    """Say whether a solution has the distortion and the tables of the active WCS."""
+    if not held.has_active:
+        return False
+    return all(
+        (theirs := headerlet.chip(c.target)) is not None
+        and theirs.distortion == c.distortion and theirs.lookups == c.lookups
+        for c in held.active().chips
+    )
+
+
+class Before(NamedTuple):
+    """What the header of a chip was before its old solution was moved away."""
+
+    place: int | None
+    has_angle: bool
+
+    @classmethod
+    def of(cls, records: Records) -> Before:
+        """Note where the solution begins, and whether the header has an ORIENTAT."""
+        keys = [k for k, _ in records]
+        place = next((i for i, k in enumerate(keys) if is_solution_keyword(k)), None)
+        return cls(place, "ORIENTAT" in keys)
+
+
+def put_active(
+    held: Holdings, headerlet: Headerlet, evaluated: dict[Target, WCS],
+    before: dict[Target, Before] | None = None,
+) -> None:
+    """Put the cards of a solution into the headers of the chips, in the place of the old ones.
+
+    `evaluated` needs the WCS of chips with an S_REGION only.
+    """
     for chip in held.chips:
         theirs = headerlet.chip(chip.target)
         assert theirs is not None
-        had_angle = chip.part.has("ORIENTAT")
-        chip.part.replace(_applied(chip.part.records, headerlet, theirs.cards, had_angle))
+        was = before[chip.target] if before else Before.of(chip.part.records)
+        chip.part.replace(_applied(chip.part.records, headerlet, theirs.cards, was))
         if chip.part.has("S_REGION") and chip.shape is not None:
             chip.part.set("S_REGION", s_region(evaluated[chip.target], chip.shape), "")
-    _state_model(held, headerlet, other_model)
-    _record(held, headerlet)
-    held.notes.append(f"{headerlet.wcsname} is active")
 
 
 def _check_fit(held: Holdings, headerlet: Headerlet, force: bool) -> dict[Target, WCS]:
@@ -252,12 +294,7 @@ def _keep_alternates(held: Holdings, headerlet: Headerlet, other_model: bool) ->
     """Keep alternates that the change would take the distortion from, as headerlets."""
     if not held.has_active:
         return
-    active = held.active()
-    same = not other_model and all(
-        (theirs := headerlet.chip(c.target)) is not None
-        and theirs.distortion == c.distortion and theirs.lookups == c.lookups
-        for c in active.chips
-    )
+    same = not other_model and same_distortion(held, headerlet)
     for letter in held.letters:
         if letter == RESERVED or (same and not other_model) or not (
             other_model or held.shares(letter)
@@ -278,14 +315,14 @@ def _keep_original(held: Holdings) -> None:
         return
     for chip in held.chips:
         own = [r for r in chip.part.records if is_linear(r[0])]
-        cards = [_lettered(k, b, RESERVED) for k, b in own]
+        cards = [lettered(k, b, RESERVED) for k, b in own]
         cards = [(k, b.replace(b"-SIP'", b"'    ", 1) if k.startswith("CTYPE") else b)
                  for k, b in cards]
         chip.part.replace(_inserted(chip.part.records, cards))
 
 
 def _applied(
-    records: Records, headerlet: Headerlet, cards: Records, had_angle: bool
+    records: Records, headerlet: Headerlet, cards: Records, was: Before
 ) -> Records:
     """Return the cards of an image with another solution in the place of its own."""
     new = Part([r for r in cards if r[0] not in ("HDRNAME", "TG_ENAME", "TG_EVER")])
@@ -297,17 +334,17 @@ def _applied(
             new.set(keyword, value, "[mas] rms of the fit")
     if headerlet.n_matched and not (new.has("NMATCHES") or new.has("NMATCH")):
         new.set("NMATCHES", headerlet.n_matched, "stars of the fit")
-    if had_angle and not new.has("ORIENTAT"):
+    if was.has_angle and not new.has("ORIENTAT"):
         values = [new.get("CD1_2"), new.get("CD2_2")]
         if all(isinstance(v, (int, float)) for v in values):
             angle = float(np.degrees(np.arctan2(values[0], values[1])))  # type: ignore[arg-type]
             new.set("ORIENTAT", angle, "[deg] position angle of the y axis")
-    new.set("HDRNAME", headerlet.hdrname, "headerlet of this solution")
-    at = next((i for i, r in enumerate(records) if is_solution_keyword(r[0])), None)
+    if headerlet.hdrname:
+        new.set("HDRNAME", headerlet.hdrname, "headerlet of this solution")
     rest = [r for r in records if not is_solution_keyword(r[0])]
-    if at is None:
+    if was.place is None:
         return _inserted(rest, new.records)
-    before = sum(not is_solution_keyword(k) for k, _ in records[:at])
+    before = sum(not is_solution_keyword(k) for k, _ in records[: was.place])
     return rest[:before] + new.records + rest[before:]
 
 
@@ -413,7 +450,7 @@ def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = Non
             raise Refused(image=held.name, reason=reason)
         shared = bool(held.distortion)
         cards = [
-            _lettered(k, b, chosen) for k, b in theirs.cards
+            lettered(k, b, chosen) for k, b in theirs.cards
             if (is_linear(k) if shared else is_wcs_keyword(k)) or (k in ABOUT and k != "ORIENTAT")
         ]
         if not shared and any(k == "A_ORDER" for k, _ in theirs.cards):
@@ -428,7 +465,8 @@ def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = Non
     return chosen
 
 
-def _lettered(keyword: str, body: bytes, letter: str) -> tuple[str, bytes]:
+def lettered(keyword: str, body: bytes, letter: str) -> tuple[str, bytes]:
+    """Return a card of a solution as one of an alternate: only its keyword changes."""
     new = (
         alternate_keyword(keyword, letter) if is_wcs_keyword(keyword)
         else about_keyword(keyword, letter)
@@ -452,7 +490,7 @@ def exchange(held: Holdings, letter: str) -> bool:
         kept, new = archive_records(records, "ORIGINAL")
         letters.add(new)
         own = [] if any(k == about_keyword("WCSTYPE", new) for k, _ in kept) else list(ABOUT)
-        kept = [_lettered(k, b, new) if new and k in own else (k, b) for k, b in kept
+        kept = [lettered(k, b, new) if new and k in own else (k, b) for k, b in kept
                 if k in own or k not in ABOUT]
         back = {about_keyword(k, letter): k for k in ABOUT}
         restored = restore_records(kept, letter)
@@ -469,7 +507,8 @@ def exchange(held: Holdings, letter: str) -> bool:
     return True
 
 
-def _drop_letter(held: Holdings, letter: str) -> None:
+def drop_letter(held: Holdings, letter: str) -> None:
+    """Remove an alternate from all chips."""
     own = {about_keyword(k, letter) for k in ABOUT}
     for chip in held.chips:
         chip.part.replace([
@@ -496,7 +535,7 @@ def remove(held: Holdings, entry: Entry) -> None:
             image=held.name, reason="alternate O is the telescope's own WCS and is not deleted",
         )
     if entry.place == "alternate":
-        _drop_letter(held, entry.key)
+        drop_letter(held, entry.key)
         return
     held.parts[:] = [p for p in held.parts if p is not entry.part]
     held.notes.append(f"deleted {entry.key} {entry.hdrname}")
@@ -514,7 +553,7 @@ def remove(held: Holdings, entry: Entry) -> None:
 # --- the history table ----------------------------------------------------------------------
 
 
-def _record(held: Holdings, headerlet: Headerlet, *, pa_only: bool = False) -> None:
+def record_solution(held: Holdings, headerlet: Headerlet, *, pa_only: bool = False) -> None:
     """Write a solution into WCSCORR; where Hubble's file has none, make it."""
     table, reason = find_wcscorr(held.file)
     if reason:

@@ -17,14 +17,13 @@ from cynosure.data.fits.alternates import (
     Records,
     alternate_keyword,
     archive_records,
-    primary_keyword,
     restore_records,
 )
 from cynosure.data.fits.parts import Part, card
 from cynosure.data.fits.wcsread import is_wcs_keyword
 from cynosure.ground.errors import CynosureError, ExitCode
 from cynosure.solutions.files.compare import s_region
-from cynosure.solutions.files.contents import RESERVED, Entry, Holdings, about_keyword, is_linear
+from cynosure.solutions.files.contents import Entry, Holdings
 from cynosure.solutions.files.hdrlet import embed
 from cynosure.solutions.files.headerlet import (
     ABOUT,
@@ -35,6 +34,8 @@ from cynosure.solutions.files.headerlet import (
     is_solution_keyword,
     same_solution,
 )
+from cynosure.solutions.files.letters import RESERVED, about_keyword, drop_letter, is_linear
+from cynosure.solutions.files.soundness import Reason, bare_name
 from cynosure.solutions.files.wcscorr import WcsCorr, find_wcscorr, new_wcscorr
 from cynosure.solutions.names import hdrname, parse_wcsname, wcstype
 
@@ -50,7 +51,9 @@ __all__ = [
     "apply_primary",
     "attach_to",
     "check_exposure",
+    "check_sound",
     "exchange",
+    "free_hdrname",
     "keep_active",
     "record_attached",
     "remove",
@@ -69,8 +72,8 @@ class Refused(CynosureError):
 class WrongExposure(Refused):
     """A headerlet of another exposure."""
 
-    text = "{headerlet} is a WCS of {destim}, {image} is {rootname}"
-    hint = "A headerlet fits its own exposure only (DESTIM and ROOTNAME)."
+    text = "{headerlet}: {reason}, {image} is {rootname}"
+    hint = "A headerlet fits its own exposure only; use --force if it is one of this exposure."
 
 
 class WrongDistortion(Refused):
@@ -91,29 +94,78 @@ class NameTaken(Refused):
 # --- headerlets as extensions ---------------------------------------------------------------
 
 
-def check_exposure(held: Holdings, headerlet: Headerlet) -> None:
-    """Refuse a headerlet of another exposure.
+FORCE = "Use --force to take it all the same; `cynosure wcs list FILE` shows the others."
+
+
+def check_sound(
+    held: Holdings, headerlet: Headerlet, *, key: str = "", force: bool = False
+) -> None:
+    """Refuse a solution that is not sound; by force it is taken, with a warning.
+
+    Parameters
+    ----------
+    held : Holdings
+    headerlet : Headerlet
+    key : str
+        The key of its entry, where the file holds it.
+    force : bool
+
+    Raises
+    ------
+    WrongExposure, Refused, HeaderletDamaged
+    """
+    _refuse(held, headerlet, held.reasons(headerlet, key), force)
+
+
+def check_exposure(held: Holdings, headerlet: Headerlet, *, force: bool = False) -> None:
+    """Refuse a headerlet of another exposure; by force it is taken, with a warning.
 
     Raises
     ------
     WrongExposure
     """
-    names = {held.rootname, held.stem}
-    if headerlet.destim not in names:
+    found = [r for r in held.reasons(headerlet) if r.kind == "identity"]
+    _refuse(held, headerlet, found, force)
+
+
+def _refuse(held: Holdings, headerlet: Headerlet, found: list[Reason], force: bool) -> None:
+    if not found:
+        return
+    name = headerlet.hdrname or headerlet.wcsname or "the headerlet"
+    listed = "; ".join(dict.fromkeys(r.text for r in found))
+    if force:
+        held.warnings.append(f"{name} is taken by force: {listed}")
+    elif found[0].kind == "identity":
         raise WrongExposure(
             image=held.name, rootname=held.rootname, destim=headerlet.destim or "no exposure",
-            headerlet=headerlet.hdrname or "the headerlet",
+            headerlet=name, reason=found[0].text,
         )
+    elif found[0].kind == "chips":
+        raise Refused(
+            image=held.name, reason=f"{name}: {listed}",
+            hint="A headerlet must have a SIPWCS for every image of the exposure.",
+        )
+    else:
+        raise HeaderletDamaged(headerlet=name, reason=listed, hint=FORCE)
 
 
-def attach_to(held: Holdings, headerlet: Headerlet, *, compress: bool = False) -> bool:
+def attach_to(
+    held: Holdings, headerlet: Headerlet, *, compress: bool = False, force: bool = False
+) -> bool:
     """Append a headerlet as an extension; return whether it was not there yet.
+
+    One that goes by another name than the exposure is addressed to it (DESTIM), so that other
+    software takes it, too.
 
     Raises
     ------
     WrongExposure, NameTaken
     """
-    check_exposure(held, headerlet)
+    if not force:
+        check_exposure(held, headerlet)
+    if bare_name(headerlet.destim) not in held.exposure.names:
+        held.notes.append(f"DESTIM was {headerlet.destim or 'empty'}, is {held.rootname} now")
+        headerlet = headerlet.replaced(DESTIM=held.rootname)
     for part in held.embedded:
         entry = held.entry(part)
         if entry.hdrname != headerlet.hdrname:
@@ -128,9 +180,19 @@ def attach_to(held: Holdings, headerlet: Headerlet, *, compress: bool = False) -
     return True
 
 
-def unique_hdrname(held: Holdings, headerlet: Headerlet) -> str:
-    """Return the name of a headerlet, or a new one where a different headerlet has it."""
-    taken = {held.entry(p).hdrname for p in held.embedded}
+def free_hdrname(held: Holdings, headerlet: Headerlet) -> str:
+    """Return the name of a headerlet; a new one where another WCS has it in the file."""
+    for entry in map(held.entry, held.embedded):
+        if entry.hdrname == headerlet.hdrname and (
+            entry.headerlet is None or not same_solution(entry.headerlet, headerlet)
+        ):
+            return unique_hdrname(held, headerlet)
+    return headerlet.hdrname
+
+
+def unique_hdrname(held: Holdings, headerlet: Headerlet, avoid: str = "") -> str:
+    """Return the name of a headerlet, or a new one where a headerlet has it, or it is `avoid`."""
+    taken = {held.entry(p).hdrname for p in held.embedded} | ({avoid} - {""})
     name, number = headerlet.hdrname, 1
     while name in taken:
         body = hdrname(held.stem, headerlet.wcsname).removesuffix("-hlet.fits")
@@ -139,8 +201,8 @@ def unique_hdrname(held: Holdings, headerlet: Headerlet) -> str:
     return name
 
 
-def keep_active(held: Holdings) -> None:
-    """Make sure that the active WCS is held besides being active."""
+def keep_active(held: Holdings, avoid: str = "") -> None:
+    """Make sure that the active WCS is held besides being active, not under the name `avoid`."""
     if not held.has_active:
         return
     active = held.active()
@@ -148,23 +210,22 @@ def keep_active(held: Holdings) -> None:
     if where is not None:
         held.notes.append(f"{active.wcsname} stays in the file as {where.key}")
         return
-    _keep(held, active)
+    _keep(held, active, avoid)
 
 
-def _keep(held: Holdings, headerlet: Headerlet) -> None:
+def _keep(held: Holdings, headerlet: Headerlet, avoid: str = "") -> None:
     """Attach a solution of the science headers, under a name of its own."""
-    missing = [f"{n},{v}" for c in headerlet.chips for n, v in c.lookups
-               if headerlet.table(n, v) is None]
+    missing = _missing_tables(headerlet)
     if missing:
         raise Refused(
             image=held.name, reason=f"its WCS {headerlet.wcsname} names {', '.join(missing)}, "
             "which is not in the file, so it cannot be kept",
             hint="Use --no-archive to drop it.",
         )
-    named = headerlet.replaced(HDRNAME=unique_hdrname(held, headerlet))
+    named = headerlet.replaced(HDRNAME=unique_hdrname(held, headerlet, avoid))
     if named.destim != held.rootname:
         named = named.replaced(DESTIM=held.rootname)
-    attach_to(held, named)
+    attach_to(held, named, force=True)
     _record(held, named, pa_only=True)
 
 
@@ -179,7 +240,7 @@ def renumber(held: Holdings) -> None:
 
 def apply_primary(
     held: Holdings, headerlet: Headerlet, *, archive: bool = True, attach: bool = True,
-    force: bool = False,
+    force: bool = False, key: str = "",
 ) -> None:
     """Make a headerlet the active WCS.
 
@@ -192,28 +253,25 @@ def apply_primary(
     attach : bool
         Append the headerlet itself, where it is not in the file.
     force : bool
-        Take one with another distortion model, or with faults.
+        Take one with another distortion model, or one that is not sound.
+    key : str
+        The key of its entry, where the file holds it.
 
     Raises
     ------
     WrongExposure, WrongDistortion, Refused, HeaderletDamaged
         Nothing is changed then.
     """
-    check_exposure(held, headerlet)
-    evaluated = _check_fit(held, headerlet, force)
+    evaluated = _check_fit(held, headerlet, force, key)
     other_model = held.distortion != headerlet.distortion and bool(
         held.distortion or headerlet.distortion
     )
     if archive:
-        keep_active(held)
-        _keep_alternates(held, headerlet, other_model)
-    if other_model:
-        for letter in held.letters:
-            if letter != RESERVED:
-                _drop_letter(held, letter)
+        keep_active(held, headerlet.hdrname)
+    _put_alternates_away(held, headerlet, other_model, archive)
     _keep_original(held)
     if attach:
-        attach_to(held, headerlet)
+        attach_to(held, headerlet, force=True)
     _exchange_tables(held, headerlet, other_model)
     for chip in held.chips:
         theirs = headerlet.chip(chip.target)
@@ -227,47 +285,79 @@ def apply_primary(
     held.notes.append(f"{headerlet.wcsname} is active")
 
 
-def _check_fit(held: Holdings, headerlet: Headerlet, force: bool) -> dict[Target, WCS]:
+def _check_fit(
+    held: Holdings, headerlet: Headerlet, force: bool, key: str
+) -> dict[Target, WCS]:
     """Refuse what does not fit; return the WCS of each chip."""
+    found = held.reasons(headerlet, key)
+    strange = [r for r in found if r.kind == "identity"]
+    _refuse(held, headerlet, strange, force)
+    missing = [r for r in found if r.kind == "chips" and "no WCS of" in r.text]
+    _refuse(held, headerlet, missing, force=False)
     ours, theirs = held.distortion, headerlet.distortion
     if ours != theirs and not force:
         raise WrongDistortion(
             image=held.name, headerlet=headerlet.hdrname, ours=str(ours), theirs=str(theirs)
         )
-    missing = [c.target for c in held.chips if headerlet.chip(c.target) is None]
-    if missing:
-        listed = ", ".join(f"{n},{v}" for n, v in missing)
-        raise Refused(
-            image=held.name, reason=f"{headerlet.hdrname} has no WCS of {listed}",
-            hint="A headerlet must have a SIPWCS for every image of the exposure.",
-        )
-    faults = headerlet.faults()
-    if faults and not force:
-        raise HeaderletDamaged(headerlet=headerlet.hdrname, reason="; ".join(faults))
+    _refuse(held, headerlet, [r for r in found if r not in strange], force)
     # A WCS that cannot be evaluated never becomes active.
     return {c.target: headerlet.wcs(c.target, shape=c.shape) for c in held.chips}
 
 
-def _keep_alternates(held: Holdings, headerlet: Headerlet, other_model: bool) -> None:
-    """Keep alternates that the change would take the distortion from, as headerlets."""
-    if not held.has_active:
-        return
-    active = held.active()
-    same = not other_model and all(
-        (theirs := headerlet.chip(c.target)) is not None
-        and theirs.distortion == c.distortion and theirs.lookups == c.lookups
-        for c in active.chips
-    )
+def _put_alternates_away(
+    held: Holdings, headerlet: Headerlet, other_model: bool, archive: bool
+) -> None:
+    """Take alternates out of the headers that the change would take the distortion from.
+
+    They are headerlets then: a letter that says -SIP beside another distortion, or none, has
+    wrong positions for everybody who reads it.
+    """
     for letter in held.letters:
-        if letter == RESERVED or (same and not other_model) or not (
-            other_model or held.shares(letter)
-        ):
+        if letter == RESERVED or not (other_model or held.shares(letter)):
             continue
         other = held.alternate(letter)
-        if other.faults():
-            continue  # its distortion went with an earlier change; it is a headerlet already
-        if held.kept_as(other, headerlets_only=True) is None:
-            _keep(held, other)
+        if not other_model and _same_distortion(other, headerlet):
+            continue
+        lost = bool(other.faults())
+        if lost and (whole := _whole(held, other)) is not None:
+            if not other_model and _same_distortion(whole, headerlet):
+                continue  # it gets back what an earlier change took
+        elif lost:
+            held.warnings.append(f"alternate {letter} {other.wcsname} lacks the distortion that "
+                                 "it names, and nothing in the file has it")
+            if not other_model:
+                continue
+        elif held.kept_as(other, headerlets_only=True) is None:
+            if archive or not _missing_tables(other):
+                _keep(held, other, headerlet.hdrname)
+        _drop_letter(held, letter)
+
+
+def _same_distortion(one: Headerlet, other: Headerlet) -> bool:
+    """Say whether all chips of a solution have the distortion that they have in another one."""
+    return all(
+        (theirs := other.chip(c.target)) is not None
+        and theirs.distortion == c.distortion and theirs.lookups == c.lookups
+        for c in one.chips
+    )
+
+
+def _whole(held: Holdings, lost: Headerlet) -> Headerlet | None:
+    """Return the headerlet of an alternate that has lost its distortion."""
+    for entry in map(held.entry, held.embedded):
+        found = entry.headerlet
+        if found is not None and found.wcsname == lost.wcsname and not found.faults() and all(
+            (theirs := found.chip(c.target)) is not None
+            and np.allclose(theirs.linear, c.linear, rtol=1e-12, atol=1e-18)
+            for c in lost.chips
+        ):
+            return found
+    return None
+
+
+def _missing_tables(headerlet: Headerlet) -> list[str]:
+    return [f"{n},{v}" for c in headerlet.chips for n, v in c.lookups
+            if headerlet.table(n, v) is None]
 
 
 def _keep_original(held: Holdings) -> None:
@@ -289,7 +379,8 @@ def _applied(
 ) -> Records:
     """Return the cards of an image with another solution in the place of its own."""
     new = Part([r for r in cards if r[0] not in ("HDRNAME", "TG_ENAME", "TG_EVER")])
-    new.set("WCSNAME", headerlet.wcsname, "name of the solution")
+    if not new.text("WCSNAME"):  # a chip that has another name than the headerlet keeps it
+        new.set("WCSNAME", headerlet.wcsname, "name of the solution")
     if parse_wcsname(headerlet.wcsname).kind not in ("other", "none") and not new.has("WCSTYPE"):
         new.set("WCSTYPE", wcstype(headerlet.wcsname))
     for keyword, value in zip(("RMS_RA", "RMS_DEC"), headerlet.rms_mas):
@@ -374,7 +465,10 @@ def _state_model(held: Holdings, headerlet: Headerlet, other_model: bool) -> Non
 # --- alternates -----------------------------------------------------------------------------
 
 
-def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = None) -> str:
+def add_alternate(
+    held: Holdings, headerlet: Headerlet, letter: str | None = None, *, key: str = "",
+    force: bool = False,
+) -> str:
     """Keep a headerlet as an alternate; return its letter.
 
     One with the distortion of the active WCS gets its linear part, as Hubble's alternates have it;
@@ -382,9 +476,9 @@ def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = Non
 
     Raises
     ------
-    WrongExposure, WrongDistortion, Refused
+    WrongExposure, WrongDistortion, Refused, HeaderletDamaged
     """
-    check_exposure(held, headerlet)
+    check_sound(held, headerlet, key=key, force=force)
     if held.distortion != headerlet.distortion:
         raise WrongDistortion(
             image=held.name, headerlet=headerlet.hdrname, ours=str(held.distortion),
@@ -399,13 +493,7 @@ def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = Non
                 image=held.name, name=headerlet.wcsname,
                 hint=f"Delete alternate {taken} first.",
             )
-    free = [x for x in string.ascii_uppercase if x not in held.letters + RESERVED]
-    chosen = letter or (free[0] if free else "")
-    if chosen not in free:
-        raise Refused(
-            image=held.name, hint="Delete alternates that are no longer needed.",
-            reason=f"letter {chosen} is not free" if chosen else "all letters are taken",
-        )
+    chosen = _free_letter(held, letter)
     for chip in held.chips:
         theirs = headerlet.chip(chip.target)
         if theirs is None:
@@ -426,6 +514,24 @@ def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = Non
         chip.part.replace(_inserted(chip.part.records, cards))
     held.notes.append(f"{headerlet.wcsname} is alternate {chosen}")
     return chosen
+
+
+def _free_letter(held: Holdings, letter: str | None) -> str:
+    """Return the letter asked for, or the first that no card of any chip has."""
+    remnants = held.remnants
+    free = [x for x in string.ascii_uppercase if x not in held.letters + remnants + RESERVED]
+    chosen = letter or (free[0] if free else "")
+    if chosen in free:
+        return chosen
+    if chosen and chosen in remnants:
+        raise Refused(
+            image=held.name, reason=f"letter {chosen} has cards that were left of an alternate",
+            hint=f"`cynosure wcs delete FILE {chosen}` removes them.",
+        )
+    raise Refused(
+        image=held.name, hint="Delete alternates that are no longer needed.",
+        reason=f"letter {chosen} is not free" if chosen else "all letters are taken",
+    )
 
 
 def _lettered(keyword: str, body: bytes, letter: str) -> tuple[str, bytes]:
@@ -470,12 +576,8 @@ def exchange(held: Holdings, letter: str) -> bool:
 
 
 def _drop_letter(held: Holdings, letter: str) -> None:
-    own = {about_keyword(k, letter) for k in ABOUT}
     for chip in held.chips:
-        chip.part.replace([
-            r for r in chip.part.records
-            if primary_keyword(r[0], letter) is None and r[0] not in own
-        ])
+        chip.part.replace(drop_letter(chip.part.records, letter))
     held.notes.append(f"alternate {letter} was removed")
 
 

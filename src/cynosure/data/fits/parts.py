@@ -13,6 +13,7 @@ import math
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from cynosure.data.fits.alternates import Records, records_of
 from cynosure.data.fits.blocks import (
+    BLOCK,
     CARD,
     Unit,
     checksum_text,
@@ -43,6 +45,9 @@ __all__ = ["FitsParts", "Part", "Value", "card", "open_parts", "parts_of_bytes",
 Value = str | int | float | bool | None
 
 PIECE_BYTES = 1 << 22
+# A writer waits this long for another one: some ten changes of a file of 100 MB. It looks again
+# this often, which is shorter than the pause of a program that makes one change after another.
+LOCK_WAIT_S, LOCK_POLL_S = 5.0, 0.001
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([EDed][+-]?\d+)?")
 # Longest text on a first card, and on each that continues it.
 LONGEST, CONTINUED = 67, 67
@@ -290,6 +295,7 @@ class FitsParts:
     tail: tuple[int, int]
     packed: bool
     before: list[Part] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)  # what of the file cannot be read
 
     @property
     def changed(self) -> bool:
@@ -456,7 +462,7 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
     path : path
         Also one compressed by gzip, bzip2 or xz, which can be read but not changed in place.
     lock : bool
-        Take the file for writing; a second writer is refused.
+        Take the file for writing; a second writer waits some seconds, then it is refused.
 
     Raises
     ------
@@ -466,20 +472,63 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
         If another writer holds it.
     """
     path = Path(path)
-    stream, size = open_fits(path)
+    stream, size = _opened(path, lock)
     with stream:
         packed = not hasattr(stream, "raw")
-        if lock and not packed:
-            _lock(stream, path)
         parts: list[Part] = []
-        end = 0
-        for unit in read_units(stream, path.name, size):
-            parts.append(
-                Part(records_of(unit.raw), unit.raw, None, unit.data_start, unit.data_size)
-            )
-            end = unit.data_start + padded(unit.data_size)
+        damage: list[str] = []
+        end, start = 0, 0
+        while start is not None:
+            for unit in read_units(stream, path.name, size, start=start):
+                parts.append(
+                    Part(records_of(unit.raw), unit.raw, None, unit.data_start, unit.data_size)
+                )
+                end = unit.data_start + padded(unit.data_size)
+            start = None if packed else _next_unit(stream, end, size or end)
+            if start is not None:
+                damage.append(f"the bytes {end} to {start} are no extension; what was there "
+                              "cannot be read")
+                stream.seek(end)
+                parts.append(Part([], stream.read(BLOCK), None, end + BLOCK, start - end - BLOCK))
         rest = max((size or end) - end, 0)
-        yield FitsParts(path, stream, parts, (end, rest), packed, list(parts))
+        yield FitsParts(path, stream, parts, (end, rest), packed, list(parts), damage)
+
+
+def _next_unit(stream: BinaryIO, end: int, size: int) -> int | None:
+    """Return where the next extension begins behind bytes that are none; None where none does.
+
+    Those of a headerlet (its WCSs and tables) may lie within the damaged one: they are passed over.
+    """
+    for at in range(end, size - BLOCK + 1, BLOCK):
+        stream.seek(at)
+        if stream.read(10) == b"XTENSION= ":
+            stream.seek(at)
+            header = stream.read(10 * BLOCK).partition(b" END" + b" " * 77)[0]
+            if not re.search(rb"EXTNAME = '(SIPWCS|WCSDVARR|D2IMARR) *'", header):
+                return at
+    return None
+
+
+def _opened(path: Path, lock: bool) -> tuple[BinaryIO, int | None]:
+    """Open a file, for writing with its lock, for which it waits a short while.
+
+    The other writer puts a new file in the place of this one, so each try opens what is there.
+    """
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        stream, size = open_fits(path)
+        try:
+            if lock and hasattr(stream, "raw"):
+                _lock(stream, path)
+            return stream, size
+        except Temporary:
+            stream.close()
+            if time.monotonic() >= until:
+                raise
+            time.sleep(LOCK_POLL_S)
+        except BaseException:
+            stream.close()
+            raise
 
 
 def _lock(stream: BinaryIO, path: Path) -> None:

@@ -13,24 +13,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cynosure.ground.errors import SettingError
 from cynosure.solutions.files import edits
-from cynosure.solutions.files.compare import Separation, separations
+from cynosure.solutions.files.cards import RESERVED
 from cynosure.solutions.files.contents import (
     Entry,
     Holdings,
     NoSuchSolution,
+    duplicates_of,
     open_holdings,
+    shapes_of,
 )
 from cynosure.solutions.files.headerlet import (
     Headerlet,
     HeaderletDamaged,
-    Target,
+    same_solution,
 )
 from cynosure.solutions.files.headerletio import read_headerlet, write_headerlet
-from cynosure.solutions.files.letters import RESERVED
+from cynosure.solutions.files.invariants import holdings_table, listing
 from cynosure.solutions.names import Distortion, parse_distname, parse_wcsname
 
 __all__ = [
@@ -42,6 +42,8 @@ __all__ = [
     "create",
     "delete",
     "extract",
+    "holdings_table",
+    "listing",
     "names",
     "restore",
     "restore_all",
@@ -96,19 +98,6 @@ def _changing(
 
 
 # --- looking --------------------------------------------------------------------------------
-
-
-def shapes_of(held: Holdings) -> dict[Target, tuple[int, int] | None]:
-    """Return rows and columns of the chips; of a stamp cut from a chip, those of the chip."""
-    out = {}
-    for chip in held.chips:
-        sizes = [chip.part.get(f"SIZAXIS{i}") or held.primary.get(f"SIZAXIS{i}") for i in (2, 1)]
-        shape = chip.shape
-        if shape is not None and all(isinstance(n, int) and 0 < n < 1 << 16 for n in sizes):
-            full = int(sizes[0]), int(sizes[1])  # type: ignore[arg-type]
-            shape = full if full[0] > shape[0] and full[1] > shape[1] else shape
-        out[chip.target] = shape
-    return out
 
 
 def solution_of(path: str | Path, name: str | None = None) -> Headerlet:
@@ -168,56 +157,6 @@ def summary(path: str | Path) -> list[dict[str, Any]]:
                 record["problem"] = entry.problem
             out.append(record)
     return out
-
-
-def holdings_table(held: Holdings, *, distances: bool = True) -> list[dict[str, Any]]:
-    """Return a record for every solution of a file, with its distance from the active one.
-
-    Parameters
-    ----------
-    held : Holdings
-    distances : bool
-        Whether to evaluate them; it takes some ten milliseconds a chip.
-    """
-    shapes, out, active, entries = shapes_of(held), [], None, list(held.entries())
-    for entry in entries:
-        record: dict[str, Any] = {
-            "key": entry.key, "place": entry.place, "wcsname": entry.wcsname,
-            "hdrname": entry.hdrname, "problem": entry.problem,
-        }
-        h = entry.headerlet
-        if h is not None:
-            if entry.place == "active":
-                active = h
-            rms = [None if not np.isfinite(v) else v for v in h.rms_mas]
-            record |= {
-                "distname": h.distname, "catalog": h.catalog, "n_matched": h.n_matched,
-                "rms_ra_mas": rms[0], "rms_dec_mas": rms[1], "created": h.text("DATE"),
-                "author": h.text("AUTHOR"), "chips": len(h.chips),
-                "doubts": [*h.notes, *(r.text for r in held.reasons(h, entry.key, entries))],
-            }
-            if distances and active is not None and entry.place != "active":
-                record |= _distance(active, h, shapes, record)
-        out.append(record)
-    return out
-
-
-def _distance(
-    active: Headerlet, other: Headerlet, shapes: dict[Target, Any], record: dict[str, Any]
-) -> dict[str, Any]:
-    try:
-        maps = separations(active, other, shapes, side=9)
-    except (HeaderletDamaged, SettingError) as error:
-        return {"problem": record["problem"] or str(error.facts.get("reason", error))}
-    return {"distance_mas": _together(maps)}
-
-
-def _together(maps: Sequence[Separation]) -> dict[str, float | None]:
-    every = np.concatenate([m.sep_mas.ravel() for m in maps]) if maps else np.array([np.nan])
-    every = every[np.isfinite(every)]
-    if not every.size:
-        return {"min": None, "median": None, "max": None}
-    return {"min": float(every.min()), "median": float(np.median(every)), "max": float(every.max())}
 
 
 # --- making and taking out ------------------------------------------------------------------
@@ -553,7 +492,7 @@ def delete(
     distname : str, optional
         Delete all headerlets of this distortion model.
     duplicates : bool
-        Of headerlets of one HDRNAME keep the first.
+        Of headerlets that are one solution, under one WCSNAME or HDRNAME, keep the first.
     out, overwrite, dry_run
         See the module.
 
@@ -562,21 +501,36 @@ def delete(
     NoSuchSolution, Refused
     """
     with _changing(path, out, overwrite, dry_run) as (held, change):
-        gone = [held.find(name) for name in names]
+        gone = [_one_to_delete(held, n) for n in names if n not in held.remnants]
+        for letter in (n for n in names if n in held.remnants):
+            edits.drop_remnants(held, letter)
         listed = [held.entry(p) for p in held.embedded]
         if distname is not None:
             wanted = parse_distname(distname).distortion
             gone += [e for e in listed if e.headerlet and e.headerlet.distortion == wanted]
         if duplicates:
-            seen: set[str] = set()
-            for entry in listed:
-                if entry.hdrname and entry.hdrname in seen:
-                    gone.append(entry)
-                seen.add(entry.hdrname)
-        if not gone:
+            found = duplicates_of(listed)
+            gone += [later for _, later in found]
+            held.notes += [f"{e.key} {e.hdrname} is the solution of {f.key}" for f, e in found]
+        if not gone and not held.notes:
             held.notes.append("nothing to delete")
         for entry in {e.key + str(id(e.part)): e for e in gone}.values():
             edits.remove(held, entry)
         if any(e.place == "headerlet" for e in gone):
             edits.renumber(held)
     return change
+
+
+def _one_to_delete(held: Holdings, name: str) -> Entry:
+    """Return the solution of a name; where a sound and a doubtful one share it, none is meant."""
+    entry = held.find(name)
+    same = next((found for found in held.named(name) if found), [])
+    others = [e for e in same if e.place == "headerlet"]
+    if entry.place == "headerlet" and len(others) > 1 and any(
+        e.headerlet is None or not same_solution(e.headerlet, _headerlet(entry)) for e in others
+    ):
+        raise NoSuchSolution(
+            image=held.name, hint="Call it as HDRLET,N.",
+            reason=f"several headerlets are called {name!r}: {', '.join(e.key for e in others)}",
+        )
+    return entry

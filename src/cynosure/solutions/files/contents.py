@@ -22,6 +22,13 @@ from cynosure.data.fits.parts import FitsParts, Part, Value, open_parts
 from cynosure.data.fits.solved import output_name
 from cynosure.ground.errors import CynosureError, ExitCode, ImageError
 from cynosure.solutions.files import soundness
+from cynosure.solutions.files.cards import (
+    RESERVED,
+    alternate_cards,
+    letters_of,
+    remnants_of,
+    shares_distortion,
+)
 from cynosure.solutions.files.hdrlet import is_hdrlet, unembed
 from cynosure.solutions.files.headerlet import (
     MAS_PER_DEG,
@@ -36,13 +43,6 @@ from cynosure.solutions.files.headerlet import (
     lookups_of,
     new_head,
     same_solution,
-)
-from cynosure.solutions.files.letters import (
-    RESERVED,
-    alternate_cards,
-    letters_of,
-    remnants_of,
-    shares_distortion,
 )
 from cynosure.solutions.files.soundness import FACTS, Exposure, Reason, bare_name
 from cynosure.solutions.names import (
@@ -61,8 +61,10 @@ __all__ = [
     "Entry",
     "Holdings",
     "NoSuchSolution",
+    "duplicates_of",
     "holdings_of",
     "open_holdings",
+    "shapes_of",
 ]
 
 # Of solutions of one name that are equally sound, which is meant.
@@ -459,6 +461,41 @@ class Holdings:
         }
         cards |= {k: v for k, v in self.exposure.facts.items() if v is not None}
         return new_head(cards)
+
+
+def duplicates_of(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """Return the headerlets that are the solution of an earlier one: that one, and the later.
+
+    They have the same WCS, and one WCSNAME or one HDRNAME.
+    """
+    out: list[tuple[Entry, Entry]] = []
+    firsts: list[Entry] = []
+    for entry in entries:
+        if entry.place != "headerlet" or entry.headerlet is None:
+            continue
+        for first in firsts:
+            one = first.headerlet
+            named = (entry.wcsname.upper() == first.wcsname.upper()
+                     or entry.hdrname == first.hdrname)
+            if named and one is not None and same_solution(one, entry.headerlet):
+                out.append((first, entry))
+                break
+        else:
+            firsts.append(entry)
+    return out
+
+
+def shapes_of(held: Holdings) -> dict[Target, tuple[int, int] | None]:
+    """Return rows and columns of the chips; of a stamp cut from a chip, those of the chip."""
+    out = {}
+    for chip in held.chips:
+        sizes = [chip.part.get(f"SIZAXIS{i}") or held.primary.get(f"SIZAXIS{i}") for i in (2, 1)]
+        shape = chip.shape
+        if shape is not None and all(isinstance(n, int) and 0 < n < 1 << 16 for n in sizes):
+            full = int(sizes[0]), int(sizes[1])  # type: ignore[arg-type]
+            shape = full if full[0] > shape[0] and full[1] > shape[1] else shape
+        out[chip.target] = shape
+    return out
 
 
 def _number(value: Value) -> float:

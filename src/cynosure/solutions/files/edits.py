@@ -13,31 +13,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cynosure.data.fits.alternates import (
-    Records,
-    alternate_keyword,
-    archive_records,
-    restore_records,
-)
-from cynosure.data.fits.parts import Part, card
-from cynosure.data.fits.wcsread import is_wcs_keyword
+from cynosure.data.fits.alternates import records_of
+from cynosure.data.fits.parts import Part
 from cynosure.ground.errors import CynosureError, ExitCode
+from cynosure.solutions.files.cards import (
+    RESERVED,
+    applied_cards,
+    drop_letter,
+    exchanged_cards,
+    inserted,
+    lettered_cards,
+    original_cards,
+)
 from cynosure.solutions.files.compare import s_region
 from cynosure.solutions.files.contents import Entry, Holdings
 from cynosure.solutions.files.hdrlet import embed
 from cynosure.solutions.files.headerlet import (
-    ABOUT,
     TABLES,
     Headerlet,
     HeaderletDamaged,
     Target,
-    is_solution_keyword,
+    same_distortion,
     same_solution,
 )
-from cynosure.solutions.files.letters import RESERVED, about_keyword, drop_letter, is_linear
 from cynosure.solutions.files.soundness import Reason, bare_name
 from cynosure.solutions.files.wcscorr import WcsCorr, find_wcscorr, new_wcscorr
-from cynosure.solutions.names import hdrname, parse_wcsname, wcstype
+from cynosure.solutions.names import hdrname, parse_wcsname
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -52,6 +53,7 @@ __all__ = [
     "attach_to",
     "check_exposure",
     "check_sound",
+    "drop_remnants",
     "exchange",
     "free_hdrname",
     "keep_active",
@@ -230,9 +232,16 @@ def _keep(held: Holdings, headerlet: Headerlet, avoid: str = "") -> None:
 
 
 def renumber(held: Holdings) -> None:
-    """Give headerlets the EXTVERs 1 … n in the order they lie."""
+    """Give headerlets the EXTVERs 1 … n in the order they lie, and say which have a new one.
+
+    Other software counts headerlets to number the next one, so numbers with gaps would come twice.
+    """
+    moved = []
     for number, part in enumerate(held.embedded, start=1):
+        if part.version != number:
+            moved.append(f"HDRLET,{part.version} is HDRLET,{number} now")
         part.set("EXTVER", number)
+    held.notes += moved
 
 
 # --- the primary WCS ------------------------------------------------------------------------
@@ -277,7 +286,7 @@ def apply_primary(
         theirs = headerlet.chip(chip.target)
         assert theirs is not None
         had_angle = chip.part.has("ORIENTAT")
-        chip.part.replace(_applied(chip.part.records, headerlet, theirs.cards, had_angle))
+        chip.part.replace(applied_cards(chip.part.records, headerlet, theirs.cards, had_angle))
         if chip.part.has("S_REGION") and chip.shape is not None:
             chip.part.set("S_REGION", s_region(evaluated[chip.target], chip.shape), "")
     _state_model(held, headerlet, other_model)
@@ -316,11 +325,12 @@ def _put_alternates_away(
         if letter == RESERVED or not (other_model or held.shares(letter)):
             continue
         other = held.alternate(letter)
-        if not other_model and _same_distortion(other, headerlet):
+        if not other_model and same_distortion(other, headerlet):
             continue
         lost = bool(other.faults())
-        if lost and (whole := _whole(held, other)) is not None:
-            if not other_model and _same_distortion(whole, headerlet):
+        whole = _whole(held, other) if lost else None
+        if whole is not None:
+            if not other_model and same_distortion(whole, headerlet):
                 continue  # it gets back what an earlier change took
         elif lost:
             held.warnings.append(f"alternate {letter} {other.wcsname} lacks the distortion that "
@@ -330,16 +340,8 @@ def _put_alternates_away(
         elif held.kept_as(other, headerlets_only=True) is None:
             if archive or not _missing_tables(other):
                 _keep(held, other, headerlet.hdrname)
-        _drop_letter(held, letter)
-
-
-def _same_distortion(one: Headerlet, other: Headerlet) -> bool:
-    """Say whether all chips of a solution have the distortion that they have in another one."""
-    return all(
-        (theirs := other.chip(c.target)) is not None
-        and theirs.distortion == c.distortion and theirs.lookups == c.lookups
-        for c in one.chips
-    )
+        where = held.kept_as(other if whole is None else whole, headerlets_only=True)
+        _drop_letter(held, letter, f"{where.key} has it with its distortion" if where else "")
 
 
 def _whole(held: Holdings, lost: Headerlet) -> Headerlet | None:
@@ -367,45 +369,7 @@ def _keep_original(held: Holdings) -> None:
     if parse_wcsname(held.active().wcsname).kind != "pipeline":
         return
     for chip in held.chips:
-        own = [r for r in chip.part.records if is_linear(r[0])]
-        cards = [_lettered(k, b, RESERVED) for k, b in own]
-        cards = [(k, b.replace(b"-SIP'", b"'    ", 1) if k.startswith("CTYPE") else b)
-                 for k, b in cards]
-        chip.part.replace(_inserted(chip.part.records, cards))
-
-
-def _applied(
-    records: Records, headerlet: Headerlet, cards: Records, had_angle: bool
-) -> Records:
-    """Return the cards of an image with another solution in the place of its own."""
-    new = Part([r for r in cards if r[0] not in ("HDRNAME", "TG_ENAME", "TG_EVER")])
-    if not new.text("WCSNAME"):  # a chip that has another name than the headerlet keeps it
-        new.set("WCSNAME", headerlet.wcsname, "name of the solution")
-    if parse_wcsname(headerlet.wcsname).kind not in ("other", "none") and not new.has("WCSTYPE"):
-        new.set("WCSTYPE", wcstype(headerlet.wcsname))
-    for keyword, value in zip(("RMS_RA", "RMS_DEC"), headerlet.rms_mas):
-        if np.isfinite(value) and not new.has(keyword):
-            new.set(keyword, value, "[mas] rms of the fit")
-    if headerlet.n_matched and not (new.has("NMATCHES") or new.has("NMATCH")):
-        new.set("NMATCHES", headerlet.n_matched, "stars of the fit")
-    if had_angle and not new.has("ORIENTAT"):
-        values = [new.get("CD1_2"), new.get("CD2_2")]
-        if all(isinstance(v, (int, float)) for v in values):
-            angle = float(np.degrees(np.arctan2(values[0], values[1])))  # type: ignore[arg-type]
-            new.set("ORIENTAT", angle, "[deg] position angle of the y axis")
-    new.set("HDRNAME", headerlet.hdrname, "headerlet of this solution")
-    at = next((i for i, r in enumerate(records) if is_solution_keyword(r[0])), None)
-    rest = [r for r in records if not is_solution_keyword(r[0])]
-    if at is None:
-        return _inserted(rest, new.records)
-    before = sum(not is_solution_keyword(k) for k, _ in records[:at])
-    return rest[:before] + new.records + rest[before:]
-
-
-def _inserted(records: Records, cards: Records) -> Records:
-    """Append cards before the blank ones at the end."""
-    last = max((i for i, r in enumerate(records) if r[1].strip()), default=-1) + 1
-    return records[:last] + cards + records[last:]
+        chip.part.replace(inserted(chip.part.records, original_cards(chip.part.records)))
 
 
 def _exchange_tables(held: Holdings, headerlet: Headerlet, other_model: bool) -> None:
@@ -424,7 +388,7 @@ def _exchange_tables(held: Holdings, headerlet: Headerlet, other_model: bool) ->
         if table is None:
             continue
         new = Part([], table.header, table.data, 0, len(table.data))
-        new.records = _split(table.header)
+        new.records = records_of(table.header)
         old = next((i for i, p in enumerate(held.parts) if (p.name, p.version) == at), None)
         if old is None:
             held.parts.insert(_place_for_table(held.parts), new)
@@ -432,12 +396,6 @@ def _exchange_tables(held: Holdings, headerlet: Headerlet, other_model: bool) ->
             held.file.data_of(held.parts[old]) != table.data
         ):
             held.parts[old] = new
-
-
-def _split(header: bytes) -> Records:
-    from cynosure.data.fits.alternates import records_of
-
-    return records_of(header)
 
 
 def _place_for_table(parts: list[Part]) -> int:
@@ -499,19 +457,8 @@ def add_alternate(
         if theirs is None:
             reason = f"{headerlet.hdrname} has no WCS of {chip.target[0]},{chip.target[1]}"
             raise Refused(image=held.name, reason=reason)
-        shared = bool(held.distortion)
-        cards = [
-            _lettered(k, b, chosen) for k, b in theirs.cards
-            if (is_linear(k) if shared else is_wcs_keyword(k)) or (k in ABOUT and k != "ORIENTAT")
-        ]
-        if not shared and any(k == "A_ORDER" for k, _ in theirs.cards):
-            cards = [(k, b.replace(b"-SIP'", b"'    ", 1) if k.startswith("CTYPE") else b)
-                     for k, b in cards]
-        if not any(k == f"WCSNAME{chosen}" for k, _ in cards):
-            cards.insert(0, card(f"WCSNAME{chosen}", headerlet.wcsname, "name of the solution"))
-        cards = [r for r in cards if r[0] != f"HDRNAME{chosen}"]
-        cards.append(card(f"HDRNAME{chosen}", headerlet.hdrname))
-        chip.part.replace(_inserted(chip.part.records, cards))
+        cards = lettered_cards(theirs.cards, headerlet, chosen, shared=bool(held.distortion))
+        chip.part.replace(inserted(chip.part.records, cards))
     held.notes.append(f"{headerlet.wcsname} is alternate {chosen}")
     return chosen
 
@@ -534,14 +481,6 @@ def _free_letter(held: Holdings, letter: str | None) -> str:
     )
 
 
-def _lettered(keyword: str, body: bytes, letter: str) -> tuple[str, bytes]:
-    new = (
-        alternate_keyword(keyword, letter) if is_wcs_keyword(keyword)
-        else about_keyword(keyword, letter)
-    )
-    return new, new.encode().ljust(8) + body[8:]
-
-
 def exchange(held: Holdings, letter: str) -> bool:
     """Exchange the active WCS and an alternate that is complete in itself, card by card.
 
@@ -550,22 +489,10 @@ def exchange(held: Holdings, letter: str) -> bool:
     bool
         False, and nothing is changed, where the chips would need different letters.
     """
-    results, letters = [], set()
-    for chip in held.chips:
-        records = chip.part.records
-        if not chip.part.has(f"CTYPE1{letter}"):
-            return False
-        kept, new = archive_records(records, "ORIGINAL")
-        letters.add(new)
-        own = [] if any(k == about_keyword("WCSTYPE", new) for k, _ in kept) else list(ABOUT)
-        kept = [_lettered(k, b, new) if new and k in own else (k, b) for k, b in kept
-                if k in own or k not in ABOUT]
-        back = {about_keyword(k, letter): k for k in ABOUT}
-        restored = restore_records(kept, letter)
-        results.append([
-            (back[k], back[k].encode().ljust(8) + b[8:]) if k in back else (k, b)
-            for k, b in restored
-        ])
+    if not all(chip.part.has(f"CTYPE1{letter}") for chip in held.chips):
+        return False
+    exchanged = [exchanged_cards(chip.part.records, letter) for chip in held.chips]
+    results, letters = [r for r, _ in exchanged], {x for _, x in exchanged}
     if len(letters) > 1:
         return False
     for chip, records in zip(held.chips, results):
@@ -575,10 +502,17 @@ def exchange(held: Holdings, letter: str) -> bool:
     return True
 
 
-def _drop_letter(held: Holdings, letter: str) -> None:
+def _drop_letter(held: Holdings, letter: str, why: str = "") -> None:
     for chip in held.chips:
         chip.part.replace(drop_letter(chip.part.records, letter))
-    held.notes.append(f"alternate {letter} was removed")
+    held.notes.append(f"alternate {letter} was removed" + (f": {why}" if why else ""))
+
+
+def drop_remnants(held: Holdings, letter: str) -> None:
+    """Remove the cards that were left of an alternate, which has no CTYPE any more."""
+    for chip in held.chips:
+        chip.part.replace(drop_letter(chip.part.records, letter))
+    held.notes.append(f"the cards left of alternate {letter} were removed")
 
 
 def remove(held: Holdings, entry: Entry) -> None:

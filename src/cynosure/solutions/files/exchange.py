@@ -248,7 +248,7 @@ def convert(
     Refused, SettingError, HeaderletDamaged
     """
     with open_holdings(path) as held:
-        shapes = {c.target: c.shape for c in held.chips}
+        shapes = shapes_of(held)
     headerlet = solution_of(path, name)
     new, maps = converted(
         headerlet, form, shapes=shapes, max_degree=max_degree, name=wcsname  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ __all__ = [
     "is_solution_keyword",
     "lookups_of",
     "new_head",
+    "same_distortion",
     "same_solution",
 ]
 
@@ -557,6 +558,15 @@ def same_solution(a: Headerlet, b: Headerlet) -> bool:
         if len(one.lookups) != len(other.lookups):
             return False
     return _same_tables(a, b)
+
+
+def same_distortion(one: Headerlet, other: Headerlet) -> bool:
+    """Say whether all chips of a solution have the distortion that they have in another one."""
+    return all(
+        (theirs := other.chip(c.target)) is not None
+        and theirs.distortion == c.distortion and theirs.lookups == c.lookups
+        for c in one.chips
+    )
 
 
 def _same_tables(a: Headerlet, b: Headerlet) -> bool:

@@ -143,7 +143,8 @@ def _print_extensions(shell: Shell, file: str, parts: Sequence[Any]) -> None:
         axes = [part.get(f"NAXIS{i}") for i in range(1, int(part.get("NAXIS") or 0) + 1)]
         record = {
             "number": number, "name": part.name or ("PRIMARY" if not number else ""),
-            "version": part.version, "type": kinds.get(part.kind, part.kind),
+            "version": part.version,
+            "type": kinds.get(part.kind, part.kind) if part.records else "(damaged)",
             "cards": len(part.records), "axes": axes,
         }
         shell.emit({"file": file, **record})
@@ -483,8 +484,11 @@ def export(shell: Shell, file: str, name: str, kind: str | None) -> int:
 @click.argument("source", metavar="HEAD|WCS")
 @option("--name", metavar="WCSNAME", help="Name of the solution; SCAMP or ASTROMETRY.NET.")
 @option("--activate", "active", is_flag=True, help="Make it the active WCS, too.")
+@force_option
 @shared
-def import_(shell: Shell, file: str, source: str, name: str | None, active: bool) -> int:
+def import_(
+    shell: Shell, file: str, source: str, name: str | None, active: bool, force: bool
+) -> int:
     """Attach a solution that SCAMP (.head) or astrometry.net (.wcs) made."""
     from cynosure.solutions.files import archive
     from cynosure.solutions.files.exchange import import_solution
@@ -492,9 +496,9 @@ def import_(shell: Shell, file: str, source: str, name: str | None, active: bool
     headerlet = import_solution(file, source, name=name)
     target = _target(shell, file)
     if active:
-        change = archive.activate(file, headerlet, **target)
+        change = archive.activate(file, headerlet, force=force, **target)
     else:
-        change = archive.attach(file, headerlet, **target)
+        change = archive.attach(file, headerlet, force=force, **target)
     _tell(shell, file, change, "import")
     return int(ExitCode.OK)
 

@@ -293,10 +293,11 @@ class Holdings:
         """Say whether a WCS of unknown name is, or goes with, one in the science headers."""
         own = [self.active()] if self.has_active else []
         own += [self.alternate(x) for x in self.letters]
-        if any(same_solution(headerlet, one) for one in own):
+        family = [e.headerlet for e in map(self.entry, self.embedded) if e.headerlet is not None]
+        known = [h for h in family if bare_name(h.destim) in self.exposure.names]
+        if any(same_solution(headerlet, one) for one in own + known):
             return True
         named = bare_name(headerlet.destim)
-        family = [e.headerlet for e in map(self.entry, self.embedded) if e.headerlet is not None]
         return bool(named) and any(
             bare_name(h.destim) == named and any(same_solution(h, one) for one in own)
             for h in family

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from astropy.io import fits
-from exposures import digest, headerlet_sky, layout, make_flc, make_tpv, sky
+from exposures import headerlet_sky, layout, make_flc, make_tpv, sky
 from test_archive import FIT, GSC, moved, refused
 
 from cynosure.data.fits import parts as fitsparts

@@ -477,7 +477,8 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
         packed = not hasattr(stream, "raw")
         parts: list[Part] = []
         damage: list[str] = []
-        end, start = 0, 0
+        end = 0
+        start: int | None = 0
         while start is not None:
             for unit in read_units(stream, path.name, size, start=start):
                 parts.append(

@@ -25,8 +25,8 @@ from cynosure.solutions.files.hdrlet import embed, register_hdu, unregister_hdu
 from cynosure.solutions.files.headerlet import HeaderletDamaged, same_solution
 from cynosure.solutions.files.headerletio import read_headerlet, write_headerlet
 from cynosure.solutions.files.hubble import default_solution
-from cynosure.solutions.files.soundness import Exposure, bare_name, reasons, relation_px
 from cynosure.solutions.files.wcscorr import find_wcscorr
+from cynosure.solutions.soundness import Exposure, bare_name, reasons, relation_px
 
 F02, P04, P05 = "f02-field-wcs", "p04-hst-headerlets", "p05-hst-reffiles"
 IDC = "IDC_0461802ej"

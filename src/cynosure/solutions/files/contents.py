@@ -21,7 +21,7 @@ from cynosure.data.fits.blocks import Unit
 from cynosure.data.fits.parts import FitsParts, Part, Value, open_parts
 from cynosure.data.fits.solved import output_name
 from cynosure.ground.errors import CynosureError, ExitCode, ImageError
-from cynosure.solutions.files import soundness
+from cynosure.solutions import soundness
 from cynosure.solutions.files.cards import (
     RESERVED,
     alternate_cards,
@@ -44,7 +44,6 @@ from cynosure.solutions.files.headerlet import (
     new_head,
     same_solution,
 )
-from cynosure.solutions.files.soundness import FACTS, Exposure, Reason, bare_name
 from cynosure.solutions.names import (
     Distortion,
     distname,
@@ -55,6 +54,7 @@ from cynosure.solutions.names import (
     parse_wcsname,
     wcstype,
 )
+from cynosure.solutions.soundness import FACTS, Exposure, Reason, bare_name
 
 __all__ = [
     "Chip",

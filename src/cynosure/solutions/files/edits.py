@@ -36,9 +36,9 @@ from cynosure.solutions.files.headerlet import (
     same_distortion,
     same_solution,
 )
-from cynosure.solutions.files.soundness import Reason, bare_name
 from cynosure.solutions.files.wcscorr import WcsCorr, find_wcscorr, new_wcscorr
 from cynosure.solutions.names import hdrname, parse_wcsname
+from cynosure.solutions.soundness import Reason, bare_name
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS

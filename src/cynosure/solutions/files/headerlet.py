@@ -29,7 +29,7 @@ from cynosure.data.fits.blocks import CARD, DTYPES, Unit, padded
 from cynosure.data.fits.parts import Part, Value, card, value_of
 from cynosure.data.fits.wcsread import is_wcs_keyword, read_wcs
 from cynosure.ground.errors import CynosureError, ExitCode
-from cynosure.solutions.files import soundness
+from cynosure.solutions import soundness
 from cynosure.solutions.names import (
     Distortion,
     distname,

@@ -55,11 +55,11 @@ class Planted:
         return apart_mas(wcs_of(header), wcs_of(self.truth(chip)), x, y)
 
 
-def wcs_of(header: fits.Header, key: str = " ") -> WCS:
+def wcs_of(header: fits.Header, key: str = " ", naxis: int | None = None) -> WCS:
     """Return astropy's WCS of a header, also of one without pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)
-        return WCS(header, key=key)
+        return WCS(header, key=key, naxis=naxis)
 
 
 def grid(header: fits.Header, n: int = 15) -> tuple[np.ndarray, np.ndarray]:

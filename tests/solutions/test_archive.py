@@ -135,15 +135,15 @@ def test_fifty_switches_of_an_image_of_one_unit(tmp_path):
 
 def test_alternates_that_are_whole_are_exchanged(tmp_path):
     """A solved image has its old WCS under a letter; it comes back without a new extension."""
-    from cynosure.data.fits.solved import write_solved
+    from cynosure.pipelines.save import Request, save_image
 
     source = make_tpv(tmp_path / "m81.fits")
     new = fits.getheader(source)
     new["CRVAL1"] += 0.01
     wcs = fits.Header([c for c in new.cards if c.keyword.startswith(("C", "PV"))])
     wcs["WCSNAME"] = "FIT_IMG_GAIADR3"
-    extra = fits.Header([("NMATCHES", 77), ("AST_CHI2", 1.1)])
-    path = write_solved(source, tmp_path / "m81_wcs.fits", {0: (wcs, extra)})
+    wcs["NMATCHES"], wcs["AST_CHI2"] = 77, 1.1
+    path = save_image(source, tmp_path / "m81_wcs.fits", Request({0: wcs}, {}))
     solved, old = sky(path, 0), sky(source, 0)
     for _ in range(5):
         archive.activate(path, "ORIGINAL")

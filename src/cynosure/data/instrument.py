@@ -26,7 +26,15 @@ from cynosure.ground.settings import unknown_name
 if TYPE_CHECKING:
     from astropy.io.fits import Header
 
-__all__ = ["Companion", "Flip", "Instrument", "identify", "instrument_names", "load_instrument"]
+__all__ = [
+    "Companion",
+    "Flip",
+    "Instrument",
+    "identify",
+    "identifying_keywords",
+    "instrument_names",
+    "load_instrument",
+]
 
 FOLDER = Path(__file__).parents[1] / "instruments"
 ROLES = ("science", "error", "variance", "ivar", "weight", "mask")
@@ -184,7 +192,7 @@ class Instrument:
     flips: tuple[Flip, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def matches(self, header: Header) -> bool:
+    def matches(self, header: Header | Mapping[str, Any]) -> bool:
         """Say whether a header is of this instrument."""
         return any(
             all(_matches(header.get(key), pattern) for key, pattern in rule.items())
@@ -265,15 +273,34 @@ def _shipped(name: str) -> Instrument:
     return _load(FOLDER / f"{name}.toml")
 
 
-def identify(header: Header) -> str:
-    """Return the name of the shipped instrument of a header; ``generic`` where none fits."""
-    for name in _identifiable(header):
-        if load_instrument(name).matches(header):
-            return name
+def identify(*headers: Header | Mapping[str, Any]) -> str:
+    """Return the name of the shipped instrument of the first header that tells one.
+
+    Parameters
+    ----------
+    *headers : Header or mapping
+        The primary header, then that of the first image; of a mapping those of
+        :func:`identifying_keywords` are enough.
+
+    Returns
+    -------
+    str
+        ``generic`` where none fits.
+    """
+    for header in headers:
+        for name in _identifiable(header):
+            if load_instrument(name).matches(header):
+                return name
     return "generic"
 
 
-def _identifiable(header: Header) -> list[str]:
+@cache
+def identifying_keywords() -> frozenset[str]:
+    """Return the keywords by which shipped instruments are known."""
+    return frozenset(k for rules in _rule_keys().values() for rule in rules for k in rule)
+
+
+def _identifiable(header: Header | Mapping[str, Any]) -> list[str]:
     """Return the shipped instruments whose file could match, without parsing the others.
 
     Every rule names INSTRUME, TELESCOP or another keyword; the cheap test is one line of text.

@@ -30,7 +30,6 @@ import numpy as np
 from cynosure._version import __version__
 from cynosure.data.catalogs.refcat import RefCat, open_refcat
 from cynosure.data.fits.reader import read
-from cynosure.data.fits.wcsread import is_wcs_keyword
 from cynosure.data.frame import Exposure, Pointing
 from cynosure.data.tables import MATCHES, SOURCES
 from cynosure.ground.errors import CatalogMissing, CynosureError, SettingError
@@ -452,32 +451,25 @@ def _write_files(
     outcome: Outcome, source: Path, folder: Path, header_only: bool, in_place: bool, overwrite: bool
 ) -> list[str]:
     from cynosure.data.fits.reader import split_path
-    from cynosure.data.fits.solved import (
-        header_beside,
-        output_name,
-        write_header_only,
-        write_solved,
-    )
+    from cynosure.data.fits.solved import output_name
     from cynosure.data.tables import write_parquet
+    from cynosure.pipelines.save import Request, save_header, save_image
 
     source = split_path(str(source))[0]
     files = []
     if outcome.headers:
         solution = outcome.solution
-        chips = {p: _split(h, beside=p in outcome.kept) for p, h in outcome.headers.items()}
+        request = Request(
+            outcome.headers, outcome.kept, solution.form == "keep",
+            sha256=solution.sha256 if in_place else None,
+        )
         if header_only:
             path = folder / output_name(source, ".wcs.fits")
             shapes = [tuple(c["shape"]) for c in solution.chips]
-            headers = [
-                header_beside(outcome.kept[p], *chips[p]) if p in outcome.kept else header
-                for p, header in outcome.headers.items()
-            ]
-            write_header_only(path, headers, shapes, overwrite=overwrite)
+            save_header(source, path, request, shapes, overwrite=overwrite)
         else:
             path = source if in_place else folder / output_name(source, "_wcs.fits")
-            write_solved(
-                source, path, chips, overwrite=overwrite or in_place, active=not outcome.kept
-            )
+            save_image(source, path, request, overwrite=overwrite or in_place)
         files.append(str(path) if in_place and not header_only else path.name)
         path = folder / output_name(source, ".matches.parquet")
         write_parquet(path, outcome.match_rows, MATCHES)
@@ -498,18 +490,6 @@ def _write_solution(solution: Solution, source: Path, folder: Path, overwrite: b
     solution = solution.replaced(files=(*solution.files, path.name))
     write_text(path, solution.to_json() + "\n", overwrite=True)
     return solution
-
-
-def _split(header: Header, beside: bool) -> tuple[Header, Header]:
-    """Split cards into those of the WCS and the others; beside a better WCS they say only that."""
-    wcs, extra = header.copy(), header.copy()
-    for key in list(header):
-        own = is_wcs_keyword(key)
-        del (extra if own else wcs)[key]
-    if beside:
-        extra.clear()
-        extra["AST_KEEP"] = (True, "the WCS it came with is better and stays")
-    return wcs, extra
 
 
 def _check_once(

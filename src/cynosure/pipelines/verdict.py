@@ -110,6 +110,8 @@ def conclude(
     )
     old_name = _old_name(exposure.frames[0])
     new_name = wcsname(old_name, "IMG", refcat.name)
+    form, said = _form_of_cubes(form, chips)
+    known = {**known, "notes": (*known["notes"], *said)}
     headers, entries = _headers(chips, form, new_name, numbers, verdict, plates[0], refcat, name)
     stays = any(c.name == "before" and not c.passed for c in verdict.checks)
     if stays:
@@ -331,6 +333,18 @@ def _geometry(chip: Chip) -> dict[str, Any]:
 
 def _old_name(frame: Frame) -> str:
     return str(frame.header.get("WCSNAME", "")) if frame.header is not None else ""
+
+
+def _form_of_cubes(form: str, chips: list[Chip]) -> tuple[str, tuple[str, ...]]:
+    """Return the form that is written, and why it is not the one that was asked for.
+
+    SIP of an array with more than two axes is read by astropy only where the caller says
+    ``naxis=2``; TPV is read in all axes.
+    """
+    axes = [c.frame.header.get("NAXIS", 2) for c in chips if c.frame.header is not None]
+    if form != "sip" or max(axes, default=2) <= 2:
+        return form, ()
+    return "tpv", ("written as TPV: SIP cannot be read in an array of more than two axes",)
 
 
 def _headers(

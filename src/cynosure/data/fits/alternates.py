@@ -43,7 +43,10 @@ Records = list[
 ]  # keyword, and the card with its CONTINUEs (a multiple of 80 bytes)
 
 # Keywords of eight characters have no room for a letter: (primary, alternate without its letter).
+# Those of lookup tables have room, but wcslib refuses a whole alternate that names one in them.
 SQUEEZED = (
+    (r"CPDIS(\d)", r"CPLUT\1"),
+    (r"DP(\d)", r"DPLUT\1"),
     (r"([AB])P_ORDER", r"\1PORDER"),
     (r"WAT(\d)_(\d{3})", r"WAT\1\2"),
     (r"RADECSYS", r"RADECSY"),
@@ -55,6 +58,8 @@ SQUEEZED = (
     (r"([AB])P_(\d\d)_(\d)", r"\1P\2_\3"),
 )
 UNSQUEEZED = (
+    (r"CPLUT(\d)", r"CPDIS\1"),
+    (r"DPLUT(\d)", r"DP\1"),
     (r"([AB])PORDER", r"\1P_ORDER"),
     (r"WAT(\d)(\d{3})", r"WAT\1_\2"),
     (r"RADECSY", r"RADECSYS"),
@@ -121,8 +126,8 @@ def strip_records(records: Records) -> tuple[Records, Records]:
     return rest, [r for r in records if is_wcs_keyword(r[0])]
 
 
-def archive_records(records: Records, name: str) -> tuple[Records, str]:
-    """Move the primary WCS to the first free letter.
+def archive_records(records: Records, name: str, letter: str = "") -> tuple[Records, str]:
+    """Move the primary WCS to the first free letter, or to one that is known to be free.
 
     Parameters
     ----------
@@ -130,6 +135,8 @@ def archive_records(records: Records, name: str) -> tuple[Records, str]:
         All cards of the header.
     name : str
         WCSNAME of the alternate where the WCS has none itself.
+    letter : str, optional
+        The letter to take.
 
     Returns
     -------
@@ -146,6 +153,8 @@ def archive_records(records: Records, name: str) -> tuple[Records, str]:
     """
     if not any(re.fullmatch(r"CTYPE\d", k) for k, _ in records):
         return strip_records(records)[0], ""
+    if letter:
+        return _alternate_of(records, letter, name), letter
     rest, primary = strip_records(records)
     taken = alternate_letters(records)
     for letter in taken:

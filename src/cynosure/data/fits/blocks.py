@@ -108,6 +108,11 @@ class Unit:
         return (plain or self.is_compressed) and bool(self.shape) and min(self.shape) > 0
 
     @property
+    def is_table(self) -> bool:
+        """Whether it is anything but an image unit: a table, compressed or not, or foreign."""
+        return card_value(self.raw, "XTENSION") not in ("", "IMAGE", "IUEIMAGE")
+
+    @property
     def name(self) -> str:
         """EXTNAME in capitals."""
         return card_value(self.raw, "EXTNAME").upper()

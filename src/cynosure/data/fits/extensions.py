@@ -1,8 +1,9 @@
-"""The companions of an image: errors, variances, weights and masks, beside it or in its file."""
+"""What the extensions of a file are: science, and its errors, variances, weights and masks."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -12,7 +13,15 @@ from cynosure.data.fits.blocks import Unit
 from cynosure.data.fits.file import FitsFile, planes, sides
 from cynosure.data.instrument import Instrument
 
-__all__ = ["companions_of", "flagged_pixels", "joined", "label", "role_of"]
+__all__ = [
+    "companions_of",
+    "flagged_pixels",
+    "headers_alone",
+    "joined",
+    "label",
+    "role_of",
+    "science_units",
+]
 
 # What an extension is, by EXTNAME, where the instrument file does not say: the convention of
 # Hubble, Webb and most pipelines. A number may follow (``DQ2``), or a chip be named (``CCD1_DQ``).
@@ -56,6 +65,39 @@ def role_of(unit: Unit, camera: Instrument) -> str:
     if any(t in NO_SKY for t in tokens):
         return "other"
     return "science" if any(t in ROLE_NAMES["science"] for t in tokens) else "unknown"
+
+
+def science_units(units: Sequence[Unit], camera: Instrument) -> list[Unit]:
+    """Return the images of a file that are science; the only place where this is decided.
+
+    Those that the instrument or their names call so; where none is, those of which nothing is
+    known. An image has pixels on two axes or more.
+
+    Parameters
+    ----------
+    units : sequence of Unit
+        All units of the file.
+    camera : Instrument
+
+    Returns
+    -------
+    list of Unit
+        Empty where there is none.
+    """
+    images = [u for u in units if u.is_image and len(u.shape) >= 2]
+    for wanted in ("science", "unknown"):
+        found = [u for u in images if role_of(u, camera) == wanted]
+        if found:
+            return found
+    return []
+
+
+def headers_alone(units: Sequence[Unit], camera: Instrument) -> list[Unit]:
+    """Return the units without pixels that may stand for an image: ``NAME.wcs.fits``."""
+    return [
+        u for u in units
+        if not u.is_image and not u.is_table and role_of(u, camera) in ("science", "unknown")
+    ]
 
 
 def _tokens(name: str) -> list[str]:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import lzma
 import math
+import os
 import re
 import threading
 import warnings
@@ -51,6 +52,7 @@ __all__ = [
     "planes",
     "sides",
     "split_path",
+    "stamp_of",
 ]
 
 # A file of this size is hashed faster than a thread is started.
@@ -203,6 +205,7 @@ class FitsFile:
         self.name = path.name
         self._stream, size = open_fits(path)
         try:
+            self._stamp = stamp_of(path.stat())
             self.units = list(read_units(self._stream, path.name, size))
         except BaseException:
             self._stream.close()
@@ -219,7 +222,7 @@ class FitsFile:
 
     def digest(self) -> Any:
         """Return what gives the SHA-256 of the file."""
-        return LazyDigest(self.path) if self.path is not None else ""
+        return LazyDigest(self.path, self._stamp) if self.path is not None else ""
 
     def hdulist(self) -> Any:
         """Return astropy's view of the file, for tables and compressed images."""
@@ -397,11 +400,13 @@ class LazyDigest:
     """The SHA-256 of a file, computed beside the work that does not need it.
 
     A file of more than a megabyte is hashed by a thread that starts at once; hashlib lets other
-    threads run. Pickling waits for the result and carries only that.
+    threads run. Pickling waits for the result and carries only that. It is empty where the file
+    was removed, or is not as it was when it was opened: what was read from it is then not vouched
+    for.
     """
 
-    def __init__(self, path: Path):
-        self._path, self._value, self._error = path, "", None
+    def __init__(self, path: Path, stamp: tuple[int, ...] | None = None):
+        self._path, self._stamp, self._value = path, stamp, ""
         self._thread: threading.Thread | None = None
         try:
             if path.stat().st_size > SMALL_BYTES:
@@ -412,9 +417,11 @@ class LazyDigest:
 
     def _compute(self) -> None:
         try:
-            self._value = file_sha256(self._path)
-        except OSError:  # the file was removed meanwhile: there is nothing to vouch for
-            self._value = ""
+            value = file_sha256(self._path)
+            same = self._stamp is None or stamp_of(self._path.stat()) == self._stamp
+        except OSError:  # removed meanwhile
+            return
+        self._value = value if same else ""
 
     def __call__(self) -> str:
         """Return the checksum, waiting for it where it is not done."""
@@ -427,6 +434,11 @@ class LazyDigest:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (str, (self(),))
+
+
+def stamp_of(stat: os.stat_result) -> tuple[int, ...]:
+    """Return what changes where a file is replaced or written to: node, size and time."""
+    return stat.st_ino, stat.st_dev, stat.st_size, stat.st_mtime_ns
 
 
 def file_sha256(path: str | Path) -> str:

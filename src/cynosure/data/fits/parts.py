@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import math
 import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
 
 from cynosure.data.fits.alternates import Records, records_of
 from cynosure.data.fits.blocks import (
@@ -33,14 +36,23 @@ from cynosure.data.fits.blocks import (
     readable_header,
     sum32,
 )
-from cynosure.data.fits.file import open_fits
+from cynosure.data.fits.file import open_fits, stamp_of
 from cynosure.ground.errors import ImageError, OutputError, SettingError, Temporary
 from cynosure.ground.files import atomic_path, reason_of
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
 
-__all__ = ["FitsParts", "Part", "Value", "card", "open_parts", "parts_of_bytes", "value_of"]
+__all__ = [
+    "FitsParts",
+    "Part",
+    "Value",
+    "card",
+    "new_parts",
+    "open_parts",
+    "parts_of_bytes",
+    "value_of",
+]
 
 Value = str | int | float | bool | None
 
@@ -48,9 +60,14 @@ PIECE_BYTES = 1 << 22
 # A writer waits this long for another one: some ten changes of a file of 100 MB. It looks again
 # this often, which is shorter than the pause of a program that makes one change after another.
 LOCK_WAIT_S, LOCK_POLL_S = 5.0, 0.001
+# Pieces that are summed stay in the cache of one core.
+SUMMED_BYTES = 1 << 20
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([EDed][+-]?\d+)?")
 # Longest text on a first card, and on each that continues it.
 LONGEST, CONTINUED = 67, 67
+SUMS = ("CHECKSUM", "DATASUM")
+# The sum of the header that a compressed image had before it was compressed: not true of another.
+STALE = "ZHECKSUM"
 
 
 # --- cards ----------------------------------------------------------------------------------
@@ -265,8 +282,6 @@ def parts_of_bytes(data: bytes, name: str, *, max_parts: int = 10_000) -> list[P
     ImageError
         If it is not FITS or ends too early.
     """
-    import io
-
     parts: list[Part] = []
     for unit in read_units(io.BytesIO(data), name, len(data)):
         if len(parts) >= max_parts:
@@ -295,6 +310,8 @@ class FitsParts:
     tail: tuple[int, int]
     packed: bool
     before: list[Part] = field(default_factory=list)
+    stamp: tuple[int, ...] = ()
+    length: int = 0
     damage: list[str] = field(default_factory=list)  # what of the file cannot be read
 
     @property
@@ -315,8 +332,20 @@ class FitsParts:
             raise ImageError(image=self.path.name, reason="truncated while it was read")
         return data
 
-    def save(self, out: str | Path | None = None, *, overwrite: bool = False) -> Path:
+    def save(
+        self, out: str | Path | None = None, *, overwrite: bool = False,
+        check: Callable[[Path], None] | None = None,
+    ) -> Path:
         """Write the file anew, in one pass; over itself where `out` is None.
+
+        Parameters
+        ----------
+        out : path, optional
+        overwrite : bool
+            Whether another file of that name may be replaced.
+        check : callable, optional
+            Called with the path of the whole file before it takes its name; what it raises is
+            raised, and nothing is written.
 
         Raises
         ------
@@ -324,6 +353,8 @@ class FitsParts:
             Nothing half-written is left, and the file is as it was.
         SettingError
             If a compressed file is to be changed in place.
+        Temporary
+            If another program changed the file since it was opened.
         """
         target = (self.path if out is None else Path(out)).resolve()
         own = target == self.path.resolve()
@@ -336,50 +367,86 @@ class FitsParts:
             raise OutputError(
                 path=str(target), reason="the file is read-only", hint="Use --out, or chmod u+w.",
             )
-        with (
-            atomic_path(target, overwrite=overwrite or own) as temporary,
-            temporary.open("r+b", buffering=0) as sink,
-        ):
-            if own:
-                temporary.chmod(target.stat().st_mode & 0o7777)
-            with _Flusher(sink) as flusher:
-                for part in self.parts:
-                    self._write(part, sink)
-                    flusher.note(part.size)
-                self._copy(*self.tail, sink)
-            if own:
-                self._unchanged(target)
+        with atomic_path(target, overwrite=overwrite or own) as temporary:
+            with temporary.open("r+b", buffering=0) as sink:
+                if own:
+                    temporary.chmod(target.stat().st_mode & 0o7777)
+                with _Flusher(sink) as flusher:
+                    for part in self.parts:
+                        self._write(part, sink)
+                        flusher.note(part.size)
+                    self._copy(*self.tail, sink)
+            if check is not None:
+                check(temporary)
+            self._unchanged(target if own else None)
         return target
 
     def _write(self, part: Part, sink: BinaryIO) -> None:
-        if part.raw:
-            _write_all(sink, part.raw)
-        else:
-            _write_all(sink, self._summed(part))
+        size = self._size(part)
+        if not part.raw and part.data is None and self._known_sum(part) is None:
+            self._write_summed(part, size, sink)
+            return
+        _write_all(sink, part.raw or self._header(part, self._known_sum(part) or 0))
         if part.data is None:
-            self._copy(part.start, part.size, sink)
+            self._copy(part.start, size, sink)
         else:
             _write_all(sink, part.data)
-        size = part.size if part.data is None else len(part.data)
-        fill = b" " if part.kind == "TABLE" else b"\0"
-        _write_all(sink, fill * (padded(size) - size))
+        _write_all(sink, _fill(part, size))
 
-    def _summed(self, part: Part) -> bytes:
-        """Return a changed header; CHECKSUM and DATASUM stay true where they are there."""
-        sums = {key for key, _ in part.records} & {"CHECKSUM", "DATASUM"}
-        if not sums:
-            return _joined(part.records)
+    def _size(self, part: Part) -> int:
+        """Return the bytes of data that there are, with the padding as it lies in the file."""
+        if part.data is not None:
+            return len(part.data)
+        return min(padded(part.size), max(self.length - part.start, part.size))
+
+    def _known_sum(self, part: Part) -> int | None:
+        """Return the sum of the data where it need not be made from the file; 0 for no need."""
+        if not {key for key, _ in part.records} & set(SUMS):
+            return 0
+        if part.data is not None:
+            return sum32(part.data + _fill(part, len(part.data)))
         stated = part.text("DATASUM")
-        known = part.data is None and stated.isdigit() and int(stated) >> 32 == 0
-        total = int(stated) if known else sum32(self.data_of(part))
-        records = [
-            (k, _with_text(b, {"DATASUM": str(total), "CHECKSUM": "0" * 16}[k]) if k in sums else b)
-            for k, b in part.records
-        ]
-        if "CHECKSUM" in sums:
+        return int(stated) if stated.isdigit() and int(stated) >> 32 == 0 else None
+
+    def _header(self, part: Part, total: int) -> bytes:
+        """Return a changed header; CHECKSUM and DATASUM stay true where they are there."""
+        records = [r for r in part.records if r[0] != STALE]
+        texts = {"DATASUM": str(total), "CHECKSUM": "0" * 16}
+        records = [(k, _with_text(b, texts[k]) if k in SUMS else b) for k, b in records]
+        if part.has("CHECKSUM"):
             true = checksum_text(sum32(_joined(records), total))
             records = [(k, _with_text(b, true) if k == "CHECKSUM" else b) for k, b in records]
         return _joined(records)
+
+    def _write_summed(self, part: Part, size: int, sink: BinaryIO) -> None:
+        """Write a part whose data are summed while they are copied, and its header last."""
+        start = sink.tell()
+        sink.seek(start + len(self._header(part, 0)))
+        self.stream.seek(part.start)
+        total, left = 0, size
+        buffer = np.empty(SUMMED_BYTES, dtype=np.uint8)
+        while left:
+            n = self._read_into(buffer.data[: min(left, SUMMED_BYTES)])
+            total = sum32(buffer[:n], total)
+            _write_all(sink, buffer.data[:n])
+            left -= n
+        fill = _fill(part, size)
+        _write_all(sink, fill)
+        total = sum32(b"\0" * (size % 4) + fill, total)  # it may begin within a word of the data
+        end = sink.tell()
+        sink.seek(start)
+        _write_all(sink, self._header(part, total))
+        sink.seek(end)
+
+    def _read_into(self, view: memoryview) -> int:
+        """Fill the view; a short read would upset the words of the sum."""
+        done = 0
+        while done < len(view):
+            n = self.stream.readinto(view[done:])  # type: ignore[attr-defined]
+            if not n:
+                raise ImageError(image=self.path.name, reason="truncated while it was copied")
+            done += n
+        return done
 
     def _copy(self, start: int, size: int, sink: BinaryIO) -> None:
         """Copy bytes of the file; in the kernel where it can."""
@@ -402,11 +469,28 @@ class FitsParts:
             _write_all(sink, piece)
             left -= len(piece)
 
-    def _unchanged(self, target: Path) -> None:
-        """Refuse to replace a file that somebody else has replaced meanwhile."""
-        mine, theirs = os.fstat(self.stream.fileno()), target.stat()
-        if (mine.st_ino, mine.st_dev) != (theirs.st_ino, theirs.st_dev):
+    def _unchanged(self, target: Path | None) -> None:
+        """Refuse to go on where somebody changed the file meanwhile, or put another in its place.
+
+        A program that writes into the file itself takes no lock; its size and time tell.
+        """
+        if self.packed or not self.stamp:
+            return
+        now = [os.fstat(self.stream.fileno())]
+        if target is not None:
+            now.append(target.stat())
+        if any(stamp_of(s) != self.stamp for s in now):
             raise Temporary(resource=str(self.path), reason="another program has just changed it")
+
+
+def _fill(part: Part, size: int) -> bytes:
+    """Return what fills the last block of data: blanks for an ASCII table, else zeros."""
+    return (b" " if part.kind == "TABLE" else b"\0") * (padded(size) - size)
+
+
+def new_parts(path: str | Path, parts: list[Part]) -> FitsParts:
+    """Return a FITS file that is not on the disk yet; :meth:`FitsParts.save` writes it."""
+    return FitsParts(Path(path), io.BytesIO(), parts, (0, 0), True)
 
 
 NO_SPACE = (28, 122, 27)  # ENOSPC, EDQUOT, EFBIG
@@ -447,7 +531,7 @@ def _with_text(body: bytes, text: str) -> bytes:
     return (head.ljust(30) + comment)[:CARD].ljust(CARD)
 
 
-def _write_all(sink: BinaryIO, data: bytes) -> None:
+def _write_all(sink: BinaryIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[sink.write(view) :]
@@ -475,6 +559,7 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
     stream, size = _opened(path, lock)
     with stream:
         packed = not hasattr(stream, "raw")
+        stamp = () if packed else stamp_of(os.fstat(stream.fileno()))
         parts: list[Part] = []
         damage: list[str] = []
         end = 0
@@ -492,7 +577,9 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
                 stream.seek(end)
                 parts.append(Part([], stream.read(BLOCK), None, end + BLOCK, start - end - BLOCK))
         rest = max((size or end) - end, 0)
-        yield FitsParts(path, stream, parts, (end, rest), packed, list(parts), damage)
+        yield FitsParts(
+            path, stream, parts, (end, rest), packed, list(parts), stamp, size or end, damage
+        )
 
 
 def _next_unit(stream: BinaryIO, end: int, size: int) -> int | None:

@@ -4,7 +4,8 @@
 pixels as float32, bad ones masked, the epoch of mid-exposure, the pointing, the WCS it came with,
 and notes on everything that had to be assumed.
 
-This and ``fitswrite`` are the only places that open FITS files; 1-based pixels stay in headers.
+This and :mod:`cynosure.data.fits.parts`, which writes, are the only places that open FITS files;
+1-based pixels stay in headers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from cynosure.data.fits.alternates import strip_wcs
 from cynosure.data.fits.blocks import Unit, float_pixels
-from cynosure.data.fits.extensions import companions_of, joined, label, role_of
+from cynosure.data.fits.extensions import companions_of, joined, label, science_units
 from cynosure.data.fits.file import (
     FitsFile,
     FitsInMemory,
@@ -34,7 +35,7 @@ from cynosure.data.fits.file import (
     understood,
 )
 from cynosure.data.fits.metadata import detector_of, pointing_of
-from cynosure.data.fits.solved import output_name, write_header_only, write_solved
+from cynosure.data.fits.solved import output_name, write_header_only
 from cynosure.data.fits.wcsread import is_wcs_keyword, read_wcs
 from cynosure.data.frame import Exposure, Frame, check_pixels
 from cynosure.data.header import epoch_of, text
@@ -56,7 +57,6 @@ __all__ = [
     "read",
     "split_path",
     "write_header_only",
-    "write_solved",
 ]
 
 BAYER_PATTERNS = ("rggb", "bggr", "grbg", "gbrg", "sum")
@@ -183,8 +183,9 @@ class Reading:
     def _of_plane(self, header: Header, unit: Unit, plane: int) -> Header:
         """Return the header of one plane of a cube.
 
-        Its WCS is that of an extension which says it is of this plane (written by
-        ``write_solved``); else the row of a table replaces cards (GEIS groups of Hubble).
+        Its WCS is that of an extension which says it is of this plane
+        (:func:`cynosure.data.fits.solved.plane_part`); else the row of a table replaces cards
+        (GEIS groups of Hubble).
         """
         header = header.copy()
         for other in self.file.units:
@@ -246,8 +247,7 @@ def _instrument(
         return given
     if given is not None:
         return load_instrument(given)
-    name = identify(primary)
-    return load_instrument(name if name != "generic" else identify(first))
+    return load_instrument(identify(primary, first))
 
 
 def _science(
@@ -267,10 +267,8 @@ def _science(
                 image=file.name, reason=f"HDU {selector} is no image", hint=f"Images are {listed}."
             )
         return pictures
-    for wanted in ("science", "unknown"):
-        found = [u for u in images if role_of(u, camera) == wanted and len(u.shape) >= 2]
-        if found:
-            return found
+    if found := science_units(images, camera):
+        return found
     raise ImageError(
         image=file.name,
         reason=f"no science extension among {listed}",

@@ -321,7 +321,8 @@ def _build(cards: Header, hdulist: HDUList | None) -> tuple[WCS | None, list[str
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            wcs = WCS(cards, fobj=hdulist)
+            # Of a distorted WCS wcslib takes the first two axes at once or not at all.
+            wcs = WCS(cards, fobj=hdulist, naxis=2 if _celestial_first(cards) else None)
             if wcs.naxis != 2:
                 wcs = wcs.celestial
             wcs.wcs.set()
@@ -342,6 +343,14 @@ def _build(cards: Header, hdulist: HDUList | None) -> tuple[WCS | None, list[str
         ) as error:
             return None, [f"the WCS cannot be read: {_reason(error)}"]
     return wcs, [n for n in (_plain(str(w.message)) for w in caught) if n]
+
+
+def _celestial_first(cards: Header) -> bool:
+    """Say whether a WCS of more than two axes has longitude and latitude on the first two."""
+    further = any(re.fullmatch(r"(CTYPE|CRVAL|CRPIX|CDELT)[3-9]|CD[3-9]_[3-9]", k) for k in cards)
+    return (further or cards.get("WCSAXES", 2) > 2) and all(
+        CELESTIAL.match(_text(cards, f"CTYPE{i}") + "-") for i in (1, 2)
+    )
 
 
 def _reason(error: BaseException) -> str:

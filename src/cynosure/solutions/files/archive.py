@@ -20,7 +20,6 @@ from cynosure.solutions.files.contents import (
     Entry,
     Holdings,
     NoSuchSolution,
-    duplicates_of,
     open_holdings,
     shapes_of,
 )
@@ -30,7 +29,7 @@ from cynosure.solutions.files.headerlet import (
     same_solution,
 )
 from cynosure.solutions.files.headerletio import read_headerlet, write_headerlet
-from cynosure.solutions.files.invariants import holdings_table, listing
+from cynosure.solutions.files.invariants import duplicates_of, holdings_table, listing
 from cynosure.solutions.names import Distortion, parse_distname, parse_wcsname
 
 __all__ = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,9 +26,9 @@ from cynosure.solutions.files.headerlet import ABOUT, OWN, SHARED, Headerlet, is
 from cynosure.solutions.names import parse_wcsname, wcstype
 
 __all__ = [
-    "RESERVED", "about_keyword", "alternate_cards", "applied_cards", "drop_letter",
-    "exchanged_cards", "inserted", "is_linear", "lettered_cards", "letters_of", "original_cards",
-    "remnants_of", "shares_distortion",
+    "RESERVED", "Before", "about_keyword", "alternate_cards", "applied_cards", "exchanged_cards",
+    "inserted", "is_linear", "lettered", "lettered_cards", "letters_of", "original_cards",
+    "remnants_of", "shares_distortion", "without_letter",
 ]
 
 # The letter of the telescope's own WCS.
@@ -43,7 +44,7 @@ def about_keyword(keyword: str, letter: str) -> str:
     ['HDRNAMEB', 'NMATCHEB', 'ASTCHI2B']
     """
     if len(keyword) == 8:
-        keyword = keyword.replace("AST_", "AST") if keyword.startswith("AST_") else keyword[:7]
+        keyword = keyword.replace("_", "", 1) if "_" in keyword else keyword[:7]
     return keyword + letter
 
 
@@ -113,7 +114,7 @@ def remnants_of(headers: Sequence[Records]) -> str:
     return "".join(sorted(found - set(letters_of(headers))))
 
 
-def drop_letter(records: Records, letter: str) -> Records:
+def without_letter(records: Records, letter: str) -> Records:
     """Return the cards without those of an alternate."""
     own = {about_keyword(k, letter) for k in ABOUT}
     return [r for r in records if primary_keyword(r[0], letter) is None and r[0] not in own]
@@ -122,8 +123,22 @@ def drop_letter(records: Records, letter: str) -> Records:
 # --- the cards of a solution in a header ----------------------------------------------------
 
 
+class Before(NamedTuple):
+    """What the header of a chip was before its old solution was moved away."""
+
+    place: int | None
+    has_angle: bool
+
+    @classmethod
+    def of(cls, records: Records) -> Before:
+        """Note where the solution begins, and whether the header has an ORIENTAT."""
+        keys = [k for k, _ in records]
+        place = next((i for i, k in enumerate(keys) if is_solution_keyword(k)), None)
+        return cls(place, "ORIENTAT" in keys)
+
+
 def applied_cards(
-    records: Records, headerlet: Headerlet, cards: Records, had_angle: bool
+    records: Records, headerlet: Headerlet, cards: Records, was: Before
 ) -> Records:
     """Return the cards of an image with another solution in the place of its own."""
     new = Part([r for r in cards if r[0] not in ("HDRNAME", "TG_ENAME", "TG_EVER")])
@@ -136,17 +151,17 @@ def applied_cards(
             new.set(keyword, value, "[mas] rms of the fit")
     if headerlet.n_matched and not (new.has("NMATCHES") or new.has("NMATCH")):
         new.set("NMATCHES", headerlet.n_matched, "stars of the fit")
-    if had_angle and not new.has("ORIENTAT"):
+    if was.has_angle and not new.has("ORIENTAT"):
         values = [new.get("CD1_2"), new.get("CD2_2")]
         if all(isinstance(v, (int, float)) for v in values):
             angle = float(np.degrees(np.arctan2(values[0], values[1])))  # type: ignore[arg-type]
             new.set("ORIENTAT", angle, "[deg] position angle of the y axis")
-    new.set("HDRNAME", headerlet.hdrname, "headerlet of this solution")
-    at = next((i for i, r in enumerate(records) if is_solution_keyword(r[0])), None)
+    if headerlet.hdrname:
+        new.set("HDRNAME", headerlet.hdrname, "headerlet of this solution")
     rest = [r for r in records if not is_solution_keyword(r[0])]
-    if at is None:
+    if was.place is None:
         return inserted(rest, new.records)
-    before = sum(not is_solution_keyword(k) for k, _ in records[:at])
+    before = sum(not is_solution_keyword(k) for k, _ in records[: was.place])
     return rest[:before] + new.records + rest[before:]
 
 
@@ -156,7 +171,8 @@ def inserted(records: Records, cards: Records) -> Records:
     return records[:last] + cards + records[last:]
 
 
-def _lettered(keyword: str, body: bytes, letter: str) -> tuple[str, bytes]:
+def lettered(keyword: str, body: bytes, letter: str) -> tuple[str, bytes]:
+    """Return a card of a solution as one of an alternate: only its keyword changes."""
     new = (
         alternate_keyword(keyword, letter) if is_wcs_keyword(keyword)
         else about_keyword(keyword, letter)
@@ -179,7 +195,7 @@ def lettered_cards(
         Whether it shares the distortion of the primary WCS: then its linear part is enough.
     """
     out = [
-        _lettered(k, b, letter) for k, b in cards
+        lettered(k, b, letter) for k, b in cards
         if (is_linear(k) if shared else is_wcs_keyword(k)) or (k in ABOUT and k != "ORIENTAT")
     ]
     if not shared and any(k == "A_ORDER" for k, _ in cards):
@@ -192,7 +208,7 @@ def lettered_cards(
 
 def original_cards(records: Records) -> Records:
     """Return the linear part of a primary WCS as the telescope's own, under its letter."""
-    return _without_sip([_lettered(k, b, RESERVED) for k, b in records if is_linear(k)])
+    return _without_sip([lettered(k, b, RESERVED) for k, b in records if is_linear(k)])
 
 
 def _without_sip(cards: Records) -> Records:
@@ -204,7 +220,7 @@ def exchanged_cards(records: Records, letter: str) -> tuple[Records, str]:
     """Exchange the primary WCS and an alternate; return the cards and the new letter."""
     kept, new = archive_records(records, "ORIGINAL")
     own = [] if any(k == about_keyword("WCSTYPE", new) for k, _ in kept) else list(ABOUT)
-    kept = [_lettered(k, b, new) if new and k in own else (k, b) for k, b in kept
+    kept = [lettered(k, b, new) if new and k in own else (k, b) for k, b in kept
             if k in own or k not in ABOUT]
     back = {about_keyword(k, letter): k for k in ABOUT}
     restored = restore_records(kept, letter)

@@ -18,8 +18,10 @@ from typing import Literal
 
 from cynosure.data.fits.alternates import Records, alternate_letters
 from cynosure.data.fits.blocks import Unit
-from cynosure.data.fits.parts import FitsParts, Part, Value, open_parts
+from cynosure.data.fits.extensions import headers_alone, science_units
+from cynosure.data.fits.parts import FitsParts, Part, Value, open_parts, value_of
 from cynosure.data.fits.solved import output_name
+from cynosure.data.instrument import identify, identifying_keywords, load_instrument
 from cynosure.ground.errors import CynosureError, ExitCode, ImageError
 from cynosure.solutions import soundness
 from cynosure.solutions.files.cards import (
@@ -33,7 +35,6 @@ from cynosure.solutions.files.hdrlet import is_hdrlet, unembed
 from cynosure.solutions.files.headerlet import (
     MAS_PER_DEG,
     MAX_HEADERLET_BYTES,
-    TABLES,
     ChipWcs,
     Headerlet,
     HeaderletDamaged,
@@ -61,7 +62,6 @@ __all__ = [
     "Entry",
     "Holdings",
     "NoSuchSolution",
-    "duplicates_of",
     "holdings_of",
     "open_holdings",
     "shapes_of",
@@ -70,9 +70,6 @@ __all__ = [
 # Of solutions of one name that are equally sound, which is meant.
 PLACES = ("headerlet", "alternate", "active")
 CELESTIAL = re.compile(r"(RA--|DEC-|[GESH]LON|[GESH]LAT|[A-Z]{2}L[NT])-")
-NOT_SCIENCE = {
-    "ERR", "DQ", "SAMP", "TIME", "WHT", "CTX", "VAR", "WEIGHT", "MASK", "SIPWCS", *TABLES,
-}
 MAX_LISTED = 2000
 # No WCS has an error of a hundredth of a degree; such a CRDER is in mas.
 CRDER_MAS_ABOVE = 0.01
@@ -233,7 +230,10 @@ class Holdings:
             raise NoSuchSolution(
                 image=self.name, reason=f"it has no alternate WCS {letter} (it has {has})"
             )
-        return self._assembled(letter, lambda c: alternate_cards(c.part.records, letter))
+        return self._assembled(
+            letter, lambda c: alternate_cards(c.part.records, letter)
+            if c.part.has(f"CTYPE1{letter}") else [],
+        )
 
     def entries(self) -> Iterator[Entry]:
         """Give all solutions: the active one, alternates by letter, headerlets as they lie."""
@@ -408,6 +408,12 @@ class Holdings:
 
     # --- making -----------------------------------------------------------------------------
 
+    def headed(self, chips: Sequence[ChipWcs]) -> Headerlet:
+        """Return a new solution of the file as a headerlet, with the tables that it names."""
+        wanted = dict.fromkeys(at for chip in chips for at in chip.lookups)
+        tables = [t for at in wanted if (t := self.table(*at)) is not None]
+        return Headerlet(self._head(chips[0], ""), tuple(chips), tuple(tables))
+
     def _assembled(self, letter: str, cards_of: object) -> Headerlet:
         chips, tables = [], {}
         for number, chip in enumerate(self.chips, start=1):
@@ -478,28 +484,6 @@ class Holdings:
         return dates.pop() if len(dates) == 1 else ""
 
 
-def duplicates_of(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
-    """Return the headerlets that are the solution of an earlier one: that one, and the later.
-
-    They have the same WCS, and one WCSNAME or one HDRNAME.
-    """
-    out: list[tuple[Entry, Entry]] = []
-    firsts: list[Entry] = []
-    for entry in entries:
-        if entry.place != "headerlet" or entry.headerlet is None:
-            continue
-        for first in firsts:
-            one = first.headerlet
-            named = (entry.wcsname.upper() == first.wcsname.upper()
-                     or entry.hdrname == first.hdrname)
-            if named and one is not None and same_solution(one, entry.headerlet):
-                out.append((first, entry))
-                break
-        else:
-            firsts.append(entry)
-    return out
-
-
 def shapes_of(held: Holdings) -> dict[Target, tuple[int, int] | None]:
     """Return rows and columns of the chips; of a stamp cut from a chip, those of the chip."""
     out = {}
@@ -540,12 +524,23 @@ def open_holdings(path: str | Path, *, lock: bool = False) -> Iterator[Holdings]
 
 
 def holdings_of(file: FitsParts) -> Holdings:
-    """Find the chips of a file."""
+    """Find the chips of a file: its science images with a celestial WCS.
+
+    Raises
+    ------
+    ImageError
+        If there is none.
+    """
+    units = [Unit(i, p.header_bytes(), p.start, p.size) for i, p in enumerate(file.parts)]
+    first = next((u.index for u in units if u.is_image), 0)
+    camera = load_instrument(identify(*(_identifying(file.parts[i]) for i in (0, first))))
     chips = [
-        Chip(p, ("SCI", p.version), _shape(p)) for p in file.parts if p.name == "SCI" and _image(p)
+        c for u in science_units(units, camera)
+        if (c := _chip(file, u)).part.name == "SCI" or _has_celestial(c.part)
     ]
     if not chips:
-        chips = _other_chips(file.parts)
+        alone = headers_alone(units, camera)
+        chips = [c for u in alone if _has_celestial((c := _chip(file, u)).part)]
     targets = [c.target for c in chips]
     if len(set(targets)) < len(targets):
         twice = next(t for t in targets if targets.count(t) > 1)
@@ -560,27 +555,25 @@ def holdings_of(file: FitsParts) -> Holdings:
     return Holdings(file, chips)
 
 
-def _other_chips(parts: list[Part]) -> list[Chip]:
-    """Take the units with a celestial WCS: those with pixels, or a header that stands alone."""
-    out = []
-    for number, part in enumerate(parts):
-        if part.name in NOT_SCIENCE or is_hdrlet(part) or not _image(part):
-            continue
-        letters = [x for x in ("", *alternate_letters(part.records)) if _celestial(part, x)]
-        if letters:
-            name = part.name if number else "PRIMARY"
-            target = (name, part.version) if name and number else (name or "HDU", number or 1)
-            out.append(Chip(part, target, _shape(part)))
-    with_pixels = [c for c in out if _unit(c.part).is_image]
-    return with_pixels or out
+def _identifying(part: Part) -> dict[str, Value]:
+    """Return the values that may tell the instrument."""
+    keywords = identifying_keywords()
+    return {k: value_of(b) for k, b in reversed(part.records) if k in keywords}
+
+
+def _chip(file: FitsParts, unit: Unit) -> Chip:
+    part, number = file.parts[unit.index], unit.index
+    name = part.name if number else "PRIMARY"
+    target = (name, part.version) if name and number else (name or "HDU", number or 1)
+    return Chip(part, target, _shape(part))
+
+
+def _has_celestial(part: Part) -> bool:
+    return any(_celestial(part, x) for x in ("", *alternate_letters(part.records)))
 
 
 def _celestial(part: Part, letter: str) -> bool:
     return all(CELESTIAL.match(part.text(f"CTYPE{i}{letter}").upper() + "-") for i in (1, 2))
-
-
-def _image(part: Part) -> bool:
-    return part.kind in ("", "IMAGE", "IUEIMAGE") or part.get("ZIMAGE") is True
 
 
 def _unit(part: Part) -> Unit:

@@ -18,12 +18,13 @@ from cynosure.data.fits.parts import Part
 from cynosure.ground.errors import CynosureError, ExitCode
 from cynosure.solutions.files.cards import (
     RESERVED,
+    Before,
     applied_cards,
-    drop_letter,
     exchanged_cards,
     inserted,
     lettered_cards,
     original_cards,
+    without_letter,
 )
 from cynosure.solutions.files.compare import s_region
 from cynosure.solutions.files.contents import Entry, Holdings
@@ -51,13 +52,15 @@ __all__ = [
     "add_alternate",
     "apply_primary",
     "attach_to",
-    "check_exposure",
     "check_sound",
+    "drop_letter",
     "drop_remnants",
     "exchange",
     "free_hdrname",
     "keep_active",
+    "put_active",
     "record_attached",
+    "record_solution",
     "remove",
     "renumber",
     "unique_hdrname",
@@ -119,17 +122,6 @@ def check_sound(
     _refuse(held, headerlet, held.reasons(headerlet, key), force)
 
 
-def check_exposure(held: Holdings, headerlet: Headerlet, *, force: bool = False) -> None:
-    """Refuse a headerlet of another exposure; by force it is taken, with a warning.
-
-    Raises
-    ------
-    WrongExposure
-    """
-    found = [r for r in held.reasons(headerlet) if r.kind == "identity"]
-    _refuse(held, headerlet, found, force)
-
-
 def _refuse(held: Holdings, headerlet: Headerlet, found: list[Reason], force: bool) -> None:
     if not found:
         return
@@ -164,7 +156,8 @@ def attach_to(
     WrongExposure, NameTaken
     """
     if not force:
-        check_exposure(held, headerlet)
+        strange = [r for r in held.reasons(headerlet) if r.kind == "identity"]
+        _refuse(held, headerlet, strange, force=False)
     if bare_name(headerlet.destim) not in held.exposure.names:
         held.notes.append(f"DESTIM was {headerlet.destim or 'empty'}, is {held.rootname} now")
         headerlet = headerlet.replaced(DESTIM=held.rootname)
@@ -228,7 +221,7 @@ def _keep(held: Holdings, headerlet: Headerlet, avoid: str = "") -> None:
     if named.destim != held.rootname:
         named = named.replaced(DESTIM=held.rootname)
     attach_to(held, named, force=True)
-    _record(held, named, pa_only=True)
+    record_solution(held, named, pa_only=True)
 
 
 def renumber(held: Holdings) -> None:
@@ -282,16 +275,24 @@ def apply_primary(
     if attach:
         attach_to(held, headerlet, force=True)
     _exchange_tables(held, headerlet, other_model)
+    put_active(held, headerlet, evaluated)
+    _state_model(held, headerlet, other_model)
+    record_solution(held, headerlet)
+    held.notes.append(f"{headerlet.wcsname} is active")
+
+
+def put_active(
+    held: Holdings, headerlet: Headerlet, evaluated: dict[Target, WCS],
+    before: dict[Target, Before] | None = None,
+) -> None:
+    """Put the cards of a solution into the headers of the chips, in the place of the old ones."""
     for chip in held.chips:
         theirs = headerlet.chip(chip.target)
         assert theirs is not None
-        had_angle = chip.part.has("ORIENTAT")
-        chip.part.replace(applied_cards(chip.part.records, headerlet, theirs.cards, had_angle))
+        was = before[chip.target] if before else Before.of(chip.part.records)
+        chip.part.replace(applied_cards(chip.part.records, headerlet, theirs.cards, was))
         if chip.part.has("S_REGION") and chip.shape is not None:
             chip.part.set("S_REGION", s_region(evaluated[chip.target], chip.shape), "")
-    _state_model(held, headerlet, other_model)
-    _record(held, headerlet)
-    held.notes.append(f"{headerlet.wcsname} is active")
 
 
 def _check_fit(
@@ -341,7 +342,7 @@ def _put_alternates_away(
             if archive or not _missing_tables(other):
                 _keep(held, other, headerlet.hdrname)
         where = held.kept_as(other if whole is None else whole, headerlets_only=True)
-        _drop_letter(held, letter, f"{where.key} has it with its distortion" if where else "")
+        drop_letter(held, letter, f"{where.key} has it with its distortion" if where else "")
 
 
 def _whole(held: Holdings, lost: Headerlet) -> Headerlet | None:
@@ -502,16 +503,17 @@ def exchange(held: Holdings, letter: str) -> bool:
     return True
 
 
-def _drop_letter(held: Holdings, letter: str, why: str = "") -> None:
+def drop_letter(held: Holdings, letter: str, why: str = "") -> None:
+    """Remove an alternate from all chips, and say why."""
     for chip in held.chips:
-        chip.part.replace(drop_letter(chip.part.records, letter))
+        chip.part.replace(without_letter(chip.part.records, letter))
     held.notes.append(f"alternate {letter} was removed" + (f": {why}" if why else ""))
 
 
 def drop_remnants(held: Holdings, letter: str) -> None:
     """Remove the cards that were left of an alternate, which has no CTYPE any more."""
     for chip in held.chips:
-        chip.part.replace(drop_letter(chip.part.records, letter))
+        chip.part.replace(without_letter(chip.part.records, letter))
     held.notes.append(f"the cards left of alternate {letter} were removed")
 
 
@@ -532,7 +534,7 @@ def remove(held: Holdings, entry: Entry) -> None:
             image=held.name, reason="alternate O is the telescope's own WCS and is not deleted",
         )
     if entry.place == "alternate":
-        _drop_letter(held, entry.key)
+        drop_letter(held, entry.key)
         return
     held.parts[:] = [p for p in held.parts if p is not entry.part]
     held.notes.append(f"deleted {entry.key} {entry.hdrname}")
@@ -550,7 +552,7 @@ def remove(held: Holdings, entry: Entry) -> None:
 # --- the history table ----------------------------------------------------------------------
 
 
-def _record(held: Holdings, headerlet: Headerlet, *, pa_only: bool = False) -> None:
+def record_solution(held: Holdings, headerlet: Headerlet, *, pa_only: bool = False) -> None:
     """Write a solution into WCSCORR; where Hubble's file has none, make it."""
     table, reason = find_wcscorr(held.file)
     if reason:

@@ -75,7 +75,7 @@ ABOUT = (
     "ORIENTAT", "WCSTYPE", "HDRNAME", "RMS_RA", "RMS_DEC", "NMATCH", "NMATCHES", "FITNAME",
     "FITGEOM", "RELGEOM", "RELMATCH", "RELRMS_R", "RELRMS_D", "RELREFIM", "CATALOG", "FITQUAL",
     "ASTCAT", "ASTEPOCH", "ASTSOFT", "AST_NRSV", "AST_RSVX", "AST_RSVY", "AST_CHI2", "AST_SIG0",
-    "AST_AFAC", "AST_KEEP",
+    "AST_AFAC", "AST_KEEP", "AST_PLAN",
 )
 OWN = frozenset((*SHARED, *ABOUT))
 # Order and comments of the primary cards.

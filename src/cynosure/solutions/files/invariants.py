@@ -21,7 +21,6 @@ from cynosure.solutions.files.compare import Separation, separations
 from cynosure.solutions.files.contents import (
     Entry,
     Holdings,
-    duplicates_of,
     open_holdings,
     shapes_of,
 )
@@ -38,7 +37,8 @@ from cynosure.solutions.files.wcscorr import find_wcscorr
 from cynosure.solutions.names import parse_wcsname
 
 __all__ = [
-    "Finding", "NotTrue", "check", "check_headerlet", "check_holdings", "holdings_table", "listing",
+    "Finding", "NotTrue", "check", "check_headerlet", "check_holdings", "duplicates_of",
+    "holdings_table", "listing",
 ]
 
 
@@ -126,6 +126,28 @@ def check_holdings(held: Holdings) -> list[Finding]:
         out.append(Finding("note", reason))
     elif table is not None:
         out += [Finding("error", f) for f in table.faults()]
+    return out
+
+
+def duplicates_of(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """Return the headerlets that are the solution of an earlier one: that one, and the later.
+
+    They have the same WCS, and one WCSNAME or one HDRNAME.
+    """
+    out: list[tuple[Entry, Entry]] = []
+    firsts: list[Entry] = []
+    for entry in entries:
+        if entry.place != "headerlet" or entry.headerlet is None:
+            continue
+        for first in firsts:
+            one = first.headerlet
+            named = (entry.wcsname.upper() == first.wcsname.upper()
+                     or entry.hdrname == first.hdrname)
+            if named and one is not None and same_solution(one, entry.headerlet):
+                out.append((first, entry))
+                break
+        else:
+            firsts.append(entry)
     return out
 
 

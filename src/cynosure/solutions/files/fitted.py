@@ -1,0 +1,380 @@
+"""A solution that was fitted to a file: put into its headers, and read again before it is released.
+
+The old WCS stays in the cards, as an alternate; so do the alternates that shared its distortion,
+each with a copy, or they would mean another thing. An alternate has one letter in all chips. The
+cards are exchanged by the function that makes a headerlet active.
+
+A written file is read by astropy with the open file, as a user would, and the solutions are listed
+as ``cynosure wcs list`` lists them. Both must give the sky that is meant, over the whole frame.
+Headers and tables are read, pixels are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import string
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.data.fits.alternates import Records, alternate_letters, archive_records
+from cynosure.data.fits.parts import FitsParts, open_parts
+from cynosure.data.fits.wcsread import is_wcs_keyword, sky_of_pixels
+from cynosure.ground.errors import CynosureError, OutputError, Unverified
+from cynosure.ground.sky import MAS_PER_DEG, separation_deg
+from cynosure.solutions.files.cards import (
+    RESERVED,
+    Before,
+    about_keyword,
+    is_linear,
+    lettered,
+    shares_distortion,
+)
+from cynosure.solutions.files.contents import Chip, Holdings
+from cynosure.solutions.files.edits import drop_letter, put_active, record_solution
+from cynosure.solutions.files.headerlet import (
+    OWN,
+    SHARED,
+    Headerlet,
+    Target,
+    same_distortion,
+    same_solution,
+)
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
+__all__ = ["Meant", "apply_fit", "check_file"]
+
+Floats = NDArray[np.float64]
+
+
+def apply_fit(
+    held: Holdings, fit: Headerlet, *, archive: str | None = "ORIGINAL", active: bool = True
+) -> str:
+    """Put a solution that was fitted to this very file into its headers.
+
+    Parameters
+    ----------
+    held : Holdings
+        Its chips are those that were solved.
+    fit : Headerlet
+        A WCS for each of them. A lookup table that it names is in the file.
+    archive : str or None
+        The name that the old WCS gets as an alternate where it has none; None drops it. A WCS of
+        the same WCSNAME as the new one is replaced.
+    active : bool
+        Whether it becomes the active WCS. Otherwise the old one stays, card for card, and the new
+        one is an alternate.
+
+    Returns
+    -------
+    str
+        The letter of the alternate that was made; empty where none was.
+
+    Raises
+    ------
+    HeaderletDamaged
+        If the WCS cannot be evaluated; nothing is changed then.
+    OutputError
+        If all letters are taken.
+    """
+    evaluated = {c.target: fit.wcs(c.target, shape=c.shape) for c in held.chips}
+    if held.has_active and not active:
+        return put_beside(held, fit)
+    letter = ""
+    before = {c.target: Before.of(c.part.records) for c in held.chips}
+    if not (held.has_active and same_distortion(held.active(), fit)):
+        complete_alternates(held)
+    names = {c.part.text("WCSNAME") for c in held.chips if c.part.has("CTYPE1")}
+    if archive is not None and names != {fit.wcsname}:
+        letter = archive_active(held, archive)
+    put_active(held, fit, evaluated, before)
+    record_solution(held, fit, pa_only=True)
+    held.notes.append(f"{fit.wcsname} is active")
+    return letter
+
+
+# --- alternates ------------------------------------------------------------------------------
+
+
+def complete_alternates(held: Holdings) -> None:
+    """Give every alternate that shares the primary's distortion a copy of it.
+
+    One that names a distortion which the primary does not have either is left as it is.
+    """
+    for chip in held.chips:
+        if not chip.part.has("A_ORDER"):
+            continue
+        for letter in alternate_letters(chip.part.records):
+            if shares_distortion(chip.part.records, letter):
+                chip.part.replace(_completed(chip.part.records, letter))
+
+
+def _completed(records: Records, letter: str) -> Records:
+    there = {k for k, _ in records}
+    copies = [
+        lettered(k, b, letter) for k, b in records
+        if (is_wcs_keyword(k) and not is_linear(k)) or k in SHARED
+    ]
+    kind = re.compile(rf"CTYPE\d{letter}")
+    own = [(k, b.replace(b"-SIP'", b"    '", 1) if kind.fullmatch(k) else b) for k, b in records]
+    last = max((i for i, (_, b) in enumerate(own) if b.strip()), default=-1) + 1
+    return own[:last] + [r for r in copies if r[0] not in there] + own[last:]
+
+
+def archive_active(held: Holdings, name: str = "ORIGINAL") -> str:
+    """Move the active WCS of all chips under one letter, with the cards that describe it.
+
+    Parameters
+    ----------
+    held : Holdings
+    name : str
+        WCSNAME of the alternate where the WCS has none itself.
+
+    Returns
+    -------
+    str
+        The letter; empty where there was nothing to keep. A WCS that is kept already, card for
+        card, is not kept twice.
+
+    Raises
+    ------
+    OutputError
+        If all letters are taken.
+    """
+    chips = [c for c in held.chips if c.part.has("CTYPE1")]
+    if not chips:
+        return ""
+    letter = _kept_already(held, name)
+    known = bool(letter)
+    letter = letter or _free_letter(held)
+    for chip in chips:
+        records = chip.part.records
+        if known:
+            records = archive_records(records, name)[0]
+        chip.part.replace(_archived(records, name, letter, known))
+    return letter
+
+
+def _kept_already(held: Holdings, name: str) -> str:
+    """Return the letter under which every chip has its active WCS, card for card."""
+    found = set()
+    for chip in held.chips:
+        if len(alternate_letters(chip.part.records)) == len(string.ascii_uppercase):
+            found.add(_same_in_full(chip.part.records, name))
+        elif chip.part.has("CTYPE1"):
+            letter = archive_records(chip.part.records, name)[1]
+            found.add(letter if letter in alternate_letters(chip.part.records) else "")
+    return found.pop() if len(found) == 1 else ""
+
+
+def _same_in_full(records: Records, name: str) -> str:
+    try:
+        return archive_records(records, name)[1]
+    except OutputError:
+        return ""
+
+
+def _free_letter(held: Holdings) -> str:
+    taken = {x for c in held.chips for x in alternate_letters(c.part.records)}
+    taken |= {RESERVED} if held.distortion else set()
+    free = next((x for x in string.ascii_uppercase if x not in taken), "")
+    if not free:
+        raise OutputError(
+            path=held.name, reason="all 26 letters for alternate WCSs are taken",
+            hint="Delete alternates that are no longer needed (cynosure wcs delete).",
+        )
+    return free
+
+
+def _archived(records: Records, name: str, letter: str, known: bool = False) -> Records:
+    """Return cards with the primary WCS, and what describes it, under a letter.
+
+    Where the WCS is `known` to be there, cards that describe it and are there too are not doubled.
+    """
+    if not known:
+        records = archive_records(records, name, letter)[0]
+    own = {about_keyword(k, letter) for k in OWN}
+    there = {k for k, _ in records if k in own} if known else set()
+    out: Records = []
+    for keyword, body in records:
+        if keyword in own and not known and not is_wcs_keyword(keyword[:-1]):
+            continue  # what an alternate that is gone has left
+        if keyword in OWN and not is_wcs_keyword(keyword):
+            new = lettered(keyword, body, letter)
+            out += [] if new[0] in there else [new]
+        else:
+            out.append((keyword, body))
+    return out
+
+
+def put_beside(held: Holdings, headerlet: Headerlet) -> str:
+    """Add a solution as an alternate that is whole; one of the same WCSNAME is replaced.
+
+    Returns
+    -------
+    str
+        Its letter.
+    """
+    name = headerlet.wcsname
+    for letter in held.letters:
+        if held.alternate(letter).wcsname.upper() == name.upper():
+            drop_letter(held, letter)
+    letter = _free_letter(held)
+    for chip in held.chips:
+        theirs = headerlet.chip(chip.target)
+        if theirs is not None:
+            cards = _archived(theirs.cards, name, letter)
+            records = chip.part.records
+            last = max((i for i, (_, b) in enumerate(records) if b.strip()), default=-1) + 1
+            chip.part.replace(records[:last] + cards + records[last:])
+    held.notes.append(f"{name} is alternate {letter}")
+    return letter
+
+
+# --- read again -----------------------------------------------------------------------------
+
+# Two readings of the same cards agree to the rounding of a position, some 1e-7 mas.
+LIMIT_MAS = 1e-3
+SIDE = 9
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Meant:
+    """What one unit of a written file must say.
+
+    Attributes
+    ----------
+    index : int
+        0-based number of the HDU.
+    target : (str, int)
+        How the chip is called.
+    shape : (int, int)
+        Rows and columns.
+    wcs : WCS
+        What its WCS must be.
+    letter : str
+        The alternate that is meant; empty for the active WCS.
+    foreign : bool
+        Whether other software can read it as well: SIP and lookup tables have no alternates.
+    """
+
+    index: int
+    target: Target
+    shape: tuple[int, int]
+    wcs: WCS
+    letter: str = ""
+    foreign: bool = True
+
+
+def check_file(
+    path: Path, meant: Sequence[Meant], alternates: dict[str, Headerlet], name: str
+) -> None:
+    """Compare what a written file says with what is meant.
+
+    Parameters
+    ----------
+    path : Path
+    meant : sequence of Meant
+    alternates : dict
+        Letters to solutions that must still be what they were.
+    name : str
+        What errors call the file.
+
+    Raises
+    ------
+    Unverified
+        If any reading differs by more than a micro-arcsecond, or fails.
+    """
+    with open_parts(path) as file:
+        with _opened_by_others(path, file) as hdulist:
+            for one in meant:
+                if one.foreign:
+                    _compare(one, _sky_of_others(hdulist, file, one, name), "astropy", name)
+        chips = dict.fromkeys((m.index, m.target, m.shape) for m in meant)
+        held = Holdings(file, [Chip(file.parts[i], target, shape) for i, target, shape in chips])
+        _check_holdings(held, meant, name)
+        for letter, before in alternates.items():
+            if letter not in held.letters or not same_solution(held.alternate(letter), before):
+                raise Unverified(
+                    image=name, reason=f"the written file would change alternate {letter}, "
+                    f"{before.wcsname}", hint=REPORT,
+                )
+
+
+def _check_holdings(held: Holdings, meant: Sequence[Meant], name: str) -> None:
+    """Compare the list of solutions with what is meant."""
+    read: dict[str, Headerlet] = {}
+    for one in meant:
+        try:
+            if one.letter not in read:
+                read[one.letter] = held.alternate(one.letter) if one.letter else held.active()
+            wcs = read[one.letter].wcs(one.target, shape=one.shape)
+        except CynosureError as error:
+            raise _wrong(name, one, f"it cannot be read again ({error})") from error
+        _compare(one, sky_of_pixels(wcs, *_grid(one.shape)), "its list of solutions", name)
+
+
+@contextlib.contextmanager
+def _opened_by_others(path: Path, file: FitsParts) -> Iterator[Any]:
+    """Open a file with astropy; None where it has records after its last unit, as few may have."""
+    from astropy.io import fits
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what astropy says of odd cards that were there before
+        if file.tail[1]:
+            yield None
+            return
+        with fits.open(path, memmap=True, lazy_load_hdus=True) as hdulist:
+            yield hdulist
+
+
+REPORT = "Nothing was written. Please report this with the header of the image."
+
+
+def _grid(shape: tuple[int, int]) -> tuple[Floats, Floats]:
+    ny, nx = shape
+    x, y = np.meshgrid(np.linspace(0, nx - 1, SIDE), np.linspace(0, ny - 1, SIDE))
+    return x.ravel(), y.ravel()
+
+
+def _sky_of_others(
+    hdulist: Any, file: FitsParts, one: Meant, name: str
+) -> tuple[Floats, Floats]:
+    """Return the sky over the frame as astropy reads it from the open file."""
+    from astropy.wcs import WCS
+
+    header = file.parts[one.index].unit.header if hdulist is None else hdulist[one.index].header
+    flat = {} if header.get("NAXIS", 0) <= 2 else {"naxis": 2}
+    try:
+        wcs = WCS(header, hdulist, key=one.letter or " ", **flat)
+        if not flat:
+            return sky_of_pixels(wcs, *_grid(one.shape))
+        if wcs.sip is None and wcs.cpdis1 is None and wcs.det2im1 is None:
+            WCS(header, hdulist, key=one.letter or " ")  # all axes: distorted ones have two only
+        return sky_of_pixels(wcs, *_grid(one.shape))
+    except (ValueError, KeyError, IndexError, TypeError, AssertionError, OSError) as error:
+        said = " ".join(str(error).split())[-200:]
+        raise _wrong(name, one, f"astropy cannot read it ({said})") from error
+
+
+def _compare(one: Meant, found: tuple[Floats, Floats], reader: str, name: str) -> None:
+    truth = sky_of_pixels(one.wcs, *_grid(one.shape))
+    known = np.isfinite(truth[0]) & np.isfinite(truth[1])
+    apart = separation_deg(*(v[known] for v in (*found, *truth))) * MAS_PER_DEG
+    worst = float(np.max(apart, initial=0.0))
+    if not worst < LIMIT_MAS:
+        raise _wrong(
+            name, one, f"{reader} reads it {worst:.3g} mas from the fit ({LIMIT_MAS:g} allowed)"
+        )
+
+
+def _wrong(name: str, one: Meant, reason: str) -> Unverified:
+    where = f"HDU {one.index}" + (f", alternate {one.letter}" if one.letter else "")
+    return Unverified(image=name, reason=f"the written WCS of {where}: {reason}", hint=REPORT)

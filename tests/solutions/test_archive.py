@@ -9,6 +9,7 @@ import pytest
 from astropy.io import fits
 from exposures import digest, headerlet_sky, layout, make_flc, make_tpv, sky
 
+from cynosure.data.fits import opening
 from cynosure.data.fits import parts as fitsparts
 from cynosure.data.fits.parts import Part
 from cynosure.ground.errors import (
@@ -378,7 +379,7 @@ def test_missing_tables_of_the_active_wcs(flc):
 
 def test_read_only_locked_and_full(held, monkeypatch):
     flc = held[0]
-    monkeypatch.setattr(fitsparts, "LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr(opening, "LOCK_WAIT_S", 0.0)
     with flc.open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         refused(flc, Temporary, lambda: archive.activate(flc, GSC), "another program")

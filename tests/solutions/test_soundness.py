@@ -13,7 +13,7 @@ from astropy.io import fits
 from exposures import headerlet_sky, layout, make_flc, make_tpv, sky
 from test_archive import FIT, GSC, moved, refused
 
-from cynosure.data.fits import parts as fitsparts
+from cynosure.data.fits import opening
 from cynosure.data.fits.alternates import records_of
 from cynosure.data.fits.blocks import sum32
 from cynosure.data.fits.parts import Part, card
@@ -519,7 +519,7 @@ def test_a_copy_of_an_extension_is_whole(flc, own, tmp_path):
 
 def test_the_second_of_two_writers_waits(flc, own, monkeypatch):
     archive.attach(flc, moved(own, 1e-4, GSC))
-    monkeypatch.setattr(fitsparts, "LOCK_WAIT_S", 30.0)
+    monkeypatch.setattr(opening, "LOCK_WAIT_S", 30.0)
     with open_holdings(flc, lock=True) as held:
         late = threading.Thread(target=archive.activate, args=(flc, GSC))
         late.start()
@@ -529,7 +529,7 @@ def test_the_second_of_two_writers_waits(flc, own, monkeypatch):
     late.join()
     assert fits.getval(flc, "OBSERVER") == "first"  # nothing of the first one is lost
     assert fits.getval(flc, "WCSNAME", 1) == GSC
-    monkeypatch.setattr(fitsparts, "LOCK_WAIT_S", 0.01)
+    monkeypatch.setattr(opening, "LOCK_WAIT_S", 0.01)
     with open_holdings(flc, lock=True):
         refused(flc, Temporary, lambda: archive.activate(flc, IDC), "another program")
 

@@ -8,12 +8,10 @@ only. The result takes the place of the file when it is whole and on the disk.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,9 +31,9 @@ from cynosure.data.fits.blocks import (
     readable_header,
     sum32,
 )
-from cynosure.data.fits.file import open_fits
+from cynosure.data.fits.opening import next_unit, opened
 from cynosure.ground.errors import ImageError, OutputError, SettingError, Temporary
-from cynosure.ground.files import atomic_path, reason_of
+from cynosure.ground.files import atomic_path
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -45,9 +43,6 @@ __all__ = ["FitsParts", "Part", "Value", "card", "open_parts", "parts_of_bytes",
 Value = str | int | float | bool | None
 
 PIECE_BYTES = 1 << 22
-# A writer waits this long for another one: some ten changes of a file of 100 MB. It looks again
-# this often, which is shorter than the pause of a program that makes one change after another.
-LOCK_WAIT_S, LOCK_POLL_S = 5.0, 0.001
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([EDed][+-]?\d+)?")
 # Longest text on a first card, and on each that continues it.
 LONGEST, CONTINUED = 67, 67
@@ -472,7 +467,7 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
         If another writer holds it.
     """
     path = Path(path)
-    stream, size = _opened(path, lock)
+    stream, size = opened(path, lock=lock)
     with stream:
         packed = not hasattr(stream, "raw")
         parts: list[Part] = []
@@ -485,7 +480,7 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
                     Part(records_of(unit.raw), unit.raw, None, unit.data_start, unit.data_size)
                 )
                 end = unit.data_start + padded(unit.data_size)
-            start = None if packed else _next_unit(stream, end, size or end)
+            start = None if packed else next_unit(stream, end, size or end)
             if start is not None:
                 damage.append(f"the bytes {end} to {start} are no extension; what was there "
                               "cannot be read")
@@ -493,57 +488,3 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
                 parts.append(Part([], stream.read(BLOCK), None, end + BLOCK, start - end - BLOCK))
         rest = max((size or end) - end, 0)
         yield FitsParts(path, stream, parts, (end, rest), packed, list(parts), damage)
-
-
-def _next_unit(stream: BinaryIO, end: int, size: int) -> int | None:
-    """Return where the next extension begins behind bytes that are none; None where none does.
-
-    Those of a headerlet (its WCSs and tables) may lie within the damaged one: they are passed over.
-    """
-    for at in range(end, size - BLOCK + 1, BLOCK):
-        stream.seek(at)
-        if stream.read(10) == b"XTENSION= ":
-            stream.seek(at)
-            header = stream.read(10 * BLOCK).partition(b" END" + b" " * 77)[0]
-            if not re.search(rb"EXTNAME = '(SIPWCS|WCSDVARR|D2IMARR) *'", header):
-                return at
-    return None
-
-
-def _opened(path: Path, lock: bool) -> tuple[BinaryIO, int | None]:
-    """Open a file, for writing with its lock, for which it waits a short while.
-
-    The other writer puts a new file in the place of this one, so each try opens what is there.
-    """
-    until = time.monotonic() + LOCK_WAIT_S
-    while True:
-        stream, size = open_fits(path)
-        try:
-            if lock and hasattr(stream, "raw"):
-                _lock(stream, path)
-            return stream, size
-        except Temporary:
-            stream.close()
-            if time.monotonic() >= until:
-                raise
-            time.sleep(LOCK_POLL_S)
-        except BaseException:
-            stream.close()
-            raise
-
-
-def _lock(stream: BinaryIO, path: Path) -> None:
-    try:
-        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise Temporary(resource=str(path), reason="another program is writing to it") from error
-    except OSError as error:  # file systems without locks
-        if error.errno not in (37, 38, 95):  # ENOLCK, ENOSYS, EOPNOTSUPP
-            raise OutputError(path=str(path), reason=reason_of(error)) from error
-    mine = os.fstat(stream.fileno())
-    try:
-        theirs = path.stat()
-    except OSError as error:
-        raise ImageError(image=str(path), reason=reason_of(error)) from error
-    if (mine.st_ino, mine.st_dev) != (theirs.st_ino, theirs.st_dev):
-        raise Temporary(resource=str(path), reason="another program has just changed it")

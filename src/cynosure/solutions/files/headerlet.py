@@ -11,7 +11,6 @@ already comes back byte for byte. Cards are kept as their own 80 bytes, so that 
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import math
 import re
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure._version import __version__
-from cynosure.data.fits.alternates import Records
+from cynosure.data.fits.alternates import Records, records_of
 from cynosure.data.fits.blocks import CARD, DTYPES, Unit, padded
 from cynosure.data.fits.parts import Part, Value, card, value_of
 from cynosure.data.fits.wcsread import is_wcs_keyword, read_wcs
@@ -149,7 +148,7 @@ class LookupTable:
         """
         unit = Unit(0, self.header, 0, len(self.data))
         shape = unit.shape
-        bitpix = Part(_records(self.header)).get("BITPIX")
+        bitpix = Part(records_of(self.header)).get("BITPIX")
         dtype = DTYPES.get(bitpix) if isinstance(bitpix, int) else None
         good = len(shape) == 2 and dtype is not None and all(0 < n <= MAX_TABLE_SIDE for n in shape)
         if not good or len(self.data) != np.prod(shape) * np.dtype(dtype).itemsize:
@@ -161,7 +160,7 @@ class LookupTable:
     @property
     def axes(self) -> dict[str, float]:
         """CRPIX, CRVAL and CDELT of the table."""
-        part = Part(_records(self.header))
+        part = Part(records_of(self.header))
         keys = [f"{k}{i}" for k in ("CRPIX", "CRVAL", "CDELT") for i in (1, 2)]
         values = {k: part.get(k) for k in keys}
         return {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
@@ -260,12 +259,6 @@ def _lookups(records: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, int], .
 def _terms(records: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, float], ...]:
     values = {k: value_of(body) for k, body in records if TERM.fullmatch(k)}
     return tuple((k, float(v)) for k, v in values.items() if isinstance(v, (int, float)) and v)
-
-
-def _records(header: bytes) -> Records:
-    from cynosure.data.fits.alternates import records_of
-
-    return records_of(header)
 
 
 @dataclass(frozen=True, eq=False)
@@ -522,10 +515,9 @@ def _padding(data: bytes) -> bytes:
 
 
 def new_head(cards: dict[str, Value], history: Sequence[str] = ()) -> Records:
-    """Return primary cards in their order; DATE and UPWCSVER are given where they are not."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    """Return primary cards in their order, with UPWCSVER; DATE is empty where it is not known."""
     full: dict[str, Value] = {
-        **dict.fromkeys(HEAD, ""), "RMS_RA": 0.0, "RMS_DEC": 0.0, "NMATCH": 0, "DATE": now,
+        **dict.fromkeys(HEAD, ""), "RMS_RA": 0.0, "RMS_DEC": 0.0, "NMATCH": 0,
         **{k: v for k, v in cards.items() if v is not None},
     }
     full["UPWCSVER"] = full["UPWCSVER"] or f"cynosure {__version__}"

@@ -222,7 +222,7 @@ def _said(h: Headerlet) -> dict[str, Any]:
     rms = [None if not np.isfinite(v) else v for v in h.rms_mas]
     return {
         "distname": h.distname, "catalog": h.catalog, "n_matched": h.n_matched,
-        "rms_ra_mas": rms[0], "rms_dec_mas": rms[1], "created": h.text("DATE"),
+        "rms_ra_mas": rms[0], "rms_dec_mas": rms[1], "created": h.text("DATE") or None,
         "author": h.text("AUTHOR"), "chips": len(h.chips),
     }
 

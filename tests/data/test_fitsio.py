@@ -811,3 +811,49 @@ def test_real_files_in_place_are_never_touched(data_dir, tmp_path):
     read(copy)
     assert copy.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["noheader.fits"]
+
+
+# --- damaged on purpose ---------------------------------------------------------------------
+
+
+def test_tiles_whose_compression_is_damaged(tmp_path):
+    data = np.random.default_rng(3).integers(0, 900, (64, 64)).astype("i2")
+    path = tmp_path / "a.fits.fz"
+    tiles = fits.CompImageHDU(data, compression_type="GZIP_1")
+    fits.HDUList([fits.PrimaryHDU(), tiles]).writeto(path)
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(b"\x1f\x8b")  # the last tile
+    raw[at + 12 : at + 60] = b"\xff" * 48
+    path.write_bytes(raw)
+    with pytest.raises(ImageError, match="HDU 1 is damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize("keyword", ["NAXIS", "ZNAXIS"])
+@pytest.mark.parametrize("n", [99999999, -3])
+def test_a_number_of_axes_that_nobody_has(tmp_path, keyword, n):
+    path = tmp_path / "a.fits"
+    tiles = fits.CompImageHDU(np.ones((40, 40), "i2"), compression_type="RICE_1")
+    fits.HDUList([fits.PrimaryHDU(), tiles]).writeto(path)
+    raw = path.read_bytes()
+    at = raw.rindex(keyword.ljust(8).encode() + b"=")
+    path.write_bytes(raw[:at] + f"{keyword:<8}= {n:>20}".encode() + raw[at + 30 :])
+    with pytest.raises(ImageError, match=f"HDU 1 is damaged .{keyword} = {n}"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"CTYPE1": 5}, {"CTYPE3": 5}, {"CRPIX1": 1e308}, {"PV1_1": "abc"}, {"CRVAL1": "12 00 00"},
+     {"LONPOLE": "x"}, {"EQUINOX": "J2000"}, {"RADESYS": 3}, {"CUNIT1": 4}, {"CRVAL2": 1e5}],
+    ids=str,
+)
+def test_cards_of_the_wrong_kind_are_noted(tmp_path, odd):
+    header = fits.Header({
+        "CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "CRVAL1": 10.0, "CRVAL2": 20.0, "CRPIX1": 20.0,
+        "CRPIX2": 20.0, "CD1_1": -1e-4, "CD2_2": 1e-4, "PV1_1": 1.0, "PV2_1": 1.0, **odd,
+    })
+    path = tmp_path / "a.fits"
+    fits.PrimaryHDU(np.ones((40, 40), "f4"), header).writeto(path)
+    exposure = read(path)
+    assert len([n for n in exposure.notes if "date" not in n]) > 0

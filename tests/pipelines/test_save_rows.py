@@ -453,6 +453,33 @@ def test_planes_that_are_images_of_their_own(tmp_path):
     assert apart_mas(frame.wcs.all_pix2world(*GRID, 0), truth(9)) < MICRO, "a better one stays"
 
 
+def test_an_extension_that_a_plane_has_is_kept_up_to_date(tmp_path):
+    path = cube(tmp_path / "a.fits", 3)
+    both = Request({(0, 0): cards(seed=1), (0, 2): cards(seed=2)}, {})
+    first = save_image(path, tmp_path / "1.fits", both)
+    with fits.open(first, mode="update") as hdulist:
+        del hdulist[2]
+    out = save_image(first, tmp_path / "2.fits", Request({(0, 0): cards(seed=3)}, {}))
+    assert len(fits.info(out, output=False)) == 2
+    for index in (0, 1):
+        assert apart_mas(astropy_sky(out, index, naxis=2), truth(3)) < MICRO
+    assert apart_mas(read(out, extension="0,0").frames[0].wcs.all_pix2world(*GRID, 0), truth(3)) < 1
+
+
+def test_a_chip_without_a_wcs_gets_the_new_one_beside_chips_that_keep_theirs(tmp_path):
+    old = model_to_header(model(5), "tpv", shape=SHAPE)
+    old["WCSNAME"] = "OLD"
+    hdus = [fits.ImageHDU(np.ones(SHAPE, "f4"), h, name="N", ver=k)
+            for k, h in ((1, old), (2, None))]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "a.fits")
+    request = Request({1: cards(seed=1), 2: cards(seed=2)}, {1: old})
+    out = save_image(tmp_path / "a.fits", tmp_path / "b.fits", request)
+    assert fits.getval(out, "WCSNAME", 1) == "OLD"
+    assert apart_mas(astropy_sky(out, 1, key="A"), truth(1)) < MICRO
+    assert apart_mas(astropy_sky(out, 2), truth(2)) < MICRO
+    assert "WCSNAMEA" not in fits.getheader(out, 2)
+
+
 def test_the_groups_of_a_real_cube_keep_their_table(data_dir, tmp_path):
     path = next(iter(sorted((data_dir / "p14-wfpc2-omegacen").glob("*c0*.fits*"))), None)
     if path is None:

@@ -210,13 +210,11 @@ def _placed(file: FitsParts, request: Request) -> list[_Placed]:
             continue
         hdu, plane = place
         solved = sorted(p[1] for p in request.cards if not isinstance(p, int) and p[0] == hdu)
-        if _one_for_all(file, hdu, solved):
-            _forget_plane(file, hdu, plane)
+        whole = _one_for_all(file, hdu, solved)
+        if whole or (plane == solved[0] and len(solved) > 1 and not _has_plane_table(file)):
             out.append(_Placed(hdu, shape, _of_plane(header, plane), beside))
-            continue
-        if plane == solved[0] and len(solved) > 1 and not _has_plane_table(file):
-            out.append(_Placed(hdu, shape, _of_plane(header, plane), beside))
-        out.append(_Placed(_plane_unit(file, hdu, plane, request), shape, header, beside))
+        if not whole or any(p.unit.plane_of == place for p in file.parts):
+            out.append(_Placed(_plane_unit(file, hdu, plane, request), shape, header, beside))
     return out
 
 
@@ -247,10 +245,6 @@ def _one_for_all(file: FitsParts, hdu: int, solved: Sequence[int]) -> bool:
 def _has_plane_table(file: FitsParts) -> bool:
     camera = load_instrument(identify(file.parts[0].header()))
     return 0 <= camera.plane_table < len(file.parts)
-
-
-def _forget_plane(file: FitsParts, hdu: int, plane: int) -> None:
-    file.parts[:] = [p for p in file.parts if p.unit.plane_of != (hdu, plane)]
 
 
 def _plane_unit(file: FitsParts, hdu: int, plane: int, request: Request) -> int:
@@ -286,12 +280,10 @@ def _saved(
         for number, (chip, one) in enumerate(zip(chips, placed), start=1)
     ]).replaced(HDRNAME="")
     before = {x: held.alternate(x) for x in held.letters}
+    stay = [one.beside and c.part.has("CTYPE1") for c, one in zip(chips, placed)]
     meant = []
     for stays in (False, True):
-        some = [
-            (c, one) for c, one in zip(chips, placed)
-            if stays == (one.beside and c.part.has("CTYPE1"))
-        ]
+        some = [(c, one) for c, one, kept in zip(chips, placed, stay) if kept == stays]
         if some:
             meant += _applied(file, some, fit, request, stays)
     for chip in chips:

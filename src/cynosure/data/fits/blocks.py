@@ -266,6 +266,7 @@ def read_units(
         raw = _read_header(stream, name, index)
         if raw is None:
             return
+        _check_axes(raw, name, index)
         data_start = position + len(raw)
         data_size = _data_size(raw)
         if size is not None and data_start + data_size > size:
@@ -281,6 +282,18 @@ def read_units(
         yield Unit(index, raw, data_start, data_size)
         position = data_start + padded(data_size)
         index += 1
+
+
+def _check_axes(raw: bytes, name: str, index: int) -> None:
+    """Refuse a number of axes that nobody has; others would count to it for hours."""
+    for keyword in ("NAXIS", "ZNAXIS"):
+        n = card_int(raw, keyword)
+        if not 0 <= n <= MAX_AXES:
+            raise ImageError(
+                image=name, hdu=index, hint="Fetch or copy the file again.",
+                reason=f"HDU {index} is damaged ({keyword} = {n}, where 0 to {MAX_AXES} is "
+                "possible)",
+            )
 
 
 def _read_header(stream: BinaryIO, name: str, index: int) -> bytes | None:

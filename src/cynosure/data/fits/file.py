@@ -186,7 +186,7 @@ def understood(name: str, index: int) -> Iterator[None]:
     except (
         *(OSError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError),
         *(VerifyError, CfitsioException, OverflowError, MemoryError, AssertionError),
-        ZeroDivisionError,
+        *(ZeroDivisionError, zlib.error, lzma.LZMAError),
     ) as error:
         reason = " ".join(str(error).split())[:120]
         raise ImageError(

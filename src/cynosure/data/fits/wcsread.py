@@ -38,6 +38,9 @@ WCS_KEYWORD = re.compile(
     r"|[AB]P?_ORDER|[AB]P?_\d+_\d+|[AB]P?_DMAX|WAT\d_\d{3}|D[PQ]\d+(\..*)?|D2IM(DIS|ERR)?\d+(\..*)?|D2IMEXT|AXISCORR)"
 )
 SIP_KEYWORD = re.compile(r"[AB]P?_(ORDER|DMAX|\d+_\d+)")
+SIZE_KEYWORD = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|PV[12]_\d+")
+# Pixels and degrees end long before; squares of larger numbers overflow.
+LARGEST = 1e100
 PV_KEYWORD = re.compile(r"PV[12]_\d+")
 # Two distortions that agree this well are one, converted.
 SAME_ARCSEC = 1e-3
@@ -129,7 +132,8 @@ def _partial(header: Header) -> tuple[str, ...]:
 
 def _nowhere(cards: Header) -> str:
     """Return the CRVALs of the sky that say nothing; zero, their default, is no pointing."""
-    axes = [k[5:] for k in cards if k.startswith("CTYPE") and CELESTIAL.match(cards[k] + "-")]
+    kinds = [k for k in cards if k.startswith("CTYPE")]
+    axes = [k[5:] for k in kinds if CELESTIAL.match(_text(cards, k) + "-")]
     return " and ".join(f"CRVAL{n}" for n in axes if not _is_number(cards.get(f"CRVAL{n}")))
 
 
@@ -139,6 +143,10 @@ def _absurd(cards: Header) -> str:
         value = cards.get(key, 0)
         if not _is_number(value) or not -1 <= value <= most:
             return f"{key} is {value}, where 0 to {most} is possible"
+    for key in cards:
+        if SIZE_KEYWORD.fullmatch(key) and _is_number(cards[key]):
+            if not abs(cards[key]) < LARGEST:
+                return f"{key} is {cards[key]:g}"
     return ""
 
 
@@ -347,7 +355,8 @@ def _build(cards: Header, hdulist: HDUList | None) -> tuple[WCS | None, list[str
 
 def _celestial_first(cards: Header) -> bool:
     """Say whether a WCS of more than two axes has longitude and latitude on the first two."""
-    further = any(re.fullmatch(r"(CTYPE|CRVAL|CRPIX|CDELT)[3-9]|CD[3-9]_[3-9]", k) for k in cards)
+    third = re.compile(r"(CTYPE|CRVAL|CRPIX|CDELT)[3-9]|(CD|PC)[3-9]_[3-9]")
+    further = any(third.fullmatch(k) for k in cards)
     return (further or cards.get("WCSAXES", 2) > 2) and all(
         CELESTIAL.match(_text(cards, f"CTYPE{i}") + "-") for i in (1, 2)
     )

@@ -285,7 +285,10 @@ def put_active(
     held: Holdings, headerlet: Headerlet, evaluated: dict[Target, WCS],
     before: dict[Target, Before] | None = None,
 ) -> None:
-    """Put the cards of a solution into the headers of the chips, in the place of the old ones."""
+    """Put the cards of a solution into the headers of the chips, in the place of the old ones.
+
+    `evaluated` needs the WCS of chips with an S_REGION only.
+    """
     for chip in held.chips:
         theirs = headerlet.chip(chip.target)
         assert theirs is not None

@@ -80,12 +80,9 @@ def apply_fit(
 
     Raises
     ------
-    HeaderletDamaged
-        If the WCS cannot be evaluated; nothing is changed then.
     OutputError
         If all letters are taken.
     """
-    evaluated = {c.target: fit.wcs(c.target, shape=c.shape) for c in held.chips}
     if held.has_active and not active:
         return put_beside(held, fit)
     letter = ""
@@ -95,6 +92,8 @@ def apply_fit(
     names = {c.part.text("WCSNAME") for c in held.chips if c.part.has("CTYPE1")}
     if archive is not None and names != {fit.wcsname}:
         letter = archive_active(held, archive)
+    regions = [c for c in held.chips if c.part.has("S_REGION")]
+    evaluated = {c.target: fit.wcs(c.target, shape=c.shape) for c in regions}
     put_active(held, fit, evaluated, before)
     record_solution(held, fit, pa_only=True)
     held.notes.append(f"{fit.wcsname} is active")
@@ -167,19 +166,16 @@ def _kept_already(held: Holdings, name: str) -> str:
     """Return the letter under which every chip has its active WCS, card for card."""
     found = set()
     for chip in held.chips:
-        if len(alternate_letters(chip.part.records)) == len(string.ascii_uppercase):
-            found.add(_same_in_full(chip.part.records, name))
-        elif chip.part.has("CTYPE1"):
-            letter = archive_records(chip.part.records, name)[1]
-            found.add(letter if letter in alternate_letters(chip.part.records) else "")
+        letters = alternate_letters(chip.part.records)
+        if not letters:
+            return ""
+        if chip.part.has("CTYPE1"):
+            try:
+                letter = archive_records(chip.part.records, name)[1]
+            except OutputError:  # all letters are taken by others
+                return ""
+            found.add(letter if letter in letters else "")
     return found.pop() if len(found) == 1 else ""
-
-
-def _same_in_full(records: Records, name: str) -> str:
-    try:
-        return archive_records(records, name)[1]
-    except OutputError:
-        return ""
 
 
 def _free_letter(held: Holdings) -> str:

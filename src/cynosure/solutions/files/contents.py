@@ -294,7 +294,9 @@ class Holdings:
         own = [self.active()] if self.has_active else []
         own += [self.alternate(x) for x in self.letters]
         family = [e.headerlet for e in map(self.entry, self.embedded) if e.headerlet is not None]
-        known = [h for h in family if bare_name(h.destim) in self.exposure.names]
+        named_itself = any(p.text("ROOTNAME") for p in (self.primary, *(c.part for c in self.chips)))
+        known = [h for h in family
+                 if not named_itself and bare_name(h.destim) in self.exposure.names]
         if any(same_solution(headerlet, one) for one in own + known):
             return True
         named = bare_name(headerlet.destim)

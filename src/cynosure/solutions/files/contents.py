@@ -291,15 +291,17 @@ class Holdings:
 
     def _is_own(self, headerlet: Headerlet) -> bool:
         """Say whether a WCS of unknown name is, or goes with, one in the science headers."""
-        own = [self.active()] if self.has_active else []
-        own += [self.alternate(x) for x in self.letters]
+        own = ([self.active()] if self.has_active else []) + list(map(self.alternate, self.letters))
         family = [e.headerlet for e in map(self.entry, self.embedded) if e.headerlet is not None]
-        known = [h for h in family if bare_name(h.destim) in self.exposure.names]
-        if any(same_solution(headerlet, one) for one in own + known):
+        units = (self.primary, *(c.part for c in self.chips))
+        named_itself = any(p.text("ROOTNAME") for p in units)
+        known = [h for h in family
+                 if not named_itself and bare_name(h.destim) in self.exposure.names]
+        if any(same_solution(headerlet, h) for h in own + known):
             return True
-        named = bare_name(headerlet.destim)
-        return bool(named) and any(
-            bare_name(h.destim) == named and any(same_solution(h, one) for one in own)
+        name = bare_name(headerlet.destim)
+        return bool(name) and any(
+            bare_name(h.destim) == name and any(same_solution(h, one) for one in own)
             for h in family
         )
 

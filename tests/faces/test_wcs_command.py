@@ -92,6 +92,76 @@ def test_pictures_of_a_difference(flc, tmp_path, capsys):
     assert call(capsys, "diff", flc, GSC, "--picture", tmp_path / "d.txt")[0] == 2
 
 
+def test_noise_is_not_drawn_over_the_whole_scale(flc, tmp_path):
+    """The numbers of a header are good to some 1e-5 mas; a picture of that has one colour."""
+    from dataclasses import replace
+
+    from cynosure.faces.report.separation import FLOOR_MAS, draw_separations, top_of_scale
+    from cynosure.solutions.files.archive import solution_of
+    from cynosure.solutions.files.compare import separations
+
+    maps = separations(solution_of(flc), solution_of(flc, GSC), {})
+    largest = max(float(m.sep_mas.max()) for m in maps)
+    assert top_of_scale(maps) == largest > 300
+    noise = [replace(m, sep_mas=m.sep_mas / largest * 5e-5) for m in maps]
+    assert top_of_scale(noise) == FLOOR_MAS > 10 * 5e-5
+    draw_separations(tmp_path / "noise.png", noise, "noise")
+    nothing = [replace(m, sep_mas=m.sep_mas * float("nan")) for m in maps]
+    assert top_of_scale(nothing) == FLOOR_MAS
+
+
+def test_east_is_to_the_left_in_pictures(flc, tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    from cynosure.faces.report.separation import draw_separations
+    from cynosure.solutions.files.archive import solution_of
+    from cynosure.solutions.files.compare import separations
+
+    drawn = []
+    monkeypatch.setattr(Axes, "quiver", lambda self, *args, **_: drawn.append(args))
+    maps = separations(solution_of(flc), solution_of(flc, GSC), {})  # 360 mas to the east
+    draw_separations(tmp_path / "d.png", maps, "moved")
+    assert len(drawn) == 2 and all((u < -300).all() and abs(v).max() < 1 for _, _, u, v in drawn)
+
+
+def test_doubtful_solutions_need_force_and_are_told(flc, tmp_path, capsys):
+    hlet, bad = tmp_path / "gsc_hlet.fits", tmp_path / "bad_hlet.fits"
+    assert call(capsys, "extract", flc, GSC, "--out", hlet)[0] == 0
+    with fits.open(hlet) as units:
+        units["SIPWCS", 2].header["WCSNAME"] = "ANOTHER"
+        units[0].header["HDRNAME"] = "bad"
+        units.writeto(bad)
+    code, out, _ = call(capsys, "list", bad)
+    assert code == 0 and "holds another solution, ANOTHER" in out
+    before = digest(flc)
+    code, _, err = call(capsys, "attach", flc, hlet, bad)
+    assert code == 16 and "ANOTHER" in err and "--force" in err and digest(flc) == before
+    code, out, err = call(capsys, "attach", flc, hlet, bad, "--force", "--json")
+    assert code == 0 and err.startswith("warning: ") and "ANOTHER" in err
+    assert "by force" in records(out)[0]["warnings"][0]
+    code, _, err = call(capsys, "verify", flc)
+    assert code == 13 and f"delete {flc} HDRLET,2" in err
+    assert call(capsys, "activate", flc, "bad")[0] == 16
+    assert call(capsys, "activate", flc, "bad", "--alternate")[0] == 16
+    assert call(capsys, "delete", flc, "HDRLET,2")[0] == 0
+    assert call(capsys, "verify", flc)[0] == 0
+
+
+def test_one_damaged_headerlet_does_not_stop_the_others(flc, tmp_path, capsys):
+    from test_archive import moved
+
+    from cynosure.solutions.files import archive
+
+    archive.attach(flc, moved(archive.create(flc), 2e-4, GSC + "-1"))
+    data = bytearray(flc.read_bytes())
+    at = data.index(b"SIMPLE  =", data.index(b"XTENSION= 'HDRLET"))
+    data[at : at + 2880] = b"?" * 2880
+    flc.write_bytes(data)
+    code, out, err = call(capsys, "extract", flc, "--all", "--out", tmp_path / "all")
+    assert code == 3 and err.startswith("error: ") and GSC + "-1" in out
+    assert len(list((tmp_path / "all").iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     "arguments, code",
     [

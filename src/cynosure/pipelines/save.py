@@ -22,7 +22,8 @@ from cynosure.data.fits.wcsread import is_wcs_keyword, read_wcs
 from cynosure.data.instrument import identify, load_instrument
 from cynosure.data.raster import RASTERS
 from cynosure.ground.errors import ImageError, SettingError, Temporary
-from cynosure.solutions.files.contents import Chip, Holdings, is_linear
+from cynosure.solutions.files.cards import is_linear
+from cynosure.solutions.files.contents import Chip, Holdings
 from cynosure.solutions.files.fitted import Meant, apply_fit, check_file
 from cynosure.solutions.files.headerlet import (
     SHARED,

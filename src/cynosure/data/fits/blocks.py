@@ -238,7 +238,9 @@ def card_int(raw: bytes, keyword: str, default: int = 0) -> int:
         return default
 
 
-def read_units(stream: BinaryIO, name: str, size: int | None = None) -> Iterator[Unit]:
+def read_units(
+    stream: BinaryIO, name: str, size: int | None = None, *, start: int = 0
+) -> Iterator[Unit]:
     """Walk the units of a FITS stream; the stream is left at the start of each unit's data.
 
     Parameters
@@ -249,13 +251,15 @@ def read_units(stream: BinaryIO, name: str, size: int | None = None) -> Iterator
         Named in errors.
     size : int, optional
         Length of the file in bytes, to tell a truncated one before its pixels are read.
+    start : int
+        Where to begin, at an extension; for the units behind one that is damaged.
 
     Raises
     ------
     ImageError
         If it is not FITS, or ends within a header or within data.
     """
-    index, position = 0, 0
+    index, position = int(start > 0), start
     while True:
         if stream.seekable():
             stream.seek(position)

@@ -8,7 +8,6 @@ only. The result takes the place of the file when it is whole and on the disk.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import math
 import os
@@ -25,6 +24,7 @@ import numpy as np
 
 from cynosure.data.fits.alternates import Records, records_of
 from cynosure.data.fits.blocks import (
+    BLOCK,
     CARD,
     Unit,
     checksum_text,
@@ -34,9 +34,10 @@ from cynosure.data.fits.blocks import (
     readable_header,
     sum32,
 )
-from cynosure.data.fits.file import open_fits, stamp_of
+from cynosure.data.fits.file import stamp_of
+from cynosure.data.fits.opening import next_unit, opened
 from cynosure.ground.errors import ImageError, OutputError, SettingError, Temporary
-from cynosure.ground.files import atomic_path, reason_of
+from cynosure.ground.files import atomic_path
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -307,6 +308,7 @@ class FitsParts:
     before: list[Part] = field(default_factory=list)
     stamp: tuple[int, ...] = ()
     length: int = 0
+    damage: list[str] = field(default_factory=list)  # what of the file cannot be read
 
     @property
     def changed(self) -> bool:
@@ -540,7 +542,7 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
     path : path
         Also one compressed by gzip, bzip2 or xz, which can be read but not changed in place.
     lock : bool
-        Take the file for writing; a second writer is refused.
+        Take the file for writing; a second writer waits some seconds, then it is refused.
 
     Raises
     ------
@@ -550,35 +552,27 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
         If another writer holds it.
     """
     path = Path(path)
-    stream, size = open_fits(path)
+    stream, size = opened(path, lock=lock)
     with stream:
         packed = not hasattr(stream, "raw")
-        if lock and not packed:
-            _lock(stream, path)
         stamp = () if packed else stamp_of(os.fstat(stream.fileno()))
         parts: list[Part] = []
+        damage: list[str] = []
         end = 0
-        for unit in read_units(stream, path.name, size):
-            parts.append(
-                Part(records_of(unit.raw), unit.raw, None, unit.data_start, unit.data_size)
-            )
-            end = unit.data_start + padded(unit.data_size)
+        start: int | None = 0
+        while start is not None:
+            for unit in read_units(stream, path.name, size, start=start):
+                parts.append(
+                    Part(records_of(unit.raw), unit.raw, None, unit.data_start, unit.data_size)
+                )
+                end = unit.data_start + padded(unit.data_size)
+            start = None if packed else next_unit(stream, end, size or end)
+            if start is not None:
+                damage.append(f"the bytes {end} to {start} are no extension; what was there "
+                              "cannot be read")
+                stream.seek(end)
+                parts.append(Part([], stream.read(BLOCK), None, end + BLOCK, start - end - BLOCK))
         rest = max((size or end) - end, 0)
-        yield FitsParts(path, stream, parts, (end, rest), packed, list(parts), stamp, size or end)
-
-
-def _lock(stream: BinaryIO, path: Path) -> None:
-    try:
-        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise Temporary(resource=str(path), reason="another program is writing to it") from error
-    except OSError as error:  # file systems without locks
-        if error.errno not in (37, 38, 95):  # ENOLCK, ENOSYS, EOPNOTSUPP
-            raise OutputError(path=str(path), reason=reason_of(error)) from error
-    mine = os.fstat(stream.fileno())
-    try:
-        theirs = path.stat()
-    except OSError as error:
-        raise ImageError(image=str(path), reason=reason_of(error)) from error
-    if (mine.st_ino, mine.st_dev) != (theirs.st_ino, theirs.st_dev):
-        raise Temporary(resource=str(path), reason="another program has just changed it")
+        yield FitsParts(
+            path, stream, parts, (end, rest), packed, list(parts), stamp, size or end, damage
+        )

@@ -13,14 +13,13 @@ from cynosure.ground.errors import CynosureError, ExitCode, SettingError
 
 if TYPE_CHECKING:
     from cynosure.solutions.files.archive import Change
-    from cynosure.solutions.files.compare import Separation
 
 __all__ = ["wcs"]
 
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE…")
 file_argument = click.argument("file", metavar="FILE")
 force_option = option("--force", is_flag=True,
-                      help="Take it with another distortion model, or with faults.")
+                      help="Take it although it is doubtful, or has another distortion model.")
 
 
 @click.group()
@@ -59,8 +58,10 @@ def _target(shell: Shell, file: str, files: Sequence[str] = ()) -> dict[str, Any
 def _tell(shell: Shell, file: str, change: Change, verb: str) -> None:
     shell.emit({
         "file": file, "operation": verb, "out": str(change.path), "done": change.done,
-        "written": change.written, "dry_run": shell.dry_run,
+        "written": change.written, "dry_run": shell.dry_run, "warnings": change.warnings,
     })
+    for line in change.warnings:
+        shell.tell(f"warning: {file}: {line}")
     head = "would: " if shell.dry_run else ""
     for line in change.done:
         shell.say(f"{file}: {head}{line}")
@@ -79,9 +80,9 @@ def _tell(shell: Shell, file: str, change: Change, verb: str) -> None:
 def list_(
     shell: Shell, files: tuple[str, ...], keyword: str | None, extensions: bool, no_distances: bool
 ) -> int:
-    """List the solutions of files: the active one, alternates, headerlets."""
-    from cynosure.solutions.files.archive import holdings_table, names
-    from cynosure.solutions.files.contents import open_holdings
+    """List the solutions of files: the active one, alternates, headerlets, or a headerlet file."""
+    from cynosure.data.fits.parts import open_parts
+    from cynosure.solutions.files.archive import listing, names
 
     def work(file: str) -> None:
         if keyword is not None:
@@ -90,18 +91,19 @@ def list_(
             for value in values:
                 shell.say(value)
             return
-        with open_holdings(file) as held:
-            if extensions:
-                _print_extensions(shell, file, held.parts)
-                return
-            rows = holdings_table(held, distances=not no_distances)
-            model = str(held.distortion) if held.distortion else "in the header"
-            shell.emit({"file": file, "rootname": held.rootname, "distortion": str(held.distortion),
-                        "chips": [f"{c.target[0]},{c.target[1]}" for c in held.chips],
-                        "solutions": rows})
-            chips = f"{len(held.chips)} chip{'s' if len(held.chips) > 1 else ''}"
-            shell.say(f"{file}: {held.rootname}, {chips}, distortion {model}")
-        _print_solutions(shell, rows)
+        if extensions:
+            with open_parts(file) as found:
+                _print_extensions(shell, file, found.parts)
+            return
+        listed = listing(file, distances=not no_distances)
+        shell.emit({"file": file, **listed})
+        n, model = len(listed["chips"]), listed["distortion"]
+        model = model if any(c not in "NOMODEL-" for c in model) else "in the header"
+        shell.say(f"{file}: {listed['rootname']}, {n} chip{'s' if n > 1 else ''}, "
+                  f"distortion {model}")
+        for text in listed["damage"]:
+            shell.tell(f"warning: {file}: {text}")
+        _print_solutions(shell, listed["solutions"])
 
     return _each(shell, files, work)
 
@@ -118,8 +120,7 @@ def _print_solutions(shell: Shell, rows: list[dict[str, Any]]) -> None:
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line, row in zip(lines, [{}, *rows]):
         shell.say("  " + "  ".join(t.ljust(w) for t, w in zip(line, widths)).rstrip())
-        doubts = [row["problem"]] if row.get("problem") else row.get("doubts", [])
-        for doubt in doubts:
+        for doubt in filter(None, [row.get("problem"), *row.get("doubts", [])]):
             shell.say(f"      ! {doubt}")
 
 
@@ -142,7 +143,8 @@ def _print_extensions(shell: Shell, file: str, parts: Sequence[Any]) -> None:
         axes = [part.get(f"NAXIS{i}") for i in range(1, int(part.get("NAXIS") or 0) + 1)]
         record = {
             "number": number, "name": part.name or ("PRIMARY" if not number else ""),
-            "version": part.version, "type": kinds.get(part.kind, part.kind),
+            "version": part.version,
+            "type": kinds.get(part.kind, part.kind) if part.records else "(damaged)",
             "cards": len(part.records), "axes": axes,
         }
         shell.emit({"file": file, **record})
@@ -254,36 +256,12 @@ def diff(
         keys = ("min_mas", "median_mas", "rms_mas", "max_mas", "dra_mas", "ddec_mas")
         shell.say(f"  {s['chip']:<6} " + " ".join(f"{s[k]:>7.4g}" for k in keys))
     if picture is not None and not shell.dry_run:
-        _draw(Path(picture), maps, f"{pair[1].wcsname} minus {pair[0].wcsname}", shell.overwrite)
+        from cynosure.faces.report.separation import draw_separations
+
+        title = f"{pair[1].wcsname} minus {pair[0].wcsname}"
+        draw_separations(Path(picture), maps, title, overwrite=shell.overwrite)
         shell.say(f"drawn in {picture}")
     return int(ExitCode.OK)
-
-
-def _draw(path: Path, maps: list[Separation], title: str, overwrite: bool) -> None:
-    """Draw the separation over each chip: its size in colour, its direction as arrows."""
-    from matplotlib.figure import Figure
-
-    from cynosure.ground.files import atomic_path
-
-    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise SettingError("{path}: a picture is PNG, PDF or SVG", path=str(path))
-    figure = Figure(figsize=(7.0, 0.8 + 3.2 * len(maps)), layout="constrained")
-    figure.suptitle(title, fontsize=9)
-    for number, one in enumerate(maps, start=1):
-        axes = figure.add_subplot(len(maps), 1, number)
-        image = axes.pcolormesh(one.x, one.y, one.sep_mas, shading="nearest", cmap="viridis")
-        step = max(1, max(one.x.shape) // 11)
-        cut = (slice(step // 2, None, step), slice(step // 2, None, step))
-        axes.quiver(one.x[cut], one.y[cut], one.dra_mas[cut], one.ddec_mas[cut],
-                    color="white", width=0.003)
-        axes.set_aspect("equal")
-        axes.set_title(f"{one.target[0]},{one.target[1]}  arrows: east to the right, north up",
-                       fontsize=8)
-        axes.set_xlabel("x [px]")
-        axes.set_ylabel("y [px]")
-        figure.colorbar(image, ax=axes, label="separation [mas]")
-    with atomic_path(path, overwrite=overwrite) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=120)
 
 
 @wcs.command(cls=Command, example="cynosure wcs verify j95y04hp?_flc.fits")
@@ -296,12 +274,15 @@ def verify(shell: Shell, files: tuple[str, ...]) -> int:
     def work(file: str) -> None:
         found = check(file)
         shell.emit({"file": file, "good": not any(f.level == "error" for f in found),
-                    "findings": [{"level": f.level, "text": f.text} for f in found]})
+                    "findings": [{"level": f.level, "text": f.text, "cure": f.cure}
+                                 for f in found]})
         for finding in found:
             shell.say(f"{file}: {finding.level}: {finding.text}")
-        errors = [f.text for f in found if f.level == "error"]
+        errors = [f for f in found if f.level == "error"]
         if errors:
-            raise NotTrue(image=file, reason="; ".join(errors))
+            cures = dict.fromkeys(f.cure.replace("FILE", file) for f in errors if f.cure)
+            hint = f"`{'`, `'.join(cures)}` removes what is wrong." if cures else None
+            raise NotTrue(image=file, reason="; ".join(f.text for f in errors), hint=hint)
         shell.say(f"{file}: good")
 
     return _each(shell, files, work)
@@ -321,17 +302,13 @@ def attach(
     shell: Shell, file: str, headerlets: tuple[str, ...], name: str | None, compress: bool,
     force: bool,
 ) -> int:
-    """Append headerlets to their exposure; the active WCS stays."""
-    from cynosure.solutions.files.archive import attach as attach_one
+    """Append headerlets to their exposure, all or none; the active WCS stays."""
+    from cynosure.solutions.files.archive import attach as attach_all
 
-    source, target = file, _target(shell, file)
-    for headerlet in headerlets:
-        change = attach_one(
-            source, headerlet, hdrname=name, compress=compress, force=force, **target
-        )
-        _tell(shell, file, change, "attach")
-        if not shell.dry_run and "out" in target:
-            source, target = str(target["out"]), {"dry_run": False}
+    change = attach_all(
+        file, *headerlets, hdrname=name, compress=compress, force=force, **_target(shell, file)
+    )
+    _tell(shell, file, change, "attach")
     return int(ExitCode.OK)
 
 
@@ -357,7 +334,7 @@ def activate(
 
     target = _target(shell, file)
     if alternate:
-        change = archive.apply_alternate(file, solution, letter=letter, **target)
+        change = archive.apply_alternate(file, solution, letter=letter, force=force, **target)
     else:
         change = archive.activate(
             file, solution, archive=not no_archive, attach=not no_attach, force=force, **target
@@ -404,7 +381,8 @@ def extract(
             names = tuple(f"HDRLET,{p.version}" for p in held.embedded)
     names = names or ("active",)
     out = shell.folder(".")
-    for name in names:
+
+    def work(name: str) -> None:
         headerlet = archive.create(file, name, author=author, descrip=descrip)
         path = out
         if out.is_dir() or every or len(names) > 1:
@@ -415,7 +393,8 @@ def extract(
             archive.write(headerlet, path, overwrite=shell.overwrite)
         shell.emit({**record, "out": str(path), "dry_run": shell.dry_run})
         shell.say(f"{file}: {'would write ' if shell.dry_run else ''}{path} {headerlet.wcsname}")
-    return int(ExitCode.OK)
+
+    return _each(shell, names, work)
 
 
 def _hlet_name(hdrname: str) -> str:
@@ -429,7 +408,8 @@ def _hlet_name(hdrname: str) -> str:
 @file_argument
 @click.argument("names", nargs=-1, metavar="NAME…")
 @option("--distname", metavar="DISTNAME", help="All headerlets of this distortion model.")
-@option("--duplicates", is_flag=True, help="Of headerlets of one HDRNAME keep the first.")
+@option("--duplicates", is_flag=True,
+        help="Of headerlets that are one solution, under one name, keep the first.")
 @shared
 def delete(
     shell: Shell, file: str, names: tuple[str, ...], distname: str | None, duplicates: bool
@@ -504,8 +484,11 @@ def export(shell: Shell, file: str, name: str, kind: str | None) -> int:
 @click.argument("source", metavar="HEAD|WCS")
 @option("--name", metavar="WCSNAME", help="Name of the solution; SCAMP or ASTROMETRY.NET.")
 @option("--activate", "active", is_flag=True, help="Make it the active WCS, too.")
+@force_option
 @shared
-def import_(shell: Shell, file: str, source: str, name: str | None, active: bool) -> int:
+def import_(
+    shell: Shell, file: str, source: str, name: str | None, active: bool, force: bool
+) -> int:
     """Attach a solution that SCAMP (.head) or astrometry.net (.wcs) made."""
     from cynosure.solutions.files import archive
     from cynosure.solutions.files.exchange import import_solution
@@ -513,9 +496,9 @@ def import_(shell: Shell, file: str, source: str, name: str | None, active: bool
     headerlet = import_solution(file, source, name=name)
     target = _target(shell, file)
     if active:
-        change = archive.activate(file, headerlet, **target)
+        change = archive.activate(file, headerlet, force=force, **target)
     else:
-        change = archive.attach(file, headerlet, **target)
+        change = archive.attach(file, headerlet, force=force, **target)
     _tell(shell, file, change, "import")
     return int(ExitCode.OK)
 

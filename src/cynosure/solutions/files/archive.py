@@ -13,24 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cynosure.ground.errors import SettingError
 from cynosure.solutions.files import edits
-from cynosure.solutions.files.compare import Separation, separations
+from cynosure.solutions.files.cards import RESERVED
 from cynosure.solutions.files.contents import (
-    RESERVED,
     Entry,
     Holdings,
     NoSuchSolution,
     open_holdings,
+    shapes_of,
 )
 from cynosure.solutions.files.headerlet import (
     Headerlet,
     HeaderletDamaged,
-    Target,
+    same_solution,
 )
 from cynosure.solutions.files.headerletio import read_headerlet, write_headerlet
+from cynosure.solutions.files.invariants import duplicates_of, holdings_table, listing
 from cynosure.solutions.names import Distortion, parse_distname, parse_wcsname
 
 __all__ = [
@@ -42,6 +41,8 @@ __all__ = [
     "create",
     "delete",
     "extract",
+    "holdings_table",
+    "listing",
     "names",
     "restore",
     "restore_all",
@@ -69,11 +70,14 @@ class Change:
         In words, in order.
     written : bool
         False for a dry run, and where there was nothing to do.
+    warnings : list of str
+        What was done by force although it is doubtful, and why it is.
     """
 
     path: Path
     done: list[str] = field(default_factory=list)
     written: bool = False
+    warnings: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -86,25 +90,13 @@ def _changing(
         if held.primary.has("NEXTEND"):
             held.primary.set("NEXTEND", len(held.parts) - 1)
         change.done = list(dict.fromkeys(held.notes))
+        change.warnings = list(dict.fromkeys(held.warnings))
         if not dry_run and (held.file.changed or out is not None):
             held.file.save(out, overwrite=overwrite)
             change.written = True
 
 
 # --- looking --------------------------------------------------------------------------------
-
-
-def shapes_of(held: Holdings) -> dict[Target, tuple[int, int] | None]:
-    """Return rows and columns of the chips; of a stamp cut from a chip, those of the chip."""
-    out = {}
-    for chip in held.chips:
-        sizes = [chip.part.get(f"SIZAXIS{i}") or held.primary.get(f"SIZAXIS{i}") for i in (2, 1)]
-        shape = chip.shape
-        if shape is not None and all(isinstance(n, int) and 0 < n < 1 << 16 for n in sizes):
-            full = int(sizes[0]), int(sizes[1])  # type: ignore[arg-type]
-            shape = full if full[0] > shape[0] and full[1] > shape[1] else shape
-        out[chip.target] = shape
-    return out
 
 
 def solution_of(path: str | Path, name: str | None = None) -> Headerlet:
@@ -164,56 +156,6 @@ def summary(path: str | Path) -> list[dict[str, Any]]:
                 record["problem"] = entry.problem
             out.append(record)
     return out
-
-
-def holdings_table(held: Holdings, *, distances: bool = True) -> list[dict[str, Any]]:
-    """Return a record for every solution of a file, with its distance from the active one.
-
-    Parameters
-    ----------
-    held : Holdings
-    distances : bool
-        Whether to evaluate them; it takes some ten milliseconds a chip.
-    """
-    shapes, out, active = shapes_of(held), [], None
-    for entry in held.entries():
-        record: dict[str, Any] = {
-            "key": entry.key, "place": entry.place, "wcsname": entry.wcsname,
-            "hdrname": entry.hdrname, "problem": entry.problem,
-        }
-        h = entry.headerlet
-        if h is not None:
-            if entry.place == "active":
-                active = h
-            rms = [None if not np.isfinite(v) else v for v in h.rms_mas]
-            record |= {
-                "distname": h.distname, "catalog": h.catalog, "n_matched": h.n_matched,
-                "rms_ra_mas": rms[0], "rms_dec_mas": rms[1], "created": h.text("DATE") or None,
-                "author": h.text("AUTHOR"), "chips": len(h.chips),
-                "doubts": [*h.notes, *h.faults(), *h.doubts()],
-            }
-            if distances and active is not None and entry.place != "active":
-                record |= _distance(active, h, shapes, record)
-        out.append(record)
-    return out
-
-
-def _distance(
-    active: Headerlet, other: Headerlet, shapes: dict[Target, Any], record: dict[str, Any]
-) -> dict[str, Any]:
-    try:
-        maps = separations(active, other, shapes, side=9)
-    except (HeaderletDamaged, SettingError) as error:
-        return {"problem": record["problem"] or str(error.facts.get("reason", error))}
-    return {"distance_mas": _together(maps)}
-
-
-def _together(maps: Sequence[Separation]) -> dict[str, float | None]:
-    every = np.concatenate([m.sep_mas.ravel() for m in maps]) if maps else np.array([np.nan])
-    every = every[np.isfinite(every)]
-    if not every.size:
-        return {"min": None, "median": None, "max": None}
-    return {"min": float(every.min()), "median": float(np.median(every)), "max": float(every.max())}
 
 
 # --- making and taking out ------------------------------------------------------------------
@@ -281,39 +223,41 @@ def extract(
 
 
 def attach(
-    path: str | Path, headerlet: Headerlet | str | Path, *, hdrname: str | None = None,
-    compress: bool = False, force: bool = False, out: str | Path | None = None,
-    overwrite: bool = False, dry_run: bool = False,
+    path: str | Path, headerlet: Headerlet | str | Path, *more: Headerlet | str | Path,
+    hdrname: str | None = None, compress: bool = False, force: bool = False,
+    out: str | Path | None = None, overwrite: bool = False, dry_run: bool = False,
 ) -> Change:
-    """Append a headerlet to its exposure; the active WCS stays.
+    """Append headerlets to their exposure, all or none; the active WCS stays.
 
     Parameters
     ----------
     path : path
         The image.
-    headerlet : Headerlet or path
+    headerlet, *more : Headerlet or path
     hdrname : str, optional
-        A name for it in this file.
+        A name for it in this file, where there is one.
     compress : bool
-        Whether to gzip it.
+        Whether to gzip them.
     force : bool
-        Take it with its faults.
+        Take one that is not sound.
     out, overwrite, dry_run
         See the module.
 
     Raises
     ------
-    WrongExposure, NameTaken, HeaderletDamaged
+    WrongExposure, NameTaken, HeaderletDamaged, SettingError
     """
-    theirs = headerlet if isinstance(headerlet, Headerlet) else read_headerlet(headerlet)
-    if hdrname is not None:
-        theirs = theirs.replaced(HDRNAME=hdrname)
-    faults = theirs.faults()
-    if faults and not force:
-        raise HeaderletDamaged(headerlet=theirs.hdrname or str(headerlet), reason="; ".join(faults))
+    if hdrname is not None and more:
+        raise SettingError(
+            "one name for {n} headerlets", n=1 + len(more), hint="Attach them one by one.",
+        )
+    given = [h if isinstance(h, Headerlet) else read_headerlet(h) for h in (headerlet, *more)]
     with _changing(path, out, overwrite, dry_run) as (held, change):
-        if edits.attach_to(held, theirs, compress=compress):
-            edits.record_attached(held, theirs)
+        for one in given:
+            theirs = one if hdrname is None else one.replaced(HDRNAME=hdrname)
+            edits.check_sound(held, theirs, force=force)
+            if edits.attach_to(held, theirs, compress=compress, force=True):
+                edits.record_attached(held, theirs)
     return change
 
 
@@ -335,7 +279,7 @@ def activate(
     attach : bool
         Append a headerlet that comes from outside.
     force : bool
-        Take one with another distortion model, or with faults.
+        Take one with another distortion model, or one that is not sound.
     out, overwrite, dry_run
         See the module.
 
@@ -365,15 +309,20 @@ def _activate(
     if entry.place == "active":
         held.notes.append(f"{entry.wcsname} is active already")
         return
+    theirs = _headerlet(entry)
     if entry.place == "alternate" and not held.distortion and held.has_active:
+        edits.check_sound(held, theirs, key=entry.key, force=force)
         if edits.exchange(held, entry.key):
             return
-    edits.apply_primary(held, _headerlet(entry), archive=archive, attach=False, force=force)
+    edits.apply_primary(
+        held, theirs, archive=archive, attach=False, force=force, key=entry.key
+    )
 
 
 def apply_alternate(
     path: str | Path, solution: str | Path | Headerlet, *, letter: str | None = None,
-    out: str | Path | None = None, overwrite: bool = False, dry_run: bool = False,
+    force: bool = False, out: str | Path | None = None, overwrite: bool = False,
+    dry_run: bool = False,
 ) -> Change:
     """Keep a headerlet as an alternate WCS, under a letter.
 
@@ -382,13 +331,15 @@ def apply_alternate(
     WrongExposure, WrongDistortion, NameTaken, Refused
     """
     with _changing(path, out, overwrite, dry_run) as (held, change):
+        key = ""
         if isinstance(solution, Headerlet):
             theirs = solution
         elif Path(solution).is_file():
             theirs = read_headerlet(solution)
         else:
-            theirs = _headerlet(held.find(str(solution)))
-        edits.add_alternate(held, theirs, letter)
+            entry = held.find(str(solution))
+            theirs, key = _headerlet(entry), entry.key
+        edits.add_alternate(held, theirs, letter, key=key, force=force)
     return change
 
 
@@ -411,7 +362,8 @@ def archive(
             held.notes.append(f"{headerlet.wcsname} is in the file already, as {where.key}")
         else:
             new = hdrname or edits.unique_hdrname(held, headerlet)
-            edits.attach_to(held, headerlet.replaced(HDRNAME=new, DESTIM=held.rootname))
+            named = headerlet.replaced(HDRNAME=new, DESTIM=held.rootname)
+            edits.attach_to(held, named, force=True)
     return change
 
 
@@ -450,29 +402,63 @@ def restore_all(
     """
     with _changing(path, out, overwrite, dry_run) as (held, change):
         wanted = held.distortion if distname is None else parse_distname(distname).distortion
-        found = [held.entry(p) for p in held.embedded]
-        good = [e.headerlet for e in found if e.headerlet is not None and not e.headerlet.faults()]
-        of_model = [h for h in good if h.distortion == wanted]
-        if not of_model:
-            raise NoSuchSolution(
-                image=held.name, reason=f"no headerlet has the distortion model {wanted}"
-            )
+        of_model = _sound_ones(held, wanted)
         if primary is not None:
-            first = _headerlet(held.find(primary))
-            _same_model(held, first, wanted)
+            first = held.find(primary)
+            _same_model(held, _headerlet(first), wanted)
+        elif of_model:
+            first = max(of_model, key=lambda e: (_rank(_headerlet(e)), _made(e)))
         else:
-            first = max(of_model, key=lambda h: (_rank(h), h.text("DATE")))
-        edits.apply_primary(
-            held, first, attach=False, force=force or wanted != held.distortion
-        )
-        for other in of_model:
-            if parse_wcsname(other.wcsname).kind == "pipeline" or other.wcsname == first.wcsname:
+            kind = "sound headerlet" if held.notes else "headerlet"
+            raise NoSuchSolution(
+                image=held.name, reason=f"no {kind} has the distortion model {wanted}"
+            )
+        name = _headerlet(first).wcsname
+        if first.place == "active":
+            held.notes.append(f"{name} is active already")
+        else:
+            edits.check_sound(held, _headerlet(first), key=first.key, force=force)
+            edits.apply_primary(  # another model is what was asked for
+                held, _headerlet(first), attach=False, key=first.key,
+                force=force or wanted != held.distortion,
+            )
+        for entry in of_model:
+            other = _headerlet(entry)
+            if parse_wcsname(other.wcsname).kind == "pipeline" or other.wcsname == name:
                 continue
             try:
-                edits.add_alternate(held, other)
+                edits.add_alternate(held, other, key=entry.key)
             except edits.NameTaken:
                 held.notes.append(f"{other.hdrname} is not an alternate: its name is taken")
     return change
+
+
+def _sound_ones(held: Holdings, wanted: Distortion) -> list[Entry]:
+    """Return the sound headerlets of a distortion model.
+
+    For one that is not sound a sound solution of its name stands in, wherever that is held.
+    """
+    out: list[Entry] = []
+    entries = list(held.entries())
+    for entry in entries:
+        one = entry.headerlet
+        if entry.place != "headerlet" or one is None or one.distortion != wanted:
+            continue
+        found = held.reasons(one, entry.key, entries)
+        if not found:
+            out.append(entry)
+            continue
+        listed = "; ".join(r.text for r in found)
+        held.notes.append(f"{entry.key} {entry.wcsname} is left out: {listed}")
+        out += [e for e in entries if e.place != "headerlet" and e.wcsname == one.wcsname
+                and e.headerlet is not None and e not in out
+                and not held.reasons(e.headerlet, e.key, entries)][:1]
+    return out
+
+
+def _made(entry: Entry) -> str:
+    """Return when a headerlet was made; the headers of an image do not say it of theirs."""
+    return _headerlet(entry).text("DATE") if entry.place == "headerlet" else ""
 
 
 def _same_model(held: Holdings, headerlet: Headerlet, wanted: Distortion) -> None:
@@ -505,7 +491,7 @@ def delete(
     distname : str, optional
         Delete all headerlets of this distortion model.
     duplicates : bool
-        Of headerlets of one HDRNAME keep the first.
+        Of headerlets that are one solution, under one WCSNAME or HDRNAME, keep the first.
     out, overwrite, dry_run
         See the module.
 
@@ -514,21 +500,36 @@ def delete(
     NoSuchSolution, Refused
     """
     with _changing(path, out, overwrite, dry_run) as (held, change):
-        gone = [held.find(name) for name in names]
+        gone = [_one_to_delete(held, n) for n in names if n not in held.remnants]
+        for letter in (n for n in names if n in held.remnants):
+            edits.drop_remnants(held, letter)
         listed = [held.entry(p) for p in held.embedded]
         if distname is not None:
             wanted = parse_distname(distname).distortion
             gone += [e for e in listed if e.headerlet and e.headerlet.distortion == wanted]
         if duplicates:
-            seen: set[str] = set()
-            for entry in listed:
-                if entry.hdrname and entry.hdrname in seen:
-                    gone.append(entry)
-                seen.add(entry.hdrname)
-        if not gone:
+            found = duplicates_of(listed)
+            gone += [later for _, later in found]
+            held.notes += [f"{e.key} {e.hdrname} is the solution of {f.key}" for f, e in found]
+        if not gone and not held.notes:
             held.notes.append("nothing to delete")
         for entry in {e.key + str(id(e.part)): e for e in gone}.values():
             edits.remove(held, entry)
         if any(e.place == "headerlet" for e in gone):
             edits.renumber(held)
     return change
+
+
+def _one_to_delete(held: Holdings, name: str) -> Entry:
+    """Return the solution of a name; where a sound and a doubtful one share it, none is meant."""
+    entry = held.find(name)
+    same = next((found for found in held.named(name) if found), [])
+    others = [e for e in same if e.place == "headerlet"]
+    if entry.place == "headerlet" and len(others) > 1 and any(
+        e.headerlet is None or not same_solution(e.headerlet, _headerlet(entry)) for e in others
+    ):
+        raise NoSuchSolution(
+            image=held.name, hint="Call it as HDRLET,N.",
+            reason=f"several headerlets are called {name!r}: {', '.join(e.key for e in others)}",
+        )
+    return entry

@@ -127,11 +127,19 @@ def separation_map(
     ------
     HeaderletDamaged
         If one of them has no usable WCS of that chip.
+    SettingError
+        If one is on the sky and the other on the Sun, or the size is not known.
     """
     chip = a.chip(target)
     if chip is None or b.chip(target) is None:
         raise HeaderletDamaged(
             headerlet=(b if chip else a).hdrname, reason=f"it has no WCS of {target[0]},{target[1]}"
+        )
+    frames = [_frame(chip.kinds[0]), _frame(b.chip(target).kinds[0])]  # type: ignore[union-attr]
+    if frames[0] != frames[1]:
+        raise SettingError(
+            "{first} is in {one} and {second} in {other}: there is no distance between them",
+            first=a.wcsname, second=b.wcsname, one=frames[0], other=frames[1],
         )
     shape = chip_shape(chip, a, shape)
     ny, nx = (max(2, round(side * n / max(shape))) for n in shape)
@@ -141,6 +149,16 @@ def separation_map(
     dra = ((ra2 - ra + 180.0) % 360.0 - 180.0) * np.cos(np.radians(dec)) * MAS_PER_DEG
     sep = separation_deg(ra, dec, ra2, dec2) * MAS_PER_DEG
     return Separation(target, shape, x, y, dra, (dec2 - dec) * MAS_PER_DEG, sep)
+
+
+# Longitudes that ICRS has a place for: equatorial, galactic, ecliptic, supergalactic. Any other,
+# on the Sun or on a planet, has none.
+SKY = ("RA--", "GLON", "ELON", "HLON", "SLON")
+
+
+def _frame(kind: str) -> str:
+    """Return what the first axis of a WCS is a longitude of."""
+    return "the sky" if kind[:4].upper() in SKY else kind[:4].rstrip("-") or "no frame"
 
 
 def separations(

@@ -12,36 +12,27 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from cynosure.data.fits.alternates import (
-    Records,
-    alternate_keyword,
-    alternate_letters,
-    primary_keyword,
-    restore_records,
-)
-from cynosure.data.fits.blocks import Unit
-from cynosure.data.fits.extensions import headers_alone, science_units
-from cynosure.data.fits.parts import FitsParts, Part, Value, open_parts, value_of
+from cynosure.data.fits.alternates import Records
+from cynosure.data.fits.parts import FitsParts, Part, Value, open_parts
 from cynosure.data.fits.solved import output_name
-from cynosure.data.fits.wcsread import is_wcs_keyword
-from cynosure.data.instrument import (
-    Instrument,
-    identify,
-    identifying_keywords,
-    load_instrument,
-)
 from cynosure.ground.errors import CynosureError, ExitCode, ImageError
+from cynosure.solutions import soundness
+from cynosure.solutions.files.cards import (
+    RESERVED,
+    alternate_cards,
+    letters_of,
+    remnants_of,
+    shares_distortion,
+)
+from cynosure.solutions.files.chips import Chip, chips_of
 from cynosure.solutions.files.hdrlet import is_hdrlet, unembed
 from cynosure.solutions.files.headerlet import (
-    ABOUT,
     MAS_PER_DEG,
     MAX_HEADERLET_BYTES,
-    OWN,
-    SHARED,
     ChipWcs,
     Headerlet,
     HeaderletDamaged,
@@ -58,25 +49,24 @@ from cynosure.solutions.names import (
     hdrname,
     model_name,
     model_root,
+    parse_sipname,
     parse_wcsname,
     wcstype,
 )
+from cynosure.solutions.soundness import FACTS, Exposure, Reason, bare_name
 
 __all__ = [
     "Chip",
     "Entry",
     "Holdings",
     "NoSuchSolution",
-    "about_keyword",
     "holdings_of",
     "open_holdings",
+    "shapes_of",
 ]
 
-# Keywords and values that tell an instrument.
-Identity = tuple[tuple[str, Value], ...]
-
-RESERVED = "O"
-CELESTIAL = re.compile(r"(RA--|DEC-|[GESH]LON|[GESH]LAT|[A-Z]{2}L[NT])-")
+# Of solutions of one name that are equally sound, which is meant.
+PLACES = ("headerlet", "alternate", "active")
 MAX_LISTED = 2000
 # No WCS has an error of a hundredth of a degree; such a CRDER is in mas.
 CRDER_MAS_ABOVE = 0.01
@@ -88,15 +78,6 @@ class NoSuchSolution(CynosureError):
     text = "{image}: {reason}"
     hint = "See `cynosure wcs list FILE`; a name, a letter, or HDRLET,N is taken."
     exit_code = ExitCode.USAGE
-
-
-@dataclass(slots=True, eq=False)
-class Chip:
-    """A science image of a file."""
-
-    part: Part
-    target: Target
-    shape: tuple[int, int] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -136,19 +117,6 @@ class Entry:
         return self.part.text("HDRNAME") if self.part is not None else ""
 
 
-def about_keyword(keyword: str, letter: str) -> str:
-    """Return an own keyword with the letter of an alternate, in eight characters.
-
-    Examples
-    --------
-    >>> [about_keyword(k, "B") for k in ("HDRNAME", "NMATCHES", "AST_CHI2")]
-    ['HDRNAMEB', 'NMATCHEB', 'ASTCHI2B']
-    """
-    if len(keyword) == 8:
-        keyword = keyword.replace("_", "", 1) if "_" in keyword else keyword[:7]
-    return keyword + letter
-
-
 @dataclass(eq=False)
 class Holdings:
     """A file, its chips, and the solutions it holds.
@@ -159,11 +127,14 @@ class Holdings:
     chips : list of Chip
     notes : list of str
         What was done to it, or found.
+    warnings : list of str
+        What was done although it is doubtful.
     """
 
     file: FitsParts
     chips: list[Chip]
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     _read: dict[int, Entry] = field(default_factory=dict)
 
     @property
@@ -222,10 +193,12 @@ class Holdings:
     @property
     def letters(self) -> str:
         """The letters of the alternates."""
-        found = "".join(alternate_letters(c.part.records) for c in self.chips)
-        return "".join(
-            x for x in sorted(set(found)) if any(c.part.has(f"CTYPE1{x}") for c in self.chips)
-        )
+        return letters_of([c.part.records for c in self.chips])
+
+    @property
+    def remnants(self) -> str:
+        """Letters that have cards of an alternate, but no CTYPE, so that they are none."""
+        return remnants_of([c.part.records for c in self.chips])
 
     def active(self) -> Headerlet:
         """Return the active WCS as a headerlet."""
@@ -255,9 +228,70 @@ class Holdings:
         if self.has_active:
             yield Entry("active", "active", self.active())
         for letter in self.letters:
-            yield Entry("alternate", letter, self.alternate(letter))
+            try:
+                yield Entry("alternate", letter, self.alternate(letter))
+            except CynosureError as error:  # one that cannot be read does not hide the others
+                yield Entry("alternate", letter, None, None, str(error))
         for part in self.embedded[:MAX_LISTED]:
             yield self.entry(part)
+
+    # --- soundness --------------------------------------------------------------------------
+
+    @cached_property
+    def exposure(self) -> Exposure:
+        """What the file says of the exposure: its names, its images, when and with what."""
+        units = (self.primary, *(c.part for c in self.chips))
+        names = {self.rootname, self.stem, self.primary.text("FILENAME")}
+        names |= {p.text(k) for p in units for k in ("ROOTNAME", "EXPNAME")}
+        if not any(p.text("ROOTNAME") for p in units):  # these are made of the name it had then
+            names.add(parse_sipname(self.primary.text("SIPNAME")).rootname or "")
+        facts = {k: next((v for p in units if (v := p.get(k)) is not None), None) for k in FACTS}
+        return Exposure(
+            self.rootname, frozenset(map(bare_name, names)),
+            tuple(c.target for c in self.chips), facts, {c.target: c.shape for c in self.chips},
+        )
+
+    def reasons(
+        self, headerlet: Headerlet, key: str = "", entries: Sequence[Entry] | None = None
+    ) -> list[Reason]:
+        """Say why a solution is not sound as one of this exposure; see :mod:`soundness`.
+
+        Parameters
+        ----------
+        headerlet : Headerlet
+        key : str
+            The key of its entry, where the file holds it: it is not compared with itself.
+        entries : sequence of Entry, optional
+            The solutions of the file, where they are at hand.
+        """
+        others: list[tuple[str, Headerlet]] = []
+        if len(headerlet.chips) > 1 and headerlet.distortion.idctab:
+            entries = list(self.entries()) if entries is None else entries
+            others = [(e.key, e.headerlet) for e in entries
+                      if e.headerlet is not None and e.key != key and not e.headerlet.doubts()]
+        own = key == "active" or len(key) == 1
+        found = soundness.reasons(headerlet, self.exposure, others=others, held=own)
+        if any(r.kind == "identity" for r in found) and self._is_own(headerlet):
+            found = [r for r in found if r.kind != "identity"]
+        if key == RESERVED:  # the telescope's own WCS is linear, whatever its CTYPE says
+            found = [r for r in found if r.kind != "distortion"]
+        return found
+
+    def _is_own(self, headerlet: Headerlet) -> bool:
+        """Say whether a WCS of unknown name is, or goes with, one in the science headers."""
+        own = ([self.active()] if self.has_active else []) + list(map(self.alternate, self.letters))
+        family = [e.headerlet for e in map(self.entry, self.embedded) if e.headerlet is not None]
+        units = (self.primary, *(c.part for c in self.chips))
+        named_itself = any(p.text("ROOTNAME") for p in units)
+        known = [h for h in family
+                 if not named_itself and bare_name(h.destim) in self.exposure.names]
+        if any(same_solution(headerlet, h) for h in own + known):
+            return True
+        name = bare_name(headerlet.destim)
+        return bool(name) and any(
+            bare_name(h.destim) == name and any(same_solution(h, one) for one in own)
+            for h in family
+        )
 
     def entry(self, part: Part) -> Entry:
         """Return the entry of an HDRLET extension; one that cannot be read says why."""
@@ -277,8 +311,9 @@ class Holdings:
         """Return the solution of a name.
 
         ``active``, a letter, ``HDRLET,3``, a HDRNAME, or a WCSNAME; names are compared whole. A
-        headerlet is preferred to an alternate of the same name; of several headerlets that are
-        the same solution the first is taken.
+        sound solution is preferred to a doubtful one of the same name, then a headerlet to an
+        alternate and that to the active one; of several headerlets that are the same solution
+        the first is taken.
 
         Raises
         ------
@@ -290,46 +325,48 @@ class Holdings:
         if re.fullmatch(r"[A-Z]", text):
             return Entry("alternate", text, self.alternate(text))
         number = re.fullmatch(r"(?:HDRLET,)?(\d{1,6})", text, re.IGNORECASE)
-        found = [self.entry(p) for p in self.embedded]
         if number is not None:
-            found = [e for e in found if e.part is not None and e.part.version == int(number[1])]
+            found = [self.entry(p) for p in self.embedded if p.version == int(number[1])]
             return self._only(found, text)
-        for by in ("hdrname", "wcsname"):
-            same = [e for e in found if getattr(e, by) == text]
-            if same:
-                return self._only(same, text)
-        for letter in self.letters:
-            other = self.alternate(letter)
-            if text in (other.wcsname, other.text("HDRNAME")):
-                return Entry("alternate", letter, other)
-        if self.has_active and text in (self.active().wcsname, self.active().hdrname):
-            return Entry("active", "active", self.active())
+        for found in self.named(text):
+            if found:
+                return self._only(found, text)
         names = sorted({e.wcsname for e in self.entries()} - {""})
         raise NoSuchSolution(
             image=self.name, reason=f"it has no solution {text!r} (it has {', '.join(names)})"
         )
 
+    def named(self, text: str) -> tuple[list[Entry], list[Entry]]:
+        """Return the solutions of a HDRNAME, and those of a WCSNAME, headerlets first."""
+        entries = sorted(self.entries(), key=lambda e: PLACES.index(e.place))
+        return ([e for e in entries if e.hdrname == text],
+                [e for e in entries if e.wcsname == text])
+
     def _only(self, found: list[Entry], text: str) -> Entry:
+        """Return the sound solution of a name; of those that are the same, the first."""
         if not found:
             raise NoSuchSolution(image=self.name, reason=f"it has no headerlet {text!r}")
         good = [e for e in found if e.headerlet is not None]
         if not good:
             name = f"{self.name}[{found[0].key}]"
             raise HeaderletDamaged(headerlet=name, reason=found[0].problem)
-        sound = [e for e in good if e.headerlet is not None and not e.headerlet.doubts()]
-        good = sound or good
-        first = good[0].headerlet
+        if len(good) > 1:
+            entries = list(self.entries())
+            sound = [e for e in good
+                     if e.headerlet is not None and not self.reasons(e.headerlet, e.key, entries)]
+            good = sound or good
+        first = good[0]
         differ = [
-            e for e in good[1:]
-            if first is None or e.headerlet is None or not same_solution(first, e.headerlet)
+            e for e in good[1:] if e.place == first.place and first.headerlet is not None
+            and e.headerlet is not None and not same_solution(first.headerlet, e.headerlet)
         ]
-        if differ:
+        if differ and first.place == "headerlet":
             listed = ", ".join(f"{e.key} {e.hdrname}" for e in good)
             raise NoSuchSolution(
                 image=self.name, reason=f"several headerlets are called {text!r}: {listed}",
                 hint="Call it by its HDRNAME or as HDRLET,N.",
             )
-        return good[0]
+        return first
 
     def kept_as(self, wanted: Headerlet, *, headerlets_only: bool = False) -> Entry | None:
         """Return where a solution is held besides being active; None where it is not.
@@ -376,6 +413,8 @@ class Holdings:
             part = Part(list(records))
             part.set("TG_ENAME", chip.target[0], "EXTNAME of the image")
             part.set("TG_EVER", chip.target[1], "EXTVER of the image")
+            for axis, n in zip((1, 2), reversed(chip.shape or ())):
+                part.set(f"TG_NAXI{axis}", n, f"NAXIS{axis} of the image")
             version = chip.target[1] if chip.target[0] == "SCI" else number
             chips.append(ChipWcs(version, chip.target, part.records))
             for at in lookups_of(records):
@@ -418,6 +457,7 @@ class Holdings:
             "CATALOG": own.text("CATALOG") or own.text("ASTCAT") or parse_wcsname(name).catalog,
             "UPWCSVER": self.primary.text("UPWCSVER"), "PYWCSVER": self.primary.text("PYWCSVER"),
         }
+        cards |= {k: v for k, v in self.exposure.facts.items() if v is not None}
         return new_head(cards)
 
     def _stated_date(self, named: str, wcsname: str) -> str:
@@ -434,6 +474,19 @@ class Holdings:
         return dates.pop() if len(dates) == 1 else ""
 
 
+def shapes_of(held: Holdings) -> dict[Target, tuple[int, int] | None]:
+    """Return rows and columns of the chips; of a stamp cut from a chip, those of the chip."""
+    out = {}
+    for chip in held.chips:
+        sizes = [chip.part.get(f"SIZAXIS{i}") or held.primary.get(f"SIZAXIS{i}") for i in (2, 1)]
+        shape = chip.shape
+        if shape is not None and all(isinstance(n, int) and 0 < n < 1 << 16 for n in sizes):
+            full = int(sizes[0]), int(sizes[1])  # type: ignore[arg-type]
+            shape = full if full[0] > shape[0] and full[1] > shape[1] else shape
+        out[chip.target] = shape
+    return out
+
+
 def _number(value: Value) -> float:
     plain = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if plain and value > 0 else 0.0  # type: ignore[arg-type, operator]
@@ -442,50 +495,6 @@ def _number(value: Value) -> float:
 def _crder_mas(value: float) -> float:
     """Return CRDER in mas: degrees, but some archives wrote mas where degrees belong."""
     return value * MAS_PER_DEG if value < CRDER_MAS_ABOVE else value
-
-
-def shares_distortion(records: Records, letter: str) -> bool:
-    """Say whether an alternate is one of Hubble's: CTYPE says -SIP, the terms are the primary's."""
-    own = alternate_keyword("A_ORDER", letter)
-    kind = next((b for k, b in records if k == f"CTYPE1{letter}"), b"")
-    return str(value_of(kind) or "").endswith("-SIP") and not any(k == own for k, _ in records)
-
-
-def alternate_cards(records: Records, letter: str) -> Records:
-    """Return the cards of an alternate as those of a primary WCS."""
-    shared = shares_distortion(records, letter)
-    own = {about_keyword(k, letter): k for k in OWN}
-    renamed = [
-        (own[k], own[k].encode().ljust(8) + b[8:]) for k, b in records if k in own
-    ]
-    if shared:
-        out = [
-            r for r in records
-            if (is_wcs_keyword(r[0]) and not is_linear(r[0])) or r[0] in SHARED
-        ]
-        for keyword, body in records:
-            primary = primary_keyword(keyword, letter)
-            if primary is not None:
-                out.append((primary, primary.encode().ljust(8) + body[8:]))
-    else:
-        restored = restore_records(records, letter)
-        out = [r for r in restored if is_wcs_keyword(r[0])]
-        # What says how the primary was made does not say it of the alternate.
-    return [r for r in out if r[0] not in ABOUT and r[0] not in own.values()] + renamed + (
-        [r for r in records if r[0] in SHARED and r[0] not in {k for k, _ in renamed}]
-        if shared else []
-    )
-
-
-LINEAR = re.compile(
-    r"WCSAXES|WCSNAME|(CTYPE|CRVAL|CRPIX|CDELT|CROTA|CUNIT|CNAME|CRDER|CSYER)\d|(CD|PC)\d_\d"
-    r"|PV\d_\d+|PS\d_\d+|LONPOLE|LATPOLE|RADESYS|RADECSYS|EQUINOX"
-)
-
-
-def is_linear(keyword: str) -> bool:
-    """Say whether a WCS keyword is one that every alternate has of its own."""
-    return LINEAR.fullmatch(keyword) is not None
 
 
 # --- opening --------------------------------------------------------------------------------
@@ -512,16 +521,7 @@ def holdings_of(file: FitsParts) -> Holdings:
     ImageError
         If there is none.
     """
-    units = [Unit(i, p.header_bytes(), p.start, p.size) for i, p in enumerate(file.parts)]
-    first = next((u.index for u in units if u.is_image), 0)
-    camera = _camera(*(_identifying(file.parts[i]) for i in (0, first)))
-    chips = [
-        c for u in science_units(units, camera)
-        if (c := _chip(file, u)).part.name == "SCI" or _has_celestial(c.part)
-    ]
-    if not chips:
-        alone = headers_alone(units, camera)
-        chips = [c for u in alone if _has_celestial((c := _chip(file, u)).part)]
+    chips = chips_of(file)
     targets = [c.target for c in chips]
     if len(set(targets)) < len(targets):
         twice = next(t for t in targets if targets.count(t) > 1)
@@ -534,44 +534,3 @@ def holdings_of(file: FitsParts) -> Holdings:
             hint="A headerlet goes with attach, activate, show and diff.",
         )
     return Holdings(file, chips)
-
-
-def _identifying(part: Part) -> Identity:
-    """Return the values that may tell the instrument."""
-    keywords = identifying_keywords()
-    return tuple((k, value_of(b)) for k, b in part.records if k in keywords)
-
-
-@lru_cache(maxsize=64)  # an archive has few instruments
-def _camera(*headers: Identity) -> Instrument:
-    return load_instrument(identify(*(dict(reversed(h)) for h in headers)))
-
-
-def _chip(file: FitsParts, unit: Unit) -> Chip:
-    part, number = file.parts[unit.index], unit.index
-    name = part.name if number else "PRIMARY"
-    target = (name, part.version) if name and number else (name or "HDU", number or 1)
-    return Chip(part, target, _shape(part))
-
-
-def _has_celestial(part: Part) -> bool:
-    return any(_celestial(part, x) for x in ("", *alternate_letters(part.records)))
-
-
-def _celestial(part: Part, letter: str) -> bool:
-    return all(CELESTIAL.match(part.text(f"CTYPE{i}{letter}").upper() + "-") for i in (1, 2))
-
-
-def _unit(part: Part) -> Unit:
-    return Unit(0, part.header_bytes(), 0, 0)
-
-
-def _shape(part: Part) -> tuple[int, int] | None:
-    """Return rows and columns, also of a header that says how large its image is."""
-    shape = _unit(part).shape
-    if len(shape) >= 2 and min(shape) > 0:
-        return shape[-2], shape[-1]
-    sizes = [part.get("IMAGEH"), part.get("IMAGEW")]
-    if all(isinstance(n, int) and n > 0 for n in sizes):
-        return int(sizes[0]), int(sizes[1])  # type: ignore[arg-type]
-    return None

@@ -9,40 +9,42 @@ between two solutions leaves the file as large as it was.
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cynosure.data.fits.alternates import (
-    Records,
-    alternate_keyword,
-    archive_records,
-    primary_keyword,
-    restore_records,
-)
-from cynosure.data.fits.parts import Part, card
-from cynosure.data.fits.wcsread import is_wcs_keyword
+from cynosure.data.fits.alternates import records_of
+from cynosure.data.fits.parts import Part
 from cynosure.ground.errors import CynosureError, ExitCode
+from cynosure.solutions.files.cards import (
+    RESERVED,
+    Before,
+    applied_cards,
+    exchanged_cards,
+    inserted,
+    lettered_cards,
+    original_cards,
+    without_letter,
+)
 from cynosure.solutions.files.compare import s_region
-from cynosure.solutions.files.contents import RESERVED, Entry, Holdings, about_keyword, is_linear
+from cynosure.solutions.files.contents import Entry, Holdings
 from cynosure.solutions.files.hdrlet import embed
 from cynosure.solutions.files.headerlet import (
-    ABOUT,
     TABLES,
     Headerlet,
     HeaderletDamaged,
     Target,
-    is_solution_keyword,
+    same_distortion,
     same_solution,
 )
 from cynosure.solutions.files.wcscorr import WcsCorr, find_wcscorr, new_wcscorr
-from cynosure.solutions.names import hdrname, parse_wcsname, wcstype
+from cynosure.solutions.names import hdrname, parse_wcsname
+from cynosure.solutions.soundness import Reason, bare_name
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
 __all__ = [
-    "Before",
     "NameTaken",
     "Refused",
     "WrongDistortion",
@@ -50,17 +52,17 @@ __all__ = [
     "add_alternate",
     "apply_primary",
     "attach_to",
-    "check_exposure",
+    "check_sound",
     "drop_letter",
+    "drop_remnants",
     "exchange",
+    "free_hdrname",
     "keep_active",
-    "lettered",
     "put_active",
     "record_attached",
     "record_solution",
     "remove",
     "renumber",
-    "same_distortion",
     "unique_hdrname",
 ]
 
@@ -75,8 +77,8 @@ class Refused(CynosureError):
 class WrongExposure(Refused):
     """A headerlet of another exposure."""
 
-    text = "{headerlet} is a WCS of {destim}, {image} is {rootname}"
-    hint = "A headerlet fits its own exposure only (DESTIM and ROOTNAME)."
+    text = "{headerlet}: {reason}, {image} is {rootname}"
+    hint = "A headerlet fits its own exposure only; use --force if it is one of this exposure."
 
 
 class WrongDistortion(Refused):
@@ -97,29 +99,68 @@ class NameTaken(Refused):
 # --- headerlets as extensions ---------------------------------------------------------------
 
 
-def check_exposure(held: Holdings, headerlet: Headerlet) -> None:
-    """Refuse a headerlet of another exposure.
+FORCE = "Use --force to take it all the same; `cynosure wcs list FILE` shows the others."
+
+
+def check_sound(
+    held: Holdings, headerlet: Headerlet, *, key: str = "", force: bool = False
+) -> None:
+    """Refuse a solution that is not sound; by force it is taken, with a warning.
+
+    Parameters
+    ----------
+    held : Holdings
+    headerlet : Headerlet
+    key : str
+        The key of its entry, where the file holds it.
+    force : bool
 
     Raises
     ------
-    WrongExposure
+    WrongExposure, Refused, HeaderletDamaged
     """
-    names = {held.rootname, held.stem}
-    if headerlet.destim not in names:
+    _refuse(held, headerlet, held.reasons(headerlet, key), force)
+
+
+def _refuse(held: Holdings, headerlet: Headerlet, found: list[Reason], force: bool) -> None:
+    if not found:
+        return
+    name = headerlet.hdrname or headerlet.wcsname or "the headerlet"
+    listed = "; ".join(dict.fromkeys(r.text for r in found))
+    if force:
+        held.warnings.append(f"{name} is taken by force: {listed}")
+    elif found[0].kind == "identity":
         raise WrongExposure(
             image=held.name, rootname=held.rootname, destim=headerlet.destim or "no exposure",
-            headerlet=headerlet.hdrname or "the headerlet",
+            headerlet=name, reason=found[0].text,
         )
+    elif found[0].kind == "chips":
+        raise Refused(
+            image=held.name, reason=f"{name}: {listed}",
+            hint="A headerlet must have a SIPWCS for every image of the exposure.",
+        )
+    else:
+        raise HeaderletDamaged(headerlet=name, reason=listed, hint=FORCE)
 
 
-def attach_to(held: Holdings, headerlet: Headerlet, *, compress: bool = False) -> bool:
+def attach_to(
+    held: Holdings, headerlet: Headerlet, *, compress: bool = False, force: bool = False
+) -> bool:
     """Append a headerlet as an extension; return whether it was not there yet.
+
+    One that goes by another name than the exposure is addressed to it (DESTIM), so that other
+    software takes it, too.
 
     Raises
     ------
     WrongExposure, NameTaken
     """
-    check_exposure(held, headerlet)
+    if not force:
+        strange = [r for r in held.reasons(headerlet) if r.kind == "identity"]
+        _refuse(held, headerlet, strange, force=False)
+    if bare_name(headerlet.destim) not in held.exposure.names:
+        held.notes.append(f"DESTIM was {headerlet.destim or 'empty'}, is {held.rootname} now")
+        headerlet = headerlet.replaced(DESTIM=held.rootname)
     for part in held.embedded:
         entry = held.entry(part)
         if entry.hdrname != headerlet.hdrname:
@@ -134,9 +175,19 @@ def attach_to(held: Holdings, headerlet: Headerlet, *, compress: bool = False) -
     return True
 
 
-def unique_hdrname(held: Holdings, headerlet: Headerlet) -> str:
-    """Return the name of a headerlet, or a new one where a different headerlet has it."""
-    taken = {held.entry(p).hdrname for p in held.embedded}
+def free_hdrname(held: Holdings, headerlet: Headerlet) -> str:
+    """Return the name of a headerlet; a new one where another WCS has it in the file."""
+    for entry in map(held.entry, held.embedded):
+        if entry.hdrname == headerlet.hdrname and (
+            entry.headerlet is None or not same_solution(entry.headerlet, headerlet)
+        ):
+            return unique_hdrname(held, headerlet)
+    return headerlet.hdrname
+
+
+def unique_hdrname(held: Holdings, headerlet: Headerlet, avoid: str = "") -> str:
+    """Return the name of a headerlet, or a new one where a headerlet has it, or it is `avoid`."""
+    taken = {held.entry(p).hdrname for p in held.embedded} | ({avoid} - {""})
     name, number = headerlet.hdrname, 1
     while name in taken:
         body = hdrname(held.stem, headerlet.wcsname).removesuffix("-hlet.fits")
@@ -145,8 +196,8 @@ def unique_hdrname(held: Holdings, headerlet: Headerlet) -> str:
     return name
 
 
-def keep_active(held: Holdings) -> None:
-    """Make sure that the active WCS is held besides being active."""
+def keep_active(held: Holdings, avoid: str = "") -> None:
+    """Make sure that the active WCS is held besides being active, not under the name `avoid`."""
     if not held.has_active:
         return
     active = held.active()
@@ -154,30 +205,36 @@ def keep_active(held: Holdings) -> None:
     if where is not None:
         held.notes.append(f"{active.wcsname} stays in the file as {where.key}")
         return
-    _keep(held, active)
+    _keep(held, active, avoid)
 
 
-def _keep(held: Holdings, headerlet: Headerlet) -> None:
+def _keep(held: Holdings, headerlet: Headerlet, avoid: str = "") -> None:
     """Attach a solution of the science headers, under a name of its own."""
-    missing = [f"{n},{v}" for c in headerlet.chips for n, v in c.lookups
-               if headerlet.table(n, v) is None]
+    missing = _missing_tables(headerlet)
     if missing:
         raise Refused(
             image=held.name, reason=f"its WCS {headerlet.wcsname} names {', '.join(missing)}, "
             "which is not in the file, so it cannot be kept",
             hint="Use --no-archive to drop it.",
         )
-    named = headerlet.replaced(HDRNAME=unique_hdrname(held, headerlet))
+    named = headerlet.replaced(HDRNAME=unique_hdrname(held, headerlet, avoid))
     if named.destim != held.rootname:
         named = named.replaced(DESTIM=held.rootname)
-    attach_to(held, named)
+    attach_to(held, named, force=True)
     record_solution(held, named, pa_only=True)
 
 
 def renumber(held: Holdings) -> None:
-    """Give headerlets the EXTVERs 1 … n in the order they lie."""
+    """Give headerlets the EXTVERs 1 … n in the order they lie, and say which have a new one.
+
+    Other software counts headerlets to number the next one, so numbers with gaps would come twice.
+    """
+    moved = []
     for number, part in enumerate(held.embedded, start=1):
+        if part.version != number:
+            moved.append(f"HDRLET,{part.version} is HDRLET,{number} now")
         part.set("EXTVER", number)
+    held.notes += moved
 
 
 # --- the primary WCS ------------------------------------------------------------------------
@@ -185,7 +242,7 @@ def renumber(held: Holdings) -> None:
 
 def apply_primary(
     held: Holdings, headerlet: Headerlet, *, archive: bool = True, attach: bool = True,
-    force: bool = False,
+    force: bool = False, key: str = "",
 ) -> None:
     """Make a headerlet the active WCS.
 
@@ -198,58 +255,30 @@ def apply_primary(
     attach : bool
         Append the headerlet itself, where it is not in the file.
     force : bool
-        Take one with another distortion model, or with faults.
+        Take one with another distortion model, or one that is not sound.
+    key : str
+        The key of its entry, where the file holds it.
 
     Raises
     ------
     WrongExposure, WrongDistortion, Refused, HeaderletDamaged
         Nothing is changed then.
     """
-    check_exposure(held, headerlet)
-    evaluated = _check_fit(held, headerlet, force)
+    evaluated = _check_fit(held, headerlet, force, key)
     other_model = held.distortion != headerlet.distortion and bool(
         held.distortion or headerlet.distortion
     )
     if archive:
-        keep_active(held)
-        _keep_alternates(held, headerlet, other_model)
-    if other_model:
-        for letter in held.letters:
-            if letter != RESERVED:
-                drop_letter(held, letter)
+        keep_active(held, headerlet.hdrname)
+    _put_alternates_away(held, headerlet, other_model, archive)
     _keep_original(held)
     if attach:
-        attach_to(held, headerlet)
+        attach_to(held, headerlet, force=True)
     _exchange_tables(held, headerlet, other_model)
     put_active(held, headerlet, evaluated)
     _state_model(held, headerlet, other_model)
     record_solution(held, headerlet)
     held.notes.append(f"{headerlet.wcsname} is active")
-
-
-def same_distortion(held: Holdings, headerlet: Headerlet) -> bool:
-    """Say whether a solution has the distortion and the tables of the active WCS."""
-    if not held.has_active:
-        return False
-    return all(
-        (theirs := headerlet.chip(c.target)) is not None
-        and theirs.distortion == c.distortion and theirs.lookups == c.lookups
-        for c in held.active().chips
-    )
-
-
-class Before(NamedTuple):
-    """What the header of a chip was before its old solution was moved away."""
-
-    place: int | None
-    has_angle: bool
-
-    @classmethod
-    def of(cls, records: Records) -> Before:
-        """Note where the solution begins, and whether the header has an ORIENTAT."""
-        keys = [k for k, _ in records]
-        place = next((i for i, k in enumerate(keys) if is_solution_keyword(k)), None)
-        return cls(place, "ORIENTAT" in keys)
 
 
 def put_active(
@@ -264,47 +293,77 @@ def put_active(
         theirs = headerlet.chip(chip.target)
         assert theirs is not None
         was = before[chip.target] if before else Before.of(chip.part.records)
-        chip.part.replace(_applied(chip.part.records, headerlet, theirs.cards, was))
+        chip.part.replace(applied_cards(chip.part.records, headerlet, theirs.cards, was))
         if chip.part.has("S_REGION") and chip.shape is not None:
             chip.part.set("S_REGION", s_region(evaluated[chip.target], chip.shape), "")
 
 
-def _check_fit(held: Holdings, headerlet: Headerlet, force: bool) -> dict[Target, WCS]:
+def _check_fit(
+    held: Holdings, headerlet: Headerlet, force: bool, key: str
+) -> dict[Target, WCS]:
     """Refuse what does not fit; return the WCS of each chip."""
+    found = held.reasons(headerlet, key)
+    strange = [r for r in found if r.kind == "identity"]
+    _refuse(held, headerlet, strange, force)
+    missing = [r for r in found if r.kind == "chips" and "no WCS of" in r.text]
+    _refuse(held, headerlet, missing, force=False)
     ours, theirs = held.distortion, headerlet.distortion
     if ours != theirs and not force:
         raise WrongDistortion(
             image=held.name, headerlet=headerlet.hdrname, ours=str(ours), theirs=str(theirs)
         )
-    missing = [c.target for c in held.chips if headerlet.chip(c.target) is None]
-    if missing:
-        listed = ", ".join(f"{n},{v}" for n, v in missing)
-        raise Refused(
-            image=held.name, reason=f"{headerlet.hdrname} has no WCS of {listed}",
-            hint="A headerlet must have a SIPWCS for every image of the exposure.",
-        )
-    faults = headerlet.faults()
-    if faults and not force:
-        raise HeaderletDamaged(headerlet=headerlet.hdrname, reason="; ".join(faults))
+    _refuse(held, headerlet, [r for r in found if r not in strange], force)
     # A WCS that cannot be evaluated never becomes active.
     return {c.target: headerlet.wcs(c.target, shape=c.shape) for c in held.chips}
 
 
-def _keep_alternates(held: Holdings, headerlet: Headerlet, other_model: bool) -> None:
-    """Keep alternates that the change would take the distortion from, as headerlets."""
-    if not held.has_active:
-        return
-    same = not other_model and same_distortion(held, headerlet)
+def _put_alternates_away(
+    held: Holdings, headerlet: Headerlet, other_model: bool, archive: bool
+) -> None:
+    """Take alternates out of the headers that the change would take the distortion from.
+
+    They are headerlets then: a letter that says -SIP beside another distortion, or none, has
+    wrong positions for everybody who reads it.
+    """
     for letter in held.letters:
-        if letter == RESERVED or (same and not other_model) or not (
-            other_model or held.shares(letter)
-        ):
+        if letter == RESERVED or not (other_model or held.shares(letter)):
             continue
         other = held.alternate(letter)
-        if other.faults():
-            continue  # its distortion went with an earlier change; it is a headerlet already
-        if held.kept_as(other, headerlets_only=True) is None:
-            _keep(held, other)
+        if not other_model and same_distortion(other, headerlet):
+            continue
+        lost = bool(other.faults())
+        whole = _whole(held, other) if lost else None
+        if whole is not None:
+            if not other_model and same_distortion(whole, headerlet):
+                continue  # it gets back what an earlier change took
+        elif lost:
+            held.warnings.append(f"alternate {letter} {other.wcsname} lacks the distortion that "
+                                 "it names, and nothing in the file has it")
+            if not other_model:
+                continue
+        elif held.kept_as(other, headerlets_only=True) is None:
+            if archive or not _missing_tables(other):
+                _keep(held, other, headerlet.hdrname)
+        where = held.kept_as(other if whole is None else whole, headerlets_only=True)
+        drop_letter(held, letter, f"{where.key} has it with its distortion" if where else "")
+
+
+def _whole(held: Holdings, lost: Headerlet) -> Headerlet | None:
+    """Return the headerlet of an alternate that has lost its distortion."""
+    for entry in map(held.entry, held.embedded):
+        found = entry.headerlet
+        if found is not None and found.wcsname == lost.wcsname and not found.faults() and all(
+            (theirs := found.chip(c.target)) is not None
+            and np.allclose(theirs.linear, c.linear, rtol=1e-12, atol=1e-18)
+            for c in lost.chips
+        ):
+            return found
+    return None
+
+
+def _missing_tables(headerlet: Headerlet) -> list[str]:
+    return [f"{n},{v}" for c in headerlet.chips for n, v in c.lookups
+            if headerlet.table(n, v) is None]
 
 
 def _keep_original(held: Holdings) -> None:
@@ -314,44 +373,7 @@ def _keep_original(held: Holdings) -> None:
     if parse_wcsname(held.active().wcsname).kind != "pipeline":
         return
     for chip in held.chips:
-        own = [r for r in chip.part.records if is_linear(r[0])]
-        cards = [lettered(k, b, RESERVED) for k, b in own]
-        cards = [(k, b.replace(b"-SIP'", b"'    ", 1) if k.startswith("CTYPE") else b)
-                 for k, b in cards]
-        chip.part.replace(_inserted(chip.part.records, cards))
-
-
-def _applied(
-    records: Records, headerlet: Headerlet, cards: Records, was: Before
-) -> Records:
-    """Return the cards of an image with another solution in the place of its own."""
-    new = Part([r for r in cards if r[0] not in ("HDRNAME", "TG_ENAME", "TG_EVER")])
-    new.set("WCSNAME", headerlet.wcsname, "name of the solution")
-    if parse_wcsname(headerlet.wcsname).kind not in ("other", "none") and not new.has("WCSTYPE"):
-        new.set("WCSTYPE", wcstype(headerlet.wcsname))
-    for keyword, value in zip(("RMS_RA", "RMS_DEC"), headerlet.rms_mas):
-        if np.isfinite(value) and not new.has(keyword):
-            new.set(keyword, value, "[mas] rms of the fit")
-    if headerlet.n_matched and not (new.has("NMATCHES") or new.has("NMATCH")):
-        new.set("NMATCHES", headerlet.n_matched, "stars of the fit")
-    if was.has_angle and not new.has("ORIENTAT"):
-        values = [new.get("CD1_2"), new.get("CD2_2")]
-        if all(isinstance(v, (int, float)) for v in values):
-            angle = float(np.degrees(np.arctan2(values[0], values[1])))  # type: ignore[arg-type]
-            new.set("ORIENTAT", angle, "[deg] position angle of the y axis")
-    if headerlet.hdrname:
-        new.set("HDRNAME", headerlet.hdrname, "headerlet of this solution")
-    rest = [r for r in records if not is_solution_keyword(r[0])]
-    if was.place is None:
-        return _inserted(rest, new.records)
-    before = sum(not is_solution_keyword(k) for k, _ in records[: was.place])
-    return rest[:before] + new.records + rest[before:]
-
-
-def _inserted(records: Records, cards: Records) -> Records:
-    """Append cards before the blank ones at the end."""
-    last = max((i for i, r in enumerate(records) if r[1].strip()), default=-1) + 1
-    return records[:last] + cards + records[last:]
+        chip.part.replace(inserted(chip.part.records, original_cards(chip.part.records)))
 
 
 def _exchange_tables(held: Holdings, headerlet: Headerlet, other_model: bool) -> None:
@@ -370,7 +392,7 @@ def _exchange_tables(held: Holdings, headerlet: Headerlet, other_model: bool) ->
         if table is None:
             continue
         new = Part([], table.header, table.data, 0, len(table.data))
-        new.records = _split(table.header)
+        new.records = records_of(table.header)
         old = next((i for i, p in enumerate(held.parts) if (p.name, p.version) == at), None)
         if old is None:
             held.parts.insert(_place_for_table(held.parts), new)
@@ -378,12 +400,6 @@ def _exchange_tables(held: Holdings, headerlet: Headerlet, other_model: bool) ->
             held.file.data_of(held.parts[old]) != table.data
         ):
             held.parts[old] = new
-
-
-def _split(header: bytes) -> Records:
-    from cynosure.data.fits.alternates import records_of
-
-    return records_of(header)
 
 
 def _place_for_table(parts: list[Part]) -> int:
@@ -411,7 +427,10 @@ def _state_model(held: Holdings, headerlet: Headerlet, other_model: bool) -> Non
 # --- alternates -----------------------------------------------------------------------------
 
 
-def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = None) -> str:
+def add_alternate(
+    held: Holdings, headerlet: Headerlet, letter: str | None = None, *, key: str = "",
+    force: bool = False,
+) -> str:
     """Keep a headerlet as an alternate; return its letter.
 
     One with the distortion of the active WCS gets its linear part, as Hubble's alternates have it;
@@ -419,9 +438,9 @@ def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = Non
 
     Raises
     ------
-    WrongExposure, WrongDistortion, Refused
+    WrongExposure, WrongDistortion, Refused, HeaderletDamaged
     """
-    check_exposure(held, headerlet)
+    check_sound(held, headerlet, key=key, force=force)
     if held.distortion != headerlet.distortion:
         raise WrongDistortion(
             image=held.name, headerlet=headerlet.hdrname, ours=str(held.distortion),
@@ -436,42 +455,34 @@ def add_alternate(held: Holdings, headerlet: Headerlet, letter: str | None = Non
                 image=held.name, name=headerlet.wcsname,
                 hint=f"Delete alternate {taken} first.",
             )
-    free = [x for x in string.ascii_uppercase if x not in held.letters + RESERVED]
-    chosen = letter or (free[0] if free else "")
-    if chosen not in free:
-        raise Refused(
-            image=held.name, hint="Delete alternates that are no longer needed.",
-            reason=f"letter {chosen} is not free" if chosen else "all letters are taken",
-        )
+    chosen = _free_letter(held, letter)
     for chip in held.chips:
         theirs = headerlet.chip(chip.target)
         if theirs is None:
             reason = f"{headerlet.hdrname} has no WCS of {chip.target[0]},{chip.target[1]}"
             raise Refused(image=held.name, reason=reason)
-        shared = bool(held.distortion)
-        cards = [
-            lettered(k, b, chosen) for k, b in theirs.cards
-            if (is_linear(k) if shared else is_wcs_keyword(k)) or (k in ABOUT and k != "ORIENTAT")
-        ]
-        if not shared and any(k == "A_ORDER" for k, _ in theirs.cards):
-            cards = [(k, b.replace(b"-SIP'", b"'    ", 1) if k.startswith("CTYPE") else b)
-                     for k, b in cards]
-        if not any(k == f"WCSNAME{chosen}" for k, _ in cards):
-            cards.insert(0, card(f"WCSNAME{chosen}", headerlet.wcsname, "name of the solution"))
-        cards = [r for r in cards if r[0] != f"HDRNAME{chosen}"]
-        cards.append(card(f"HDRNAME{chosen}", headerlet.hdrname))
-        chip.part.replace(_inserted(chip.part.records, cards))
+        cards = lettered_cards(theirs.cards, headerlet, chosen, shared=bool(held.distortion))
+        chip.part.replace(inserted(chip.part.records, cards))
     held.notes.append(f"{headerlet.wcsname} is alternate {chosen}")
     return chosen
 
 
-def lettered(keyword: str, body: bytes, letter: str) -> tuple[str, bytes]:
-    """Return a card of a solution as one of an alternate: only its keyword changes."""
-    new = (
-        alternate_keyword(keyword, letter) if is_wcs_keyword(keyword)
-        else about_keyword(keyword, letter)
+def _free_letter(held: Holdings, letter: str | None) -> str:
+    """Return the letter asked for, or the first that no card of any chip has."""
+    remnants = held.remnants
+    free = [x for x in string.ascii_uppercase if x not in held.letters + remnants + RESERVED]
+    chosen = letter or (free[0] if free else "")
+    if chosen in free:
+        return chosen
+    if chosen and chosen in remnants:
+        raise Refused(
+            image=held.name, reason=f"letter {chosen} has cards that were left of an alternate",
+            hint=f"`cynosure wcs delete FILE {chosen}` removes them.",
+        )
+    raise Refused(
+        image=held.name, hint="Delete alternates that are no longer needed.",
+        reason=f"letter {chosen} is not free" if chosen else "all letters are taken",
     )
-    return new, new.encode().ljust(8) + body[8:]
 
 
 def exchange(held: Holdings, letter: str) -> bool:
@@ -482,22 +493,10 @@ def exchange(held: Holdings, letter: str) -> bool:
     bool
         False, and nothing is changed, where the chips would need different letters.
     """
-    results, letters = [], set()
-    for chip in held.chips:
-        records = chip.part.records
-        if not chip.part.has(f"CTYPE1{letter}"):
-            return False
-        kept, new = archive_records(records, "ORIGINAL")
-        letters.add(new)
-        own = [] if any(k == about_keyword("WCSTYPE", new) for k, _ in kept) else list(ABOUT)
-        kept = [lettered(k, b, new) if new and k in own else (k, b) for k, b in kept
-                if k in own or k not in ABOUT]
-        back = {about_keyword(k, letter): k for k in ABOUT}
-        restored = restore_records(kept, letter)
-        results.append([
-            (back[k], back[k].encode().ljust(8) + b[8:]) if k in back else (k, b)
-            for k, b in restored
-        ])
+    if not all(chip.part.has(f"CTYPE1{letter}") for chip in held.chips):
+        return False
+    exchanged = [exchanged_cards(chip.part.records, letter) for chip in held.chips]
+    results, letters = [r for r, _ in exchanged], {x for _, x in exchanged}
     if len(letters) > 1:
         return False
     for chip, records in zip(held.chips, results):
@@ -507,15 +506,18 @@ def exchange(held: Holdings, letter: str) -> bool:
     return True
 
 
-def drop_letter(held: Holdings, letter: str) -> None:
-    """Remove an alternate from all chips."""
-    own = {about_keyword(k, letter) for k in ABOUT}
+def drop_letter(held: Holdings, letter: str, why: str = "") -> None:
+    """Remove an alternate from all chips, and say why."""
     for chip in held.chips:
-        chip.part.replace([
-            r for r in chip.part.records
-            if primary_keyword(r[0], letter) is None and r[0] not in own
-        ])
-    held.notes.append(f"alternate {letter} was removed")
+        chip.part.replace(without_letter(chip.part.records, letter))
+    held.notes.append(f"alternate {letter} was removed" + (f": {why}" if why else ""))
+
+
+def drop_remnants(held: Holdings, letter: str) -> None:
+    """Remove the cards that were left of an alternate, which has no CTYPE any more."""
+    for chip in held.chips:
+        chip.part.replace(without_letter(chip.part.records, letter))
+    held.notes.append(f"the cards left of alternate {letter} were removed")
 
 
 def remove(held: Holdings, entry: Entry) -> None:

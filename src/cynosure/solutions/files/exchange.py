@@ -7,6 +7,7 @@ that they can be attached, compared and applied as any other.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,11 @@ def import_solution(
         is_fits = stream.read(9).startswith((b"SIMPLE  =", b"\x1f\x8b"))
     kind = "wcs" if is_fits else "head"
     found = _fits_cards(source) if is_fits else _head_cards(source)
+    if not found:
+        raise ImageError(
+            image=str(source), reason="it has no header with a WCS",
+            hint="SCAMP's .head text, or FITS headers as astrometry.net's .wcs, are read.",
+        )
     with open_holdings(path) as held:
         if len(found) != len(held.chips):
             raise Refused(
@@ -189,12 +195,16 @@ def _first(found: list[Records], *keywords: str) -> Value:
 
 
 def _head_cards(source: str | Path) -> list[Records]:
+    if b"CTYPE1" not in Path(source).read_bytes():
+        return []
     out = []
-    for header in read_head(source):
-        if has_wcs(header):
-            text = header.tostring(sep="", endcard=True, padding=True)
-            cards = records_of(text.encode("ascii", "replace"))
-            out.append(_as_tpv(cards))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about lines that are no cards, one for each
+        for header in read_head(source):
+            if has_wcs(header):
+                text = header.tostring(sep="", endcard=True, padding=True)
+                cards = records_of(text.encode("ascii", "replace"))
+                out.append(_as_tpv(cards))
     return out
 
 
@@ -248,7 +258,7 @@ def convert(
     Refused, SettingError, HeaderletDamaged
     """
     with open_holdings(path) as held:
-        shapes = {c.target: c.shape for c in held.chips}
+        shapes = shapes_of(held)
     headerlet = solution_of(path, name)
     new, maps = converted(
         headerlet, form, shapes=shapes, max_degree=max_degree, name=wcsname  # type: ignore[arg-type]

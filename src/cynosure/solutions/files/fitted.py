@@ -28,23 +28,24 @@ from cynosure.data.fits.parts import FitsParts, open_parts
 from cynosure.data.fits.wcsread import is_wcs_keyword, sky_of_pixels
 from cynosure.ground.errors import CynosureError, OutputError, Unverified
 from cynosure.ground.sky import MAS_PER_DEG, separation_deg
-from cynosure.solutions.files.contents import (
+from cynosure.solutions.files.cards import (
     RESERVED,
-    Chip,
-    Holdings,
+    Before,
     about_keyword,
     is_linear,
+    lettered,
     shares_distortion,
 )
-from cynosure.solutions.files.edits import (
-    Before,
-    drop_letter,
-    lettered,
-    put_active,
-    record_solution,
+from cynosure.solutions.files.contents import Chip, Holdings
+from cynosure.solutions.files.edits import drop_letter, put_active, record_solution
+from cynosure.solutions.files.headerlet import (
+    OWN,
+    SHARED,
+    Headerlet,
+    Target,
     same_distortion,
+    same_solution,
 )
-from cynosure.solutions.files.headerlet import OWN, SHARED, Headerlet, Target, same_solution
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -86,7 +87,7 @@ def apply_fit(
         return put_beside(held, fit)
     letter = ""
     before = {c.target: Before.of(c.part.records) for c in held.chips}
-    if not same_distortion(held, fit):
+    if not (held.has_active and same_distortion(held.active(), fit)):
         complete_alternates(held)
     names = {c.part.text("WCSNAME") for c in held.chips if c.part.has("CTYPE1")}
     if archive is not None and names != {fit.wcsname}:

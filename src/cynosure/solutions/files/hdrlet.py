@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from cynosure.data.fits.alternates import Records
-from cynosure.data.fits.blocks import CARD, read_units
+from cynosure.data.fits.blocks import CARD, padded, read_units
 from cynosure.data.fits.parts import Part, Value, card
 from cynosure.solutions.files.headerlet import (
     MAX_HEADERLET_BYTES,
@@ -152,9 +152,17 @@ def hdu_class() -> type[Any]:
         ) -> Any:
             """Return an extension that holds a headerlet, to be appended to an HDUList."""
             part = embed(headerlet, version, compress=compress)
-            raw = part.header_bytes()
-            size = -len(part.data or b"") % 2880
-            return cls.fromstring(raw + (part.data or b"") + b"\0" * size)
+            return cls._of_bytes(part.header_bytes(), part.data or b"")
+
+        @classmethod
+        def _of_bytes(cls, header: bytes, data: bytes) -> Any:
+            return cls.fromstring(header + data.ljust(padded(len(data)), b"\0"))
+
+        def copy(self) -> Any:
+            """Return a copy with its data, which astropy's own would leave behind."""
+            data = self.data
+            header = self.header.tostring(sep="", endcard=True, padding=True)
+            return self._of_bytes(header.encode("ascii"), b"" if data is None else data.tobytes())
 
         def _part(self) -> Part:
             cards = [card(k, self.header.get(k)) for k in ("HDRNAME", "EXTVER")]

@@ -28,6 +28,7 @@ from cynosure.data.fits.blocks import CARD, DTYPES, Unit, padded
 from cynosure.data.fits.parts import Part, Value, card, value_of
 from cynosure.data.fits.wcsread import is_wcs_keyword, read_wcs
 from cynosure.ground.errors import CynosureError, ExitCode
+from cynosure.solutions import soundness
 from cynosure.solutions.names import (
     Distortion,
     distname,
@@ -49,6 +50,7 @@ __all__ = [
     "is_solution_keyword",
     "lookups_of",
     "new_head",
+    "same_distortion",
     "same_solution",
 ]
 
@@ -418,46 +420,12 @@ class Headerlet:
         return wcs
 
     def faults(self) -> list[str]:
-        """Say what makes it unfit to be used; empty for a good one."""
-        out = []
-        if not self.hdrname:
-            out.append("it has no HDRNAME")
-        targets = [c.target for c in self.chips]
-        if len(set(targets)) < len(targets):
-            out.append("two of its chips belong to the same image")
-        corrected = self.wcsname.startswith("IDC_") and not self.wcsname.endswith("-TAN")
-        for chip in self.chips:
-            where = f"SIPWCS,{chip.version}"
-            terms = [k for k in chip.distortion if k[0] in "AB"]
-            says = [str(chip.get(f"CTYPE{i}", "")).endswith("-SIP") for i in (1, 2)]
-            if not str(chip.get("CTYPE1", "")):
-                out.append(f"{where} has no CTYPE")
-            elif terms and not all(says):
-                out.append(f"{where} has SIP terms, but its CTYPE does not say -SIP")
-            elif any(says) and not (chip.get("A_ORDER") and chip.get("B_ORDER")):
-                out.append(f"{where} has a CTYPE that says -SIP, but no SIP terms")
-            elif corrected and "TAN" in chip.kinds[0] and not any(says):
-                out.append(f"{where} is called distortion corrected, but has no SIP terms")
-            point = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
-            if any(math.isnan(chip.number(k, math.nan)) for k in point):
-                out.append(f"{where} has no reference point")
-            linear = chip.linear
-            a, b, c, d = linear[4:].tolist()
-            if not all(map(math.isfinite, linear.tolist())) or a * d - b * c == 0.0:
-                out.append(f"{where} has no usable CD matrix")
-            named = {table for table, _ in chip.lookups}
-            out += [f"{where} does not say which {t} it looks up"
-                    for k, t in zip(("CPDIS1", "D2IMDIS1"), TABLES)
-                    if t not in named and str(chip.get(k, "")).upper() == "LOOKUP"]
-            missing = [t for t in chip.lookups if self.table(*t) is None]
-            out += [f"{where} names {n},{v}, which is not in it" for n, v in missing]
-        return out
+        """Say what is missing, so that it is unfit to be used; empty for a good one."""
+        return [r.text for r in soundness.faults_of(self)]
 
     def doubts(self) -> list[str]:
-        """Say what contradicts itself, though it can be used; empty for most."""
-        named = [(c.version, str(c.get("WCSNAME", "")).strip()) for c in self.chips]
-        return [f"SIPWCS,{version} holds another solution, {name}"
-                for version, name in named if name and name != self.wcsname]
+        """Say what contradicts itself, though it can be evaluated; empty for most."""
+        return [r.text for r in soundness.doubts_of(self)]
 
     def replaced(self, **cards: Value) -> Headerlet:
         """Return a headerlet with some primary cards set; WCSNAME also in the chips."""
@@ -466,7 +434,11 @@ class Headerlet:
             part.set(keyword, value, HEAD.get(keyword, ""))
         chips = self.chips
         if "WCSNAME" in cards:
-            chips = tuple(_renamed(c, str(cards["WCSNAME"])) for c in chips)
+            # A chip that holds another solution keeps its name: a new one would hide that.
+            chips = tuple(
+                _renamed(c, str(cards["WCSNAME"]))
+                if str(c.get("WCSNAME", "")) in ("", self.wcsname) else c for c in chips
+            )
         return replace(self, head=part.records, chips=chips)
 
     def to_bytes(self) -> bytes:
@@ -578,6 +550,15 @@ def same_solution(a: Headerlet, b: Headerlet) -> bool:
         if len(one.lookups) != len(other.lookups):
             return False
     return _same_tables(a, b)
+
+
+def same_distortion(one: Headerlet, other: Headerlet) -> bool:
+    """Say whether all chips of a solution have the distortion that they have in another one."""
+    return all(
+        (theirs := other.chip(c.target)) is not None
+        and theirs.distortion == c.distortion and theirs.lookups == c.lookups
+        for c in one.chips
+    )
 
 
 def _same_tables(a: Headerlet, b: Headerlet) -> bool:

@@ -31,6 +31,7 @@ from cynosure.data.fits.parts import Part, Value, card, open_parts
 from cynosure.ground.errors import ImageError
 from cynosure.ground.sky import deproject
 from cynosure.solutions.files.contents import RESERVED, Chip, Holdings, open_holdings
+from cynosure.solutions.files.edits import free_hdrname
 from cynosure.solutions.files.headerlet import ChipWcs, Headerlet, LookupTable, new_head
 from cynosure.solutions.files.idctab import (
     IdcModel,
@@ -199,7 +200,8 @@ def default_solution(
             cards, own = _chip_cards(given, models, skews, number, first)
             chips.append(ChipWcs(chip.target[1], chip.target, cards))
             tables += own
-        return Headerlet(_default_head(given, chips[0]), tuple(chips), tuple(tables))
+        made = Headerlet(_default_head(given, chips[0]), tuple(chips), tuple(tables))
+        return made.replaced(HDRNAME=free_hdrname(held, made))
 
 
 def _given(held: Holdings, stated: dict[str, Any], refs: Any) -> _Given:
@@ -358,6 +360,7 @@ def _chip_cards(
         cd = cd * aberration
     part = Part([])
     _linear_cards(part, model, crval, cd, model_root(str(given.files["IDCTAB"])))
+    part.set("RADESYS", _frame(held, chip), "reference frame")
     _sip_cards(part, model)
     tables = _d2im(given, chip, part, number) + _npol(given, chip, part, number, model)
     part.set("TG_ENAME", chip.target[0], "EXTNAME of the image")
@@ -375,7 +378,7 @@ def _linear_cards(part: Part, model: IdcModel, crval: Floats, cd: Floats, root: 
         ("CRVAL1", float(crval[0]) % 360.0, "[deg]"), ("CRVAL2", float(crval[1]), "[deg]"),
         ("CRPIX1", model.xref, "[px]"), ("CRPIX2", model.yref, "[px]"),
         *((f"CD{i + 1}_{j + 1}", float(cd[i, j]), "[deg/px]") for i in (0, 1) for j in (0, 1)),
-        ("RADESYS", "ICRS", ""),
+        ("RADESYS", "", "reference frame"),
         ("ORIENTAT", float(np.degrees(np.arctan2(cd[0, 1], cd[1, 1]))), "[deg] angle of y"),
         ("OCX10", model.cx[1, 0], "linear term of the IDCTAB"),
         ("OCX11", model.cx[1, 1], "linear term of the IDCTAB"),
@@ -385,6 +388,17 @@ def _linear_cards(part: Part, model: IdcModel, crval: Floats, cd: Floats, root: 
     ]
     part.records = [card(k, float(v) if isinstance(v, np.floating) else v, c)
                     for k, v, c in values]
+
+
+def _frame(held: Holdings, chip: Chip) -> str:
+    """Return RADESYS as the pipeline has it: what REFFRAME says, else what the chip has.
+
+    The observer chooses REFFRAME: GSC1, the first guide star catalogue, is on the FK5; OTHER says
+    nothing.
+    """
+    stated = held.primary.text("REFFRAME").upper()
+    known = {"GSC1": "FK5", "ICRS": "ICRS"}.get(stated, "")
+    return known or chip.part.text("RADESYS") or "ICRS"
 
 
 def _linear_terms(model: IdcModel) -> Floats:

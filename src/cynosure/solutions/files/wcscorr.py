@@ -116,7 +116,8 @@ class WcsCorr:
 
     def _append(self, row: NDArray[Any]) -> None:
         free = np.flatnonzero(self.rows["WCS_ID"] == b"")
-        if not free.size:
+        if free.size < 2:
+            # The last row stays blank: other software looks for it to see where it may write.
             reserve = _blank_rows(max(len(self.rows), 2), self.rows.dtype)
             self.rows = _joined(self.rows, reserve)
             free = np.flatnonzero(self.rows["WCS_ID"] == b"")
@@ -149,6 +150,8 @@ class WcsCorr:
         stated, filled = self.part.get("TROWS"), int((self.rows["WCS_ID"] != b"").sum())
         if stated is not None and stated != filled:
             out.append(f"WCSCORR: TROWS says {stated}, {filled} rows are filled")
+        if filled == self.rows.size and filled:
+            out.append("WCSCORR: no row is blank; other software fails to add one")
         return out
 
     def _store(self) -> None:

@@ -126,7 +126,7 @@ class LookupTable:
                 np.add.at(weights, (rows, np.ravel(a * nx + b)), np.ravel(wy * wx))
         out = np.zeros((x.size, 2, 2, ny * nx))
         out[:, 0, 0] = out[:, 1, 1] = weights
-        return out.reshape(*x.shape, 2, -1)
+        return out.reshape(*x.shape, 2, 2 * ny * nx)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

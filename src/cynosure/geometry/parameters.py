@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,9 +55,9 @@ class Block:
 
     name: str
     values: Floats
-    free: ArrayLike = True
-    prior: ArrayLike | None = None
-    sigma: ArrayLike | None = None
+    free: Any = True
+    prior: Any = None
+    sigma: Any = None
 
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=float)
@@ -72,7 +73,7 @@ class Block:
                     name=self.name, n=len(values), key=key, shape=np.shape(value),
                 )
             object.__setattr__(self, key, np.broadcast_to(value, values.shape).copy())
-        if not np.all(self.sigma > 0):  # type: ignore[operator]
+        if not np.all(self.sigma > 0):
             raise SettingError(
                 "block {name}: a prior needs a sigma above zero", name=self.name,
                 hint="Hold a parameter with free=False.",
@@ -156,7 +157,7 @@ class Parameters:
     def vector(self) -> Floats:
         """The free parameters, (p,)."""
         return np.concatenate(
-            [np.zeros(0), *(b.values[b.free] for b in self.blocks.values())]  # type: ignore[index]
+            [np.zeros(0), *(b.values[b.free] for b in self.blocks.values())]
         )
 
     def with_vector(self, vector: Floats) -> Parameters:
@@ -164,31 +165,34 @@ class Parameters:
         new = []
         for name, block in self.blocks.items():
             values = block.values.copy()
-            values[block.free] = np.asarray(vector)[self._columns[name]]  # type: ignore[index]
+            values[block.free] = np.asarray(vector)[self._columns[name]]
             new.append(replace(block, values=values))
         return Parameters(new)
 
-    def columns(self, name: str) -> Ints:
-        """Return the places of a block's free parameters in the global vector.
+    def block(self, name: str) -> Block:
+        """Return a block.
 
         Raises
         ------
         SettingError
-            If there is no such block.
+            If there is none of that name.
         """
-        if name not in self._columns:
+        if name not in self.blocks:
             raise SettingError(
                 "there is no parameter block {name!r}", name=name,
                 hint=f"There are {', '.join(self.blocks)}.",
             )
-        return self._columns[name]
+        return self.blocks[name]
+
+    def columns(self, name: str) -> Ints:
+        """Return the places of a block's free parameters in the global vector."""
+        return self._columns[self.block(name).name]
 
     def bound(self, composite: Composite) -> Composite:
         """Return a composition whose steps have the values of their blocks."""
         steps = tuple(
-            step.with_parameters(self.blocks[name].values) if name else step
+            step.with_parameters(self.block(name).values) if name else step
             for step, name in zip(composite.steps, composite.blocks)
-            if not name or len(self.columns(name)) >= 0
         )
         return replace(composite, steps=steps)
 
@@ -227,8 +231,8 @@ class Parameters:
         """Return normal equations that hold the priors and wait for observations."""
         normal = NormalEquations(self.size)
         for name, block in self.blocks.items():
-            known = np.isfinite(block.sigma) & block.free  # type: ignore[operator,arg-type]
-            columns = self.columns(name)[known[block.free]]  # type: ignore[index]
+            known = np.isfinite(block.sigma) & block.free
+            columns = self.columns(name)[known[block.free]]
             weight = 1.0 / np.asarray(block.sigma)[known] ** 2
             normal.matrix[columns, columns] += weight
             normal.right[columns] += weight * (np.asarray(block.prior) - block.values)[known]
@@ -238,6 +242,6 @@ class Parameters:
     def chi2_prior(self) -> float:
         """Return the sum of the squared distances from the priors, in their sigma."""
         return float(sum(
-            np.sum(((b.values - b.prior) / b.sigma)[b.free] ** 2)  # type: ignore
+            np.sum(((b.values - b.prior) / b.sigma)[b.free] ** 2)
             for b in self.blocks.values()
         ))

@@ -87,7 +87,7 @@ class SkyModel:
         terms = poly_design(*self._uv(x, y), self.degree)
         out = np.zeros((*terms.shape[:-1], 2, 2, terms.shape[-1]))
         out[..., 0, 0, :] = out[..., 1, 1, :] = terms
-        return out.reshape(*terms.shape[:-1], 2, -1)
+        return out.reshape(*terms.shape[:-1], 2, 2 * terms.shape[-1])
 
     def plane_to_pixel(
         self, xi_deg: ArrayLike, eta_deg: ArrayLike, color: ArrayLike | None = None

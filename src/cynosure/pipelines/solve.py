@@ -38,6 +38,7 @@ from cynosure.ground.settings import Range, Settings, Unit
 from cynosure.pipelines.evidence import ENDING, write_evidence
 from cynosure.pipelines.extract import Extraction, extract_sources, load_kernels
 from cynosure.pipelines.gather import gather
+from cynosure.pipelines.keep import settle_form
 from cynosure.pipelines.plate import solve_plate
 from cynosure.pipelines.run import Run, default_settings, run_images
 from cynosure.pipelines.verdict import conclude, now, steps_tried
@@ -97,7 +98,7 @@ def solve(
     scale_error: Annotated[float | None, Range(0.0001, 10)] = None,
     blind: bool = False,
     index: Any = None,
-    form: str = "tpv",
+    form: str = "auto",
     order: int | str = "auto",
     epoch_yr: float | None = None,
     chips: str = "together",
@@ -127,7 +128,10 @@ def solve(
     index : path or QuadIndex, optional
         Blind index, searched also where the pointing leads nowhere.
     form : str
-        ``tpv``, ``sip`` or ``tan``: how the WCS is written.
+        How the WCS is written: ``tpv``, ``sip`` or ``tan``; ``keep``: the WCS that the image came
+        with, of which CRVAL and CD change and the distortion stays; ``auto``: ``keep`` where
+        that has lookup tables or an observatory's SIP and the held-out stars do not ask for
+        more, else ``tpv``.
     order : int or str
         Degree of the distortion, or ``auto``.
     epoch_yr : float, optional
@@ -158,6 +162,8 @@ def solve(
     """
     start = time.perf_counter()
     settings = _with_arguments(settings or default_settings(), form, order)
+    if form == "auto" and order != "auto":
+        form = "tpv"  # an order is that of a polynomial
     name = _name_of(image)
     exposure: Exposure | None = None
     try:
@@ -221,10 +227,15 @@ def write(outcome: Outcome, out: str | Path, *, source: str | Path | None = None
 
 # ------------------------------------------------------------------------------------ arguments
 def _with_arguments(settings: Settings, form: str, order: int | str) -> Settings:
-    if form not in ("tpv", "sip", "tan"):
+    if form not in ("auto", "keep", "tpv", "sip", "tan"):
         raise SettingError(
-            "form {form!r}: one of tpv, sip, tan is expected", form=form,
+            "form {form!r}: one of auto, keep, tpv, sip, tan is expected", form=form,
             hint="TPV is read by SWarp, SCAMP and astropy; SIP by astropy, DS9 and astrometry.net.",
+        )
+    if form == "keep" and order != "auto":
+        raise SettingError(
+            "order {order!r}: the form keep keeps the distortion of the input WCS", order=order,
+            hint="Leave one of the two out.",
         )
     if form == "tan":
         order = 1
@@ -319,6 +330,7 @@ def _solve_exposure(
                 epoch_yr=epoch, blind=quads, together=len(group) > 1, first=exposure.frames[0],
                 name=name if len(groups) == 1 else group[0].frame.name, log=log,
             ))
+        plates, form, said = settle_form(plates, form, settings)
     except CynosureError as error:
         seconds["match"] = time.perf_counter() - lap
         outcome = failure(name, error, settings, exposure)
@@ -329,6 +341,7 @@ def _solve_exposure(
     seconds["match and fit"] = time.perf_counter() - lap
     lap = time.perf_counter()
     log("verdict")
+    known["notes"] = (*notes, *said)
     solution, matches, headers, kept = conclude(
         exposure, plates, refcat, settings, form, known, name
     )
@@ -493,7 +506,7 @@ def _check_once(
     from cynosure.data.instrument import load_instrument
 
     open_refcat(refcat)
-    _with_arguments(settings, arguments.get("form", "tpv"), arguments.get("order", "auto"))
+    _with_arguments(settings, arguments.get("form", "auto"), arguments.get("order", "auto"))
     if arguments.get("instrument"):
         load_instrument(arguments["instrument"])
     _open_index(arguments.get("index"), bool(arguments.get("blind")), "--blind")

@@ -19,7 +19,6 @@ from outcomes import make_matches, make_solution
 from cynosure.data.fits.file import file_sha256
 from cynosure.data.tables import MATCHES, write_parquet
 from cynosure.faces import cli, shell
-from cynosure.faces.commands.solve import parse_center
 from cynosure.faces.commands.task import find_file
 from cynosure.ground.errors import (
     CatalogMissing,
@@ -29,6 +28,7 @@ from cynosure.ground.errors import (
     NotEnoughStars,
     SettingError,
 )
+from cynosure.ground.quantities import sky_position
 from cynosure.pipelines.manifest import stem_of
 from cynosure.pipelines.run import run_images
 from cynosure.solutions.solution import Solution
@@ -256,13 +256,13 @@ def test_settings_in_layers(door, images, tmp_path):
     ],
 )
 def test_center(center, expected):
-    assert parse_center(center) == pytest.approx(expected, abs=1e-6)
+    assert sky_position(center, "--center") == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("center", [("north", "1"), ("1", "91"), ("10:02", ""), ("1e400", "0")])
 def test_center_that_is_none(center):
     with pytest.raises(SettingError, match="--center"):
-        parse_center(center)
+        sky_position(center, "--center")
 
 
 @pytest.mark.parametrize(

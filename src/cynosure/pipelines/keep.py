@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from astropy.io.fits import HDUList, Header
     from astropy.wcs import WCS
 
-__all__ = ["has_observatory_distortion", "kept_header", "settle_form"]
+__all__ = ["has_observatory_distortion", "kept_header", "lookup_tables", "settle_form"]
 
 Floats = NDArray[np.float64]
 Settings = Mapping[str, dict[str, Any]]
@@ -250,7 +250,7 @@ def kept_header(chip: Chip) -> tuple[Header, float]:
     model: Any = chip.fit.model
     assert chip.frame.header is not None
     header = corrected_cards(chip.frame.header, model.wcs)
-    again, _ = read_wcs(header, hdulist=_tables(model.wcs, header), shape=chip.frame.shape)
+    again, _ = read_wcs(header, hdulist=lookup_tables(model, header), shape=chip.frame.shape)
     if again is None:
         return header, float("nan")
     ny, nx = chip.frame.shape
@@ -260,10 +260,16 @@ def kept_header(chip: Chip) -> tuple[Header, float]:
     return header, float(np.nanmax(apart)) * MAS_PER_DEG
 
 
-def _tables(wcs: WCS, header: Header) -> HDUList | None:
-    """Return the lookup tables of a WCS as the extensions that its cards name."""
+def lookup_tables(model: object, header: Header) -> HDUList | None:
+    """Return the lookup tables of a kept WCS as the extensions that its cards name.
+
+    None where there are none, or the WCS is not a kept one.
+    """
     from astropy.io.fits import HDUList, ImageHDU, PrimaryHDU
 
+    if not isinstance(model, FitsMap):
+        return None
+    wcs = model.wcs
     units = [PrimaryHDU()]
     for name, record, tables in (
         ("WCSDVARR", "DP", (wcs.cpdis1, wcs.cpdis2)),

@@ -157,13 +157,13 @@ def find(
 
     ROOTNAME is an exposure; * stands for any characters.
     """
-    from cynosure.faces.commands.solve import parse_center
+    from cynosure.ground.quantities import sky_position
     from cynosure.solutions.store.query import Query
     from cynosure.solutions.store.store import Store
 
     circle = None
     if cone is not None:
-        ra_deg, dec_deg = parse_center(cone[:2]) or (0.0, 0.0)
+        ra_deg, dec_deg = sky_position(cone[:2], "--cone") or (0.0, 0.0)
         circle = (ra_deg, dec_deg, _number(cone[2]))
     query = Query(rootname=rootname, cone=circle, **options)
     with Store(url) as opened:

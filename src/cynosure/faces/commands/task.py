@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from cynosure.faces.commands.solve import parse_center, solve_images
+from cynosure.faces.commands.solve import solve_images
 from cynosure.faces.shell import Command, Shell, shared
 from cynosure.ground.errors import CatalogMissing, ExitCode, ImageError, SettingError
+from cynosure.ground.quantities import sky_position
 
 __all__ = ["find_file", "task"]
 
@@ -23,11 +24,11 @@ TASKS = ("astrometer", "solve")
 
 # Keys of the object beside task and filename: the option of `solve` that each stands for, its type.
 KEYS: dict[str, tuple[str, Any]] = {
-    "radius": ("radius_deg", float),
-    "scale": ("scale_arcsec", float),
+    "radius": ("radius", (float, str)),
+    "scale": ("scale", (float, str)),
     "blind": ("blind", bool),
     "index": ("index", str),
-    "epoch": ("epoch_yr", float),
+    "epoch": ("epoch", (float, str)),
     "instrument": ("instrument", str),
     "form": ("form", str),
     "order": ("order", (int, str)),
@@ -126,7 +127,7 @@ def find_file(name: str) -> Path:
 def _options(content: dict[str, Any]) -> dict[str, Any]:
     """Return the options of `solve`, those that are not given as `solve` has them."""
     options: dict[str, Any] = {
-        "radius_deg": None, "scale_arcsec": None, "blind": False, "index": None, "epoch_yr": None,
+        "radius": None, "scale": None, "blind": False, "index": None, "epoch": None,
         "instrument": None, "form": "auto", "order": "auto", "chips": "together",
         "header_only": False, "in_place": False,
     }
@@ -135,7 +136,7 @@ def _options(content: dict[str, Any]) -> dict[str, Any]:
             continue
         value = content[key]
         wrong = isinstance(value, bool) and kind is not bool
-        if kind is float and isinstance(value, int) and not wrong:
+        if kind == (float, str) and isinstance(value, int) and not wrong:
             value = float(value)
         if wrong or not isinstance(value, kind):
             raise SettingError("the task's {key} is {value!r}", key=key, value=value)
@@ -151,7 +152,7 @@ def _center(value: Any) -> tuple[float, float] | None:
     if not isinstance(value, list) or len(value) != 2:
         raise SettingError("the task's center is {value!r}", value=value,
                            hint='Give it as "center": [150.55, 2.236].')
-    return parse_center((str(value[0]), str(value[1])))
+    return sky_position((str(value[0]), str(value[1])), "center")
 
 
 def _refcat(given: str | None) -> str:

@@ -2,7 +2,8 @@
 
 :class:`Store` adds solutions, finds them by exposure, sky, catalogue, quality and time, gives
 their files back byte for byte, decides which is best
-(:mod:`cynosure.solutions.store.selection`), and keeps the decisions. It may be used by many threads and many processes at once.
+(:mod:`cynosure.solutions.store.selection`), and keeps the decisions. It may be used by many
+threads and many processes at once.
 """
 
 from __future__ import annotations

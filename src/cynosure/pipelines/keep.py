@@ -30,6 +30,7 @@ from cynosure.geometry.fit.errormodel import CHI2_OUTLIER, mahalanobis2
 from cynosure.geometry.fit.exposure import Fit, reserve
 from cynosure.geometry.fitsmap import FitsMap
 from cynosure.geometry.pixelmap import LINEAR_FORMS
+from cynosure.geometry.wcs import model_from_wcs
 from cynosure.ground.errors import Degenerate, ImageError
 from cynosure.ground.sky import MAS_PER_DEG, separation_deg
 from cynosure.pipelines.chips import Chip, make_pairs
@@ -59,10 +60,16 @@ def has_observatory_distortion(frame: Frame) -> bool:
     wcs, header = frame.wcs, frame.header
     if wcs is None or frame.cell != 1:
         return False
-    if any(t is not None for t in (wcs.cpdis1, wcs.cpdis2, wcs.det2im1, wcs.det2im2)):
+    if _has_tables(wcs):
         return True
     idctab = "" if header is None else str(header.get("IDCTAB", "")).strip().upper()
     return wcs.sip is not None and idctab not in ("", "N/A")
+
+
+def _has_tables(wcs: WCS | None) -> bool:
+    return wcs is not None and any(
+        t is not None for t in (wcs.cpdis1, wcs.cpdis2, wcs.det2im1, wcs.det2im2)
+    )
 
 
 def settle_form(
@@ -98,7 +105,7 @@ def settle_form(
     frames = [chip.frame for plate in plates for chip in plate.chips]
     theirs = all(has_observatory_distortion(frame) for frame in frames)
     if form not in ("auto", "keep"):
-        return plates, form, _flattened(frames, form) if theirs else ()
+        return _flattened(plates, form)
     if form == "auto" and not theirs:
         return plates, "tpv", ()
     for frame in frames:
@@ -113,13 +120,15 @@ def settle_form(
     except Degenerate as error:
         if form == "keep":
             raise
-        return plates, "tpv", (f"the distortion of the input WCS is not kept: {error}",)
+        plates, form, said = _flattened(plates, "tpv")
+        return plates, form, (f"the distortion of the input WCS is not kept: {error}", *said)
     kept = [_kept(plate, *fitted) for plate, fitted in zip(plates, fits)]
     better = _gain_of_polynomial(plates, kept) if form == "auto" else None
     if better is not None:
-        said = (f"the polynomial predicts {better[0]} held-out stars better than the distortion "
-                f"of the input WCS, by {better[1]:.1f} standard errors, and replaces it")
-        return plates, "tpv", (said, *_flattened(frames, "tpv"))
+        why = (f"the polynomial predicts {better[0]} held-out stars better than the distortion "
+               f"of the input WCS, by {better[1]:.1f} standard errors, and replaces it")
+        plates, form, said = _flattened(plates, "tpv")
+        return plates, form, (why, *said)
     return kept, "keep", tuple(_said(found, before) for found, _, before in fits)
 
 
@@ -226,13 +235,43 @@ def _said(found: CorrectionFit, before: list[WCS]) -> str:
             f"{len(before)} chip{'s' if len(before) > 1 else ''})")
 
 
-def _flattened(frames: list[Frame], form: str) -> tuple[str, ...]:
-    """Say what is lost where lookup tables are replaced by a polynomial."""
-    tables = [f for f in frames if f.wcs is not None and f.wcs.cpdis1 is not None]
-    if not tables:
-        return ()
-    return (f"the lookup tables of the input WCS are not part of the {form.upper()} solution; "
-            "--form keep keeps them",)
+# --- what a polynomial leaves out ------------------------------------------------------------
+
+
+def _flattened(plates: list[Plate], form: str) -> tuple[list[Plate], str, tuple[str, ...]]:
+    """Return plates whose errors hold what a polynomial leaves out of lookup tables."""
+    left: list[float] = []
+    new = []
+    for plate in plates:
+        chips = []
+        for chip in plate.chips:
+            rms = _left_out_mas(chip.frame) if _has_tables(chip.frame.wcs) else 0.0
+            left.append(rms)
+            chips.append(replace(chip, fit=_widened(chip.fit, rms)) if rms > 0.0 else chip)
+        new.append(replace(plate, chips=tuple(chips)))
+    if not max(left, default=0.0) > 0.0:
+        return plates, form, ()
+    return new, form, (
+        f"the lookup tables of the input WCS are not part of the {form.upper()} solution, which "
+        f"is {max(left):.2g} mas rms off for it; --form keep keeps them",
+    )
+
+
+def _left_out_mas(frame: Frame) -> float:
+    """Return how far the polynomial of a WCS is from it, rms per axis over the frame."""
+    model, _ = model_from_wcs(frame.wcs, frame.shape)
+    x, y = _grid(frame.shape)
+    apart = separation_deg(*sky_of_pixels(frame.wcs, x, y), *model.pixel_to_sky(x, y))
+    return float(np.sqrt(np.nanmean(apart**2) / 2.0)) * MAS_PER_DEG
+
+
+def _widened(fit: Fit, rms_mas: float) -> Fit:
+    """Return a fit whose WCS has one more error, the same everywhere."""
+    covariance = fit.covariance.copy()
+    poly = (fit.spread or fit.form).startswith("poly")
+    for k in (0, len(covariance) // 2 if poly else 1):  # the constant terms
+        covariance[k, k] += (rms_mas / MAS_PER_DEG) ** 2
+    return replace(fit, covariance=covariance)
 
 
 # --- writing --------------------------------------------------------------------------------
@@ -253,11 +292,15 @@ def kept_header(chip: Chip) -> tuple[Header, float]:
     again, _ = read_wcs(header, hdulist=lookup_tables(model, header), shape=chip.frame.shape)
     if again is None:
         return header, float("nan")
-    ny, nx = chip.frame.shape
-    grid = np.meshgrid(np.linspace(-0.5, nx - 0.5, 65), np.linspace(-0.5, ny - 0.5, 65))
-    x, y = (v.ravel() for v in grid)
+    x, y = _grid(chip.frame.shape)
     apart = separation_deg(*sky_of_pixels(again, x, y), *model.pixel_to_sky(x, y))
     return header, float(np.nanmax(apart)) * MAS_PER_DEG
+
+
+def _grid(shape: tuple[int, int]) -> tuple[Floats, Floats]:
+    ny, nx = shape
+    x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, 65), np.linspace(-0.5, ny - 0.5, 65))
+    return x.ravel(), y.ravel()
 
 
 def lookup_tables(model: object, header: Header) -> HDUList | None:

@@ -71,6 +71,9 @@ Pair = tuple[Floats, Floats]
 STEPS = 8
 # Below this distance the WCS is the corrected one: a thousandth of what is demanded.
 EXACT_MAS = 1e-5
+# With fewer stars than these, none are left out to choose the form: two for each parameter of the
+# widest.
+TELLING_STARS = 12
 # Side of the grids over a chip on which CRVAL and CD are found, and on which they are checked.
 GRID, CHECK_GRID = 17, 33
 
@@ -296,7 +299,8 @@ def fit_correction(
     form : str
         One of ``LINEAR_FORMS``, or ``auto``: the one that predicts held-out stars best.
     lowest : str
-        The simplest form that ``auto`` takes where there are stars for it. A simpler one
+        The simplest form that ``auto`` takes where there are stars for it, and with few stars the
+        form that it takes. A simpler one
         takes the rotation of the WCS for exact, and its error at the corners for none.
     tangent : (float, float), optional
         Where the common plane touches the sky; the mean of the stars where absent.
@@ -314,10 +318,13 @@ def fit_correction(
         raise SettingError("form {form!r} is not known", form=form,
                            hint=f"One of auto, {', '.join(LINEAR_FORMS)}.")
     count = sum(len(pairs) for _, pairs in chips)
-    least = 1 if form == "auto" else least_stars(form)
-    if count < least:
+    if form == "auto" and count < TELLING_STARS:
+        simple = LINEAR_FORMS[: LINEAR_FORMS.index(lowest) + 1]
+        form = max((f for f in simple if count >= least_stars(f)), key=simple.index,
+                   default="shift")
+    if count < (1 if form == "auto" else least_stars(form)):
         raise Degenerate(what="correction of the WCS", n_points=count, condition=np.inf,
-                         n_parameters=FORMS["shift" if form == "auto" else form][0])
+                         n_parameters=FORMS[form][0])
     if tangent is None:
         vectors = np.concatenate([unit_vectors(p.ra_deg, p.dec_deg) for _, p in chips])
         ra0, dec0 = radec(vectors.mean(axis=0))

@@ -43,12 +43,38 @@ def angle_in(value: Any, unit: str, what: str) -> float | None:
     if value is None:
         return None
     try:
-        number = float(value) if _is_plain(value) else _converted(value, unit)
+        number = _text_in(value, unit) if isinstance(value, str) else (
+            float(value) if _is_plain(value) else _converted(value, unit)
+        )
     except (TypeError, ValueError) as error:
         raise _refused(what, value, f"a number in {unit} or an angle with a unit", error) from error
     if not math.isfinite(number):
         raise _refused(what, value, f"a finite number in {unit}")
     return number
+
+
+# Degrees to a unit, and the ways of writing it; texts are read without astropy, which takes longer
+# to load than a command to answer.
+_UNITS = {
+    1.0: "deg degree degrees d °", 60.0: "arcmin arcminute arcminutes amin ' ′",
+    3600.0: 'arcsec arcsecond arcseconds asec " ″', 3.6e6: "mas", math.pi / 180.0: "rad",
+}
+_PER_DEGREE = {word: size for size, words in _UNITS.items() for word in words.split()}
+
+
+def _text_in(text: str, unit: str) -> float:
+    """Return a text, a number with or without a unit, as a number of `unit`."""
+    found = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(\S*)\s*", text, re.I)
+    if found is None:
+        message = "no number"
+        raise ValueError(message)
+    word = found[2] or unit
+    if word not in _PER_DEGREE:
+        message = f"{word!r} is no unit of an angle"
+        raise ValueError(message)
+    return float(found[1]) if word == unit else (
+        float(found[1]) * (_PER_DEGREE[unit] / _PER_DEGREE[word])
+    )
 
 
 def scale_in_arcsec(value: Any, what: str = "scale") -> float | None:
@@ -157,15 +183,21 @@ def julian_year(value: Any, what: str = "epoch") -> float | None:
 def _year_of_date(value: Any) -> float:
     if isinstance(value, str) and re.fullmatch(r"\s*[JB]?\d{4}(\.\d*)?\s*", value):
         return float(value.strip().lstrip("JB"))
-    from astropy.time import Time
-
-    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
-        value = value.isoformat()
-    time = value if isinstance(value, Time) else Time(value, scale="utc")
-    if not time.isscalar:
-        message = "a list of dates"
+    if isinstance(value, str):
+        value = datetime.datetime.fromisoformat(value.strip())
+    elif type(value).__name__ == "datetime64":
+        value = value.astype("datetime64[us]").item()
+    if isinstance(value, datetime.datetime):
+        if value.tzinfo is not None:
+            value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+        day = value - datetime.datetime(2000, 1, 1, 12)
+        return 2000.0 + day.total_seconds() / 86400.0 / 365.25
+    if isinstance(value, datetime.date):
+        return _year_of_date(value.isoformat())
+    if not getattr(value, "isscalar", False) or not hasattr(value, "jyear"):
+        message = "not one date"
         raise ValueError(message)
-    return float(time.jyear)
+    return float(value.jyear)
 
 
 def _is_plain(value: Any) -> bool:
@@ -179,8 +211,6 @@ def _converted(value: Any, unit: str) -> float:
     from astropy import units
 
     quantity = units.Quantity(value)
-    if quantity.unit is units.dimensionless_unscaled and isinstance(value, str):
-        return float(quantity.value)
     return float(quantity.to_value(unit))  # UnitConversionError is a TypeError
 
 

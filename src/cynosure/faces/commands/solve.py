@@ -76,15 +76,26 @@ def solve(shell: Shell, images: tuple[str, ...], **options: Any) -> int:
         raise CatalogMissing(
             "no reference catalogue: neither --refcat nor $CYNOSURE_REFCAT is given"
         )
-    options["center"] = sky_position(options["center"], "--center")
-    options["radius"] = angle_in(options["radius"], "deg", "--radius")
-    options["scale"] = scale_in_arcsec(options["scale"], "--scale")
-    options["epoch"] = julian_year(options["epoch"], "--epoch")
+    to_numbers(options, "--")
     options["order"] = _order(options["order"])
     region, ini, report = (options.pop(k) for k in ("region", "ini", "report"))
     if shell.dry_run:
         return _plan(shell, images, options)
     return solve_images(shell, images, options, region=region, ini=ini, report=report)
+
+
+def to_numbers(options: dict[str, Any], prefix: str = "") -> None:
+    """Turn what says where, how large and when into numbers, in place.
+
+    Raises
+    ------
+    SettingError
+        If one cannot be read; `prefix` stands before its name.
+    """
+    options["center"] = sky_position(options["center"], f"{prefix}center")
+    options["radius"] = angle_in(options["radius"], "deg", f"{prefix}radius")
+    options["scale"] = scale_in_arcsec(options["scale"], f"{prefix}scale")
+    options["epoch"] = julian_year(options["epoch"], f"{prefix}epoch")
 
 
 def solve_images(

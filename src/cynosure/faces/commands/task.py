@@ -10,10 +10,9 @@ from typing import Any
 
 import click
 
-from cynosure.faces.commands.solve import solve_images
+from cynosure.faces.commands.solve import solve_images, to_numbers
 from cynosure.faces.shell import Command, Shell, shared
 from cynosure.ground.errors import CatalogMissing, ExitCode, ImageError, SettingError
-from cynosure.ground.quantities import sky_position
 
 __all__ = ["find_file", "task"]
 
@@ -142,17 +141,18 @@ def _options(content: dict[str, Any]) -> dict[str, Any]:
             raise SettingError("the task's {key} is {value!r}", key=key, value=value)
         options[name] = value
     options["center"] = _center(content.get("center"))
+    to_numbers(options)
     options["refcat"] = _refcat(content.get("refcat"))
     return options
 
 
-def _center(value: Any) -> tuple[float, float] | None:
+def _center(value: Any) -> tuple[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2:
         raise SettingError("the task's center is {value!r}", value=value,
                            hint='Give it as "center": [150.55, 2.236].')
-    return sky_position((str(value[0]), str(value[1])), "center")
+    return str(value[0]), str(value[1])
 
 
 def _refcat(given: str | None) -> str:

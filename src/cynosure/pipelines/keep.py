@@ -150,7 +150,7 @@ def _fitted(plate: Plate, settings: Settings) -> tuple[CorrectionFit, list[WCS],
         found = fit_correction(
             list(zip(maps, pairs)), form=form, tangent=at, options=settings["fit"]
         )
-        at = found.correction.ra0_deg, found.correction.dec0_deg
+        at, form = (found.correction.ra0_deg, found.correction.dec0_deg), found.fit.form
         before = wcses
         wcses = [
             correct_wcs(w, found.correction, chip.frame.shape).wcs

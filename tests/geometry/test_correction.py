@@ -16,7 +16,7 @@ from cynosure.geometry.correction import (
 )
 from cynosure.geometry.fit.exposure import Pairs
 from cynosure.geometry.fitsmap import FitsMap, on_plane
-from cynosure.geometry.pixelmap import LINEAR_FORMS, LinearMap
+from cynosure.geometry.pixelmap import LINEAR_GEOMETRIES, LinearMap
 from cynosure.ground.errors import Degenerate, SettingError
 from cynosure.ground.sky import MAS_PER_DEG, deproject, project, separation_deg
 
@@ -24,12 +24,12 @@ SHAPE = (500, 640)
 CHIP = (2048, 4096)  # of the wide field channel
 
 
-def correction(form, seed=0, ra=150.02, dec=2.01, sigma=1e-6):
+def correction(geometry, seed=0, ra=150.02, dec=2.01, sigma=1e-6):
     """Return a correction of up to 2 arcsec, 0.1 deg and 1e-4, with some covariance."""
     rng = np.random.default_rng(seed)
-    linear = LinearMap.unity(form)
+    linear = LinearMap.unity(geometry)
     size = np.r_[np.full(2, 2.0 / 3600.0), np.full(4, 1e-4)][: len(linear.parameters)]
-    if form in ("rshift", "rscale"):
+    if geometry in ("rshift", "rscale"):
         size[2] = np.radians(0.1)
     half = rng.normal(0, sigma, (len(size), len(size)))
     return Correction(
@@ -46,7 +46,7 @@ def apart_mas(a, b):
 
 def test_what_it_says_of_itself():
     one = Correction.of(10.0, 60.0, shift_arcsec=(0.5, -0.25), rotation_deg=0.05, scale=1.0002)
-    assert one.form == "rscale"
+    assert one.geometry == "rscale"
     assert one.shift_arcsec == pytest.approx((0.5, -0.25))
     assert one.rotation_deg == pytest.approx(0.05)
     assert one.scale == pytest.approx(1.0002)
@@ -54,14 +54,14 @@ def test_what_it_says_of_itself():
     ra, _ = turned.sky(10.0, 60.1)
     assert ra > 10.0  # north turns to the east
     assert Correction.of(10.0, 60.0, shift_arcsec=(1.0, 0.0)).sky(10.0, 60.0)[0] > 10.0
-    assert [least_stars(f) for f in LINEAR_FORMS] == [1, 2, 3, 5]
+    assert [least_stars(f) for f in LINEAR_GEOMETRIES] == [1, 2, 3, 5]
 
 
-@pytest.mark.parametrize("form", LINEAR_FORMS)
-def test_the_inverse_takes_it_back(form):
-    one = correction(form, 3)
+@pytest.mark.parametrize("geometry", LINEAR_GEOMETRIES)
+def test_the_inverse_takes_it_back(geometry):
+    one = correction(geometry, 3)
     back = one.inverse()
-    assert back.form == form
+    assert back.geometry == geometry
     ra, dec = np.array([150.0, 150.1, 149.9]), np.array([2.0, 2.1, 1.95])
     assert apart_mas(back.sky(*one.sky(ra, dec)), (ra, dec)).max() < 1e-6
     assert np.allclose(one.then(back).linear.parameters, 0.0, atol=1e-12)
@@ -69,12 +69,12 @@ def test_the_inverse_takes_it_back(form):
     assert np.allclose(back.error_mas(ra, dec), one.error_mas(ra, dec), rtol=0.02, atol=1e-4)
 
 
-@pytest.mark.parametrize("first", LINEAR_FORMS)
-@pytest.mark.parametrize("second", LINEAR_FORMS)
+@pytest.mark.parametrize("first", LINEAR_GEOMETRIES)
+@pytest.mark.parametrize("second", LINEAR_GEOMETRIES)
 def test_one_after_the_other(first, second):
     one, two = correction(first, 1), correction(second, 2)
     both = one.then(two)
-    assert both.form == max(first, second, key=LINEAR_FORMS.index)
+    assert both.geometry == max(first, second, key=LINEAR_GEOMETRIES.index)
     ra, dec = np.array([150.0, 150.1]), np.array([2.0, 2.1])
     assert apart_mas(both.sky(ra, dec), two.sky(*one.sky(ra, dec))).max() < 1e-6
     quadrature = np.hypot(one.error_mas(ra, dec), two.error_mas(ra, dec))
@@ -84,8 +84,8 @@ def test_one_after_the_other(first, second):
 def test_errors_are_those_of_corrections_drawn_from_the_covariance():
     """At dec 89.9 the axes of the plane and those of the star are turned by 50 deg."""
     rng = np.random.default_rng(4)
-    for form in LINEAR_FORMS:
-        one = correction(form, 5, 40.0, 89.9, sigma=3e-6)
+    for geometry in LINEAR_GEOMETRIES:
+        one = correction(geometry, 5, 40.0, 89.9, sigma=3e-6)
         ra, dec = 90.0, 89.95
         ra0, dec0 = one.sky(ra, dec)
         point = project(ra, dec, 40.0, 89.9)
@@ -141,15 +141,15 @@ def pairs_of(truth, n, seed, sigma_px=0.02, outliers=0.0, scale_mas=50.0):
     ), wrong
 
 
-@pytest.mark.parametrize("form", LINEAR_FORMS)
-def test_a_planted_correction_is_demanded_back(form):
+@pytest.mark.parametrize("geometry", LINEAR_GEOMETRIES)
+def test_a_planted_correction_is_demanded_back(geometry):
     pulls = []
     for seed in range(6):
         maps = [FitsMap(wcs_with_tables(k, ra=150.0 + 0.01 * k), 150.0, 2.0) for k in (1, 2)]
-        true = correction(form, seed)
+        true = correction(geometry, seed)
         chips = [(m, pairs_of(true.applied(m), 120, 10 * seed + k, outliers=0.03)[0])
                  for k, m in enumerate(maps)]
-        found = fit_correction(chips, form=form, tangent=(150.02, 2.01))
+        found = fit_correction(chips, geometry=geometry, tangent=(150.02, 2.01))
         error = np.sqrt(np.diag(found.correction.covariance))
         pulls.append((found.correction.linear.parameters - true.linear.parameters) / error)
         assert np.array_equal(np.bincount(found.chip), [120, 120])
@@ -176,32 +176,32 @@ def test_auto_takes_the_skew_that_the_stars_show():
     sky_map = FitsMap(wcs_with_tables(1), 150.0, 2.0)
     pairs, _ = pairs_of(true.applied(sky_map), 300, 2)
     assert fit_correction([(sky_map, pairs)]).fit.form == "general"
-    assert fit_correction([(sky_map, pairs)], form="shift").fit.errors.sigma0_mas > 0.5
+    assert fit_correction([(sky_map, pairs)], geometry="shift").fit.errors.sigma0_mas > 0.5
 
 
 def test_few_stars_and_forms_that_are_none():
     true = correction("shift", 1)
     sky_map = FitsMap(wcs_with_tables(1), 150.0, 2.0)
     many, _ = pairs_of(true.applied(sky_map), 11, 2)
-    for n, form in ((11, "rscale"), (3, "rscale"), (2, "rshift"), (1, "shift")):
-        assert fit_correction([(sky_map, many[np.arange(n)])]).fit.form == form
+    for n, geometry in ((11, "rscale"), (3, "rscale"), (2, "rshift"), (1, "shift")):
+        assert fit_correction([(sky_map, many[np.arange(n)])]).fit.form == geometry
     pairs = many[np.arange(2)]
     with pytest.raises(Degenerate):
-        fit_correction([(sky_map, pairs)], form="rscale")
+        fit_correction([(sky_map, pairs)], geometry="rscale")
     with pytest.raises(Degenerate):
         fit_correction([(sky_map, pairs[np.arange(0)])])
     with pytest.raises(SettingError, match="'poly2' is not known"):
-        fit_correction([(sky_map, pairs)], form="poly2")
+        fit_correction([(sky_map, pairs)], geometry="poly2")
 
 
 # --- written --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", LINEAR_FORMS)
+@pytest.mark.parametrize("geometry", LINEAR_GEOMETRIES)
 @pytest.mark.parametrize("ra, dec", [(150.0, 2.0), (359.9999, -75.0), (20.0, 89.99)])
-def test_crval_and_cd_hold_the_correction(form, ra, dec):
+def test_crval_and_cd_hold_the_correction(geometry, ra, dec):
     wcs = wcs_with_tables(2, ra=ra, dec=dec)
-    one = correction(form, 4, ra + 0.02 / np.cos(np.radians(dec)), dec - 0.02)
+    one = correction(geometry, 4, ra + 0.02 / np.cos(np.radians(dec)), dec - 0.02)
     before = wcs.to_header(relax=True).tostring()
     new, lost = correct_wcs(wcs, one, SHAPE)
     assert lost < 0.001
@@ -274,9 +274,9 @@ def test_real_exposures_lose_less_than_a_hundredth_of_a_milliarcsecond(data_dir)
             for unit in [u for u in units if u.name == "SCI"]:
                 wcs, _ = read_wcs(unit.header, hdulist=units, shape=shape)
                 assert (wcs.cpdis1 is not None) == tables
-                for seed, form in enumerate(LINEAR_FORMS):
+                for seed, geometry in enumerate(LINEAR_GEOMETRIES):
                     ra, dec = wcs.wcs.crval
-                    one = correction(form, seed, ra + 0.02, dec - 0.02)
+                    one = correction(geometry, seed, ra + 0.02, dec - 0.02)
                     new, lost = correct_wcs(wcs, one, shape)
                     assert lost < 0.002
                     cards = corrected_cards(unit.header, new)

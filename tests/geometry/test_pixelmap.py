@@ -14,7 +14,7 @@ from cynosure.geometry.fitsmap import FitsMap, on_plane
 from cynosure.geometry.lookup import Chromatic, LookupTable
 from cynosure.geometry.parameters import Block, Parameters
 from cynosure.geometry.pixelmap import (
-    LINEAR_FORMS,
+    LINEAR_GEOMETRIES,
     Composite,
     LinearMap,
     PixelMap,
@@ -37,8 +37,8 @@ def polynomial(degree=3, seed=0, ra=150.0, dec=-60.0, bend=1e-3):
     return SkyModel(ra, dec, 319.5, 249.5, 320.0, coeff)
 
 
-def linear(form, seed=0, size=1e-3):
-    start = LinearMap.unity(form)
+def linear(geometry, seed=0, size=1e-3):
+    start = LinearMap.unity(geometry)
     return start.with_parameters(np.random.default_rng(seed).normal(0, size, len(start.parameters)))
 
 
@@ -77,7 +77,7 @@ def wcs_with_tables(seed=0, version=1, ra=150.0, dec=2.0):
 
 
 def every_map():
-    steps = {form: linear(form, 3) for form in LINEAR_FORMS}
+    steps = {geometry: linear(geometry, 3) for geometry in LINEAR_GEOMETRIES}
     steps["polynomial"] = polynomial(5)
     steps["table"] = table()
     steps["colour shift"] = Chromatic(LinearMap("shift", np.array([0.05, -0.1])), 1.2)
@@ -398,10 +398,10 @@ def test_blocks_that_make_no_sense():
 
 @settings(max_examples=30, deadline=None)
 @given(
-    form=st.sampled_from(LINEAR_FORMS), seed=st.integers(0, 999),
+    geometry=st.sampled_from(LINEAR_GEOMETRIES), seed=st.integers(0, 999),
     size=st.sampled_from([1e-6, 1e-3, 0.2]),
 )
-def test_a_linear_map_is_found_again_from_its_matrix(form, seed, size):
-    one = linear(form, seed, size)
-    again = LinearMap.of(form, one.matrix, one.shift)
+def test_a_linear_map_is_found_again_from_its_matrix(geometry, seed, size):
+    one = linear(geometry, seed, size)
+    again = LinearMap.of(geometry, one.matrix, one.shift)
     assert np.allclose(again.parameters, one.parameters, rtol=1e-12, atol=1e-15)

@@ -4,7 +4,7 @@ A :class:`Correction` moves the plane that touches the sky at (ra0, dec0),
 
     (xi, eta)' = M (xi, eta) + t,
 
-and with it every position on the sky. Its form is one of shift (t), rshift (and a rotation),
+and with it every position on the sky. Its geometry is one of shift (t), rshift (and a rotation),
 rscale (and a scale) and general (any M); :data:`cynosure.geometry.fit.geometries.FORMS` is the
 table of their parameters and of the fewest stars that each is tried with. The chips of an exposure
 are moved by the same correction, so that they stay where they are to each other.
@@ -31,7 +31,7 @@ from cynosure.geometry.fit.exposure import Fit, Pairs, fit_wcs
 from cynosure.geometry.fit.geometries import FORMS
 from cynosure.geometry.fitsmap import on_plane
 from cynosure.geometry.pixelmap import (
-    LINEAR_FORMS,
+    LINEAR_GEOMETRIES,
     Composite,
     LinearMap,
     Reprojection,
@@ -71,22 +71,22 @@ Pair = tuple[Floats, Floats]
 STEPS = 8
 # Below this distance the WCS is the corrected one: a thousandth of what is demanded.
 EXACT_MAS = 1e-5
-# With fewer stars than these, none are left out to choose the form: two for each parameter of the
-# widest.
+# With fewer stars than these, none are left out to choose the geometry: two for each parameter of
+# the widest.
 TELLING_STARS = 12
 # Side of the grids over a chip on which CRVAL and CD are found, and on which they are checked.
 GRID, CHECK_GRID = 17, 33
 
 
-def least_stars(form: str) -> int:
-    """Return the fewest stars that a form is tried with.
+def least_stars(geometry: str) -> int:
+    """Return the fewest stars that a geometry is tried with.
 
     Examples
     --------
-    >>> [least_stars(form) for form in ("shift", "rshift", "rscale", "general")]
+    >>> [least_stars(geometry) for geometry in ("shift", "rshift", "rscale", "general")]
     [1, 2, 3, 5]
     """
-    return FORMS[form][1]
+    return FORMS[geometry][1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,15 +116,15 @@ class Correction:
         """Return an exact correction: a shift east and north, a turn from north through east."""
         turn = np.radians(-rotation_deg)
         matrix = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        form = "rscale" if scale != 1.0 else "rshift" if rotation_deg else "shift"
-        linear = LinearMap.of(form, matrix, np.array(shift_arcsec) / 3600.0)
+        geometry = "rscale" if scale != 1.0 else "rshift" if rotation_deg else "shift"
+        linear = LinearMap.of(geometry, matrix, np.array(shift_arcsec) / 3600.0)
         size = len(linear.parameters)
         return cls(linear, ra0_deg, dec0_deg, np.zeros((size, size)))
 
     @property
-    def form(self) -> str:
-        """One of ``LINEAR_FORMS``."""
-        return self.linear.form
+    def geometry(self) -> str:
+        """One of ``LINEAR_GEOMETRIES``."""
+        return self.linear.geometry
 
     @property
     def shift_arcsec(self) -> tuple[float, float]:
@@ -165,7 +165,7 @@ class Correction:
         return self.error_mas(*sky_map.pixel_to_sky(x, y))
 
     def inverse(self) -> Correction:
-        """Return the correction that takes this one back, with the same form.
+        """Return the correction that takes this one back, with the same geometry.
 
         ``M' = M^-1, t' = -M^-1 t``, and for the covariance ``dM' = -M^-1 dM M^-1``,
         ``dt' = -M^-1 (dt + dM t')``.
@@ -176,12 +176,12 @@ class Correction:
         slope[:2, :2] = -inverse
         slope[:2, 2:] = -np.kron(inverse, shift)
         slope[2:, 2:] = -np.kron(inverse, inverse.T)
-        return self._with(self.form, inverse, shift, slope @ self._general @ slope.T)
+        return self._with(self.geometry, inverse, shift, slope @ self._general @ slope.T)
 
     def then(self, other: Correction) -> Correction:
         """Return this correction followed by another in the same plane.
 
-        The form is the wider of the two; their errors are taken to be independent.
+        The geometry is the wider of the two; their errors are taken to be independent.
 
         Raises
         ------
@@ -195,7 +195,7 @@ class Correction:
                 d=other.dec0_deg, hint="Take one of them to the other's plane (about).",
             )
         first, second = self.linear, other.linear
-        form = max(first.form, second.form, key=LINEAR_FORMS.index)
+        geometry = max(first.geometry, second.geometry, key=LINEAR_GEOMETRIES.index)
         by_first = np.zeros((6, 6))
         by_first[:2, :2] = second.matrix
         by_first[2:, 2:] = np.kron(second.matrix, np.eye(2))
@@ -205,12 +205,12 @@ class Correction:
         covariance = by_first @ self._general @ by_first.T
         covariance += by_second @ other._general @ by_second.T
         return self._with(
-            form, second.matrix @ first.matrix, second.matrix @ first.shift + second.shift,
+            geometry, second.matrix @ first.matrix, second.matrix @ first.shift + second.shift,
             covariance,
         )
 
     def about(self, ra0_deg: float, dec0_deg: float) -> Correction:
-        """Return the correction in the plane of another tangent point, of the form general.
+        """Return the correction in the plane of another tangent point, of the geometry general.
 
         It is the linear part there: exact at that point, and to t r^2 at the distance r from it.
         """
@@ -238,16 +238,16 @@ class Correction:
             slope[[1 + column, 3 + column]] = corners[column] - corners[0]
         return slope @ self.covariance @ slope.T
 
-    def _with(self, form: str, matrix: Floats, shift: Floats, covariance: Floats) -> Correction:
-        """Return a correction of a form in the same plane; the covariance is of (t, M)."""
-        new = LinearMap.of(form, matrix, shift)
+    def _with(self, geometry: str, matrix: Floats, shift: Floats, covariance: Floats) -> Correction:
+        """Return a correction of a geometry in the same plane; the covariance is of (t, M)."""
+        new = LinearMap.of(geometry, matrix, shift)
         slope = np.zeros((len(new.parameters), 6))
         slope[:2, :2] = np.eye(2)
-        if form == "general":
+        if geometry == "general":
             slope[2:, 2:] = np.eye(4)
-        elif form == "rscale":
+        elif geometry == "rscale":
             slope[2, 2:], slope[3, 2:] = [0.0, -0.5, 0.5, 0.0], [0.5, 0.0, 0.0, 0.5]
-        elif form == "rshift":  # the tangent of the angle: d tan = d angle / cos^2
+        elif geometry == "rshift":  # the tangent of the angle: d tan = d angle / cos^2
             m = new.matrix
             c, s = m[0, 0], m[1, 0]
             slope[2, 2:] = np.array([-s, -c, c, -s]) / (2.0 * c * c)
@@ -287,7 +287,7 @@ class CorrectionFit:
 
 
 def fit_correction(
-    chips: Sequence[tuple[SkyMap, Pairs]], *, form: str = "auto", lowest: str = "rscale",
+    chips: Sequence[tuple[SkyMap, Pairs]], *, geometry: str = "auto", lowest: str = "rscale",
     tangent: tuple[float, float] | None = None, options: Mapping[str, Any] | None = None,
 ) -> CorrectionFit:
     """Fit one correction to the paired stars of one or more chips.
@@ -296,12 +296,12 @@ def fit_correction(
     ----------
     chips : sequence of (SkyMap, Pairs)
         Each chip's WCS as a map, and its pairs.
-    form : str
-        One of ``LINEAR_FORMS``, or ``auto``: the one that predicts held-out stars best.
+    geometry : str
+        One of ``LINEAR_GEOMETRIES``, or ``auto``: the one that predicts held-out stars best.
     lowest : str
-        The simplest form that ``auto`` takes where there are stars for it, and with few stars the
-        form that it takes. A simpler one
-        takes the rotation of the WCS for exact, and its error at the corners for none.
+        The simplest geometry that ``auto`` takes where there are stars for it, and the one that it
+        takes with few stars. A simpler one takes the rotation of the WCS for exact, and its error
+        at the corners for none.
     tangent : (float, float), optional
         Where the common plane touches the sky; the mean of the stars where absent.
     options : mapping, optional
@@ -310,21 +310,21 @@ def fit_correction(
     Raises
     ------
     Degenerate
-        If there are fewer stars than the form needs, or they do not determine it.
+        If there are fewer stars than the geometry needs, or they do not determine it.
     SettingError
-        If the form is not linear.
+        If the geometry is not linear.
     """
-    if form != "auto" and form not in LINEAR_FORMS:
-        raise SettingError("form {form!r} is not known", form=form,
-                           hint=f"One of auto, {', '.join(LINEAR_FORMS)}.")
+    if geometry != "auto" and geometry not in LINEAR_GEOMETRIES:
+        raise SettingError("geometry {geometry!r} is not known", geometry=geometry,
+                           hint=f"One of auto, {', '.join(LINEAR_GEOMETRIES)}.")
     count = sum(len(pairs) for _, pairs in chips)
-    if form == "auto" and count < TELLING_STARS:
-        simple = LINEAR_FORMS[: LINEAR_FORMS.index(lowest) + 1]
-        form = max((f for f in simple if count >= least_stars(f)), key=simple.index,
+    if geometry == "auto" and count < TELLING_STARS:
+        simple = LINEAR_GEOMETRIES[: LINEAR_GEOMETRIES.index(lowest) + 1]
+        geometry = max((f for f in simple if count >= least_stars(f)), key=simple.index,
                    default="shift")
-    if count < (1 if form == "auto" else least_stars(form)):
+    if count < (1 if geometry == "auto" else least_stars(geometry)):
         raise Degenerate(what="correction of the WCS", n_points=count, condition=np.inf,
-                         n_parameters=FORMS[form][0])
+                         n_parameters=FORMS[geometry][0])
     if tangent is None:
         vectors = np.concatenate([unit_vectors(p.ra_deg, p.dec_deg) for _, p in chips])
         ra0, dec0 = radec(vectors.mean(axis=0))
@@ -332,7 +332,7 @@ def fit_correction(
     placed = [_on_common_plane(sky_map, pairs, tangent) for sky_map, pairs in chips]
     pairs = Pairs(*(np.concatenate([getattr(p, name) for p in placed]) for name in Pairs.__slots__))
     unity = SkyModel(*tangent, 0.0, 0.0, 1.0, np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
-    settings = {**(options or {}), "form": form, "max_order": 0}
+    settings = {**(options or {}), "form": geometry, "max_order": 0}
     fit = fit_wcs(pairs, unity, (1, 1), unity, lowest, **settings)
     linear = LinearMap.of(fit.form, fit.model.coeff[:, 1:], fit.model.coeff[:, 0])
     grow = max(1.0, fit.chi2 / max(fit.dof, 1))

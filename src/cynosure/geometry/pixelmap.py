@@ -38,7 +38,7 @@ from cynosure.ground.numeric import newton_plane
 from cynosure.ground.sky import deproject, east_north, project, unit_vectors
 
 __all__ = [
-    "LINEAR_FORMS",
+    "LINEAR_GEOMETRIES",
     "Composite",
     "LinearMap",
     "PixelMap",
@@ -54,7 +54,7 @@ Floats = NDArray[np.float64]
 Pair = tuple[Floats, Floats]
 
 # Linear maps of a plane, each with the parameters of the former and more.
-LINEAR_FORMS = ("shift", "rshift", "rscale", "general")
+LINEAR_GEOMETRIES = ("shift", "rshift", "rscale", "general")
 
 @runtime_checkable
 class PixelMap(Protocol):
@@ -133,8 +133,8 @@ def no_derivatives(x: ArrayLike, y: ArrayLike) -> Floats:
 # --- linear ---------------------------------------------------------------------------------
 
 
-def linear_matrix(form: str, p: Floats) -> Floats:
-    """Return the matrix (2, 2) of a linear form for its parameters.
+def linear_matrix(geometry: str, p: Floats) -> Floats:
+    """Return the matrix (2, 2) of a linear geometry for its parameters.
 
     The first two parameters are the shift. The third of ``rshift`` is the tangent of the angle
     by which it turns counterclockwise; ``rscale`` has as its third and fourth
@@ -145,16 +145,17 @@ def linear_matrix(form: str, p: Floats) -> Floats:
     >>> linear_matrix("rscale", np.array([0.0, 0.0, 0.1, 0.2])).tolist()
     [[1.2, -0.1], [0.1, 1.2]]
     """
-    if form == "shift":
+    if geometry == "shift":
         return np.eye(2)
-    if form == "rshift":
+    if geometry == "rshift":
         c, s = np.cos(np.arctan(p[2])), np.sin(np.arctan(p[2]))
         return np.array([[c, -s], [s, c]])
-    if form == "rscale":
+    if geometry == "rscale":
         return np.array([[1 + p[3], -p[2]], [p[2], 1 + p[3]]])
-    if form == "general":
+    if geometry == "general":
         return np.eye(2) + np.reshape(p[2:], (2, 2))
-    raise SettingError("form {form!r} is not known", form=form, hint=f"One of {LINEAR_FORMS}.")
+    raise SettingError("geometry {geometry!r} is not known", geometry=geometry,
+                       hint=f"One of {', '.join(LINEAR_GEOMETRIES)}.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,37 +164,37 @@ class LinearMap:
 
     Attributes
     ----------
-    form : str
-        One of ``LINEAR_FORMS``.
+    geometry : str
+        One of ``LINEAR_GEOMETRIES``.
     parameters : (p,) ndarray
         2 for a shift, 3 for rshift, 4 for rscale, 6 for general; the first two are t in the unit
         of the plane. See :func:`linear_matrix`.
     """
 
-    form: str
+    geometry: str
     parameters: Floats
 
     @classmethod
-    def unity(cls, form: str) -> LinearMap:
-        """Return the map of a form that changes nothing."""
-        size = dict(zip(LINEAR_FORMS, (2, 3, 4, 6)))
-        if form not in size:
-            linear_matrix(form, NONE)
-        return cls(form, np.zeros(size[form]))
+    def unity(cls, geometry: str) -> LinearMap:
+        """Return the map of a geometry that changes nothing."""
+        size = dict(zip(LINEAR_GEOMETRIES, (2, 3, 4, 6)))
+        if geometry not in size:
+            linear_matrix(geometry, NONE)
+        return cls(geometry, np.zeros(size[geometry]))
 
     @classmethod
-    def of(cls, form: str, matrix: Floats, shift: Floats) -> LinearMap:
-        """Return the map of a form that is nearest to a matrix and a shift."""
+    def of(cls, geometry: str, matrix: Floats, shift: Floats) -> LinearMap:
+        """Return the map of a geometry that is nearest to a matrix and a shift."""
         m = np.asarray(matrix, dtype=float)
         turned, grown = (m[1, 0] - m[0, 1]) / 2.0, (m[0, 0] + m[1, 1]) / 2.0
         rest = {"shift": [], "rshift": [turned / grown], "rscale": [turned, grown - 1.0],
-                "general": (m - np.eye(2)).ravel()}[form]
-        return cls(form, np.concatenate([shift, rest]))
+                "general": (m - np.eye(2)).ravel()}[geometry]
+        return cls(geometry, np.concatenate([shift, rest]))
 
     @property
     def matrix(self) -> Floats:
         """M, (2, 2)."""
-        return linear_matrix(self.form, self.parameters)
+        return linear_matrix(self.geometry, self.parameters)
 
     @property
     def shift(self) -> Floats:
@@ -201,8 +202,8 @@ class LinearMap:
         return self.parameters[:2]
 
     def with_parameters(self, values: Floats) -> LinearMap:
-        """Return the map of the same form with other parameters."""
-        return LinearMap(self.form, np.array(values, dtype=float))
+        """Return the map of the same geometry with other parameters."""
+        return LinearMap(self.geometry, np.array(values, dtype=float))
 
     def pixel_to_plane(self, x: ArrayLike, y: ArrayLike, color: ArrayLike | None = None) -> Pair:
         """Return M x + t."""
@@ -226,13 +227,13 @@ class LinearMap:
         x, y = points(x, y)
         one, zero = np.ones_like(x), np.zeros_like(x)
         rows = [[one, zero], [zero, one]]
-        if self.form == "rshift":
+        if self.geometry == "rshift":
             c, s = np.cos(np.arctan(self.parameters[2])), np.sin(np.arctan(self.parameters[2]))
             # d(angle)/d(tangent) = cos^2
             rows.append([c * c * (-s * x - c * y), c * c * (c * x - s * y)])
-        elif self.form == "rscale":
+        elif self.geometry == "rscale":
             rows += [[-y, x], [x, y]]
-        elif self.form == "general":
+        elif self.geometry == "general":
             rows += [[x, zero], [y, zero], [zero, x], [zero, y]]
         return np.moveaxis(np.array(rows), (0, 1), (-1, -2))
 

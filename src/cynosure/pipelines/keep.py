@@ -29,7 +29,7 @@ from cynosure.geometry.correction import (
 from cynosure.geometry.fit.errormodel import CHI2_OUTLIER, mahalanobis2
 from cynosure.geometry.fit.exposure import Fit, reserve
 from cynosure.geometry.fitsmap import FitsMap
-from cynosure.geometry.pixelmap import LINEAR_FORMS
+from cynosure.geometry.pixelmap import LINEAR_GEOMETRIES
 from cynosure.geometry.wcs import model_from_wcs
 from cynosure.ground.errors import Degenerate, ImageError
 from cynosure.ground.sky import MAS_PER_DEG, separation_deg
@@ -142,21 +142,22 @@ def _fitted(plate: Plate, settings: Settings) -> tuple[CorrectionFit, list[WCS],
         for c in plate.chips
     ]
     asked = str(settings["fit"].get("form", "auto"))
-    form = asked if asked in LINEAR_FORMS else "auto"
+    geometry = asked if asked in LINEAR_GEOMETRIES else "auto"
     wcses = [chip.frame.wcs for chip in plate.chips]
     at: tuple[float, float] | None = None
     for _ in range(MAX_ROUNDS):
         maps = [FitsMap(w, *(at or (0.0, 90.0))) for w in wcses]
         found = fit_correction(
-            list(zip(maps, pairs)), form=form, tangent=at, options=settings["fit"]
+            list(zip(maps, pairs)), geometry=geometry, tangent=at, options=settings["fit"]
         )
-        at, form = (found.correction.ra0_deg, found.correction.dec0_deg), found.fit.form
+        correction = found.correction
+        at, geometry = (correction.ra0_deg, correction.dec0_deg), correction.geometry
         before = wcses
         wcses = [
-            correct_wcs(w, found.correction, chip.frame.shape).wcs
+            correct_wcs(w, correction, chip.frame.shape).wcs
             for w, chip in zip(wcses, plate.chips)
         ]
-        if _moved_arcsec(found.correction, before, plate.chips) < SMALL_ARCSEC:
+        if _moved_arcsec(correction, before, plate.chips) < SMALL_ARCSEC:
             break
     return found, wcses, before
 
@@ -231,7 +232,7 @@ def _loss(fit: Fit, rows: NDArray[np.bool_]) -> Floats:
 
 def _said(found: CorrectionFit, before: list[WCS]) -> str:
     return (f"the distortion of the input WCS is kept; CRVAL and CD are corrected "
-            f"({found.fit.form}, {int(found.fit.used.sum())} stars, "
+            f"({found.correction.geometry}, {int(found.fit.used.sum())} stars, "
             f"{len(before)} chip{'s' if len(before) > 1 else ''})")
 
 

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from cynosure.pipelines.outcome import Outcome
     from cynosure.pipelines.run import default_settings
     from cynosure.pipelines.solve import solve, write
+    from cynosure.solutions.files.archive import solution_of as headerlet_of
     from cynosure.solutions.files.headerlet import Headerlet
+    from cynosure.solutions.files.headerletio import read_headerlet
     from cynosure.solutions.solution import Solution
-    from cynosure.solutions.store.store import Store as SolutionStore
+    from cynosure.solutions.store.solutionstore import SolutionStore
 
 # Public name: the module that defines it, and its name there.
 _PUBLIC = {
@@ -35,12 +37,14 @@ _PUBLIC = {
     "RefCat": ("cynosure.data.catalogs.refcat", "RefCat"),
     "Settings": ("cynosure.ground.settings", "Settings"),
     "Solution": ("cynosure.solutions.solution", "Solution"),
-    "SolutionStore": ("cynosure.solutions.store.store", "Store"),
+    "SolutionStore": ("cynosure.solutions.store.solutionstore", "SolutionStore"),
     "SourceFinder": ("cynosure.pipelines.finder", "SourceFinder"),
     "build_psf": ("cynosure.pipelines.finder", "build_psf"),
     "default_settings": ("cynosure.pipelines.run", "default_settings"),
+    "headerlet_of": ("cynosure.solutions.files.archive", "solution_of"),
     "open_refcat": ("cynosure.data.catalogs.refcat", "open_refcat"),
     "read": ("cynosure.data.fits.reader", "read"),
+    "read_headerlet": ("cynosure.solutions.files.headerletio", "read_headerlet"),
     "solve": ("cynosure.pipelines.solve", "solve"),
     "write": ("cynosure.pipelines.solve", "write"),
 }
@@ -60,8 +64,10 @@ __all__ = [
     "__version__",
     "build_psf",
     "default_settings",
+    "headerlet_of",
     "open_refcat",
     "read",
+    "read_headerlet",
     "solve",
     "write",
 ]

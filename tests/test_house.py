@@ -24,6 +24,15 @@ MAX_MODULES_A_ROOM = 14
 MAX_FUNCTION_LINES = 60
 # A compiled loop keeps its state in local names; taking it apart would only pass them around.
 MAX_KERNEL_LINES = 120
+MAX_POSITIONAL = 7
+# What a command line or a server hands over by keyword, one name an option.
+BY_KEYWORD = {"faces.commands", "faces.server"}
+# Modules that still have functions of more positional parameters; none is to be added.
+TOO_MANY_PARAMETERS = {
+    "geometry.match.pointing", "pipelines.solve", "pipelines.verdict", "pixels.fitkernels",
+    "pixels.kernels", "pixels.measure", "pixels.peakkernels", "pixels.psfkernels",
+    "products.detector", "products.render",
+}
 
 
 def plan():
@@ -125,6 +134,27 @@ def test_sizes_and_names(name):
             compiled = any("jit" in ast.unparse(d) for d in node.decorator_list)
             most = MAX_KERNEL_LINES if compiled else MAX_FUNCTION_LINES
             assert lines <= most, f"{path.name}: {node.name} has {lines} lines"
+
+
+def positional(function):
+    """Return how many positional parameters a function has, beside `self` or `cls`."""
+    names = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - TOO_MANY_PARAMETERS))
+def test_parameters_are_few(name):
+    """Past seven positional parameters a record is missing."""
+    if name.rpartition(".")[0] in BY_KEYWORD:
+        return
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            count = positional(node)
+            assert count <= MAX_POSITIONAL, f"{name}: {node.name} has {count} parameters"
+
+
+def test_modules_with_too_many_parameters_are_there():
+    assert set(MODULES) >= TOO_MANY_PARAMETERS
 
 
 def test_every_error_is_named():

@@ -74,7 +74,7 @@ def make_extras(image):
         ]),
         "psf_stamps": np.array(stamps),
         "ledger": [
-            {"round": k, "form": "poly3", "n_used": 780 - 6 * k, "rms_mas": 90 / k + 13,
+            {"round": k, "geometry": "poly3", "n_used": 780 - 6 * k, "rms_mas": 90 / k + 13,
              "a": 1.0, "sigma0_mas": 40 / k + 12} for k in range(1, 6)
         ],
         "scores": {f"poly{k}": {"score": s, "n": 120.0} for k, s in

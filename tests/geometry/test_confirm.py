@@ -59,3 +59,19 @@ def test_too_little_to_go_on():
     assert confirm_wcs(MODEL, nothing, nothing, nothing, nothing, nothing, SHAPE) is None
     x, y, flux, ra, dec = field(1, 0, 0)
     assert confirm_wcs(MODEL, x, y, flux, ra, dec, SHAPE) is None
+
+
+def test_a_larger_shift_has_to_overcome_more_places():
+    """The same stars, shifted, agree as well; but there are (1 + shift / sigma)^2 places for it."""
+    rng = np.random.default_rng(5)
+    x, y = rng.uniform(100, 1100, 12), rng.uniform(100, 900, 12)
+    flux, noise = np.arange(12.0), rng.normal(0, 0.15, (2, 12))
+    odds, places = [], []
+    for shift in (0.0, 6.0):
+        ra, dec = MODEL.pixel_to_sky(x + shift, y)
+        match = confirm_wcs(MODEL, x + noise[0], y + noise[1], flux, ra, dec, SHAPE)
+        odds.append(match.log_odds)
+        # The best sigma of those tried is the least, 0.25 * 0.7 px.
+        places.append(2.0 * np.log1p(np.hypot(*match.evidence["shift_px"]) / 0.175))
+    assert odds[0] - odds[1] == pytest.approx(places[1] - places[0], abs=0.3)
+    assert odds[0] - odds[1] > 5.0

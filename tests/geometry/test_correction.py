@@ -14,8 +14,8 @@ from cynosure.geometry.correction import (
     fit_correction,
     least_stars,
 )
-from cynosure.geometry.fit.exposure import Pairs
 from cynosure.geometry.fitsmap import FitsMap, on_plane
+from cynosure.geometry.observations import Pairs
 from cynosure.geometry.pixelmap import LINEAR_GEOMETRIES, LinearMap
 from cynosure.ground.errors import Degenerate, SettingError
 from cynosure.ground.sky import MAS_PER_DEG, deproject, project, separation_deg
@@ -163,7 +163,7 @@ def test_outliers_are_dropped_and_a_seventh_is_held_out():
     sky_map = FitsMap(wcs_with_tables(1), 150.0, 2.0)
     pairs, wrong = pairs_of(true.applied(sky_map), 300, 2, outliers=0.1)
     found = fit_correction([(sky_map, pairs)])
-    assert found.fit.form in ("rscale", "general")
+    assert found.fit.geometry in ("rscale", "general")
     assert not (found.fit.used & wrong).any()
     assert found.fit.reserved.sum() > 20
     assert not (found.fit.used & found.fit.reserved).any()
@@ -175,7 +175,7 @@ def test_auto_takes_the_skew_that_the_stars_show():
     true = Correction(linear, 150.0, 2.0, np.zeros((6, 6)))
     sky_map = FitsMap(wcs_with_tables(1), 150.0, 2.0)
     pairs, _ = pairs_of(true.applied(sky_map), 300, 2)
-    assert fit_correction([(sky_map, pairs)]).fit.form == "general"
+    assert fit_correction([(sky_map, pairs)]).fit.geometry == "general"
     assert fit_correction([(sky_map, pairs)], geometry="shift").fit.errors.sigma0_mas > 0.5
 
 
@@ -184,7 +184,7 @@ def test_few_stars_and_forms_that_are_none():
     sky_map = FitsMap(wcs_with_tables(1), 150.0, 2.0)
     many, _ = pairs_of(true.applied(sky_map), 11, 2)
     for n, geometry in ((11, "rscale"), (3, "rscale"), (2, "rshift"), (1, "shift")):
-        assert fit_correction([(sky_map, many[np.arange(n)])]).fit.form == geometry
+        assert fit_correction([(sky_map, many[np.arange(n)])]).fit.geometry == geometry
     pairs = many[np.arange(2)]
     with pytest.raises(Degenerate):
         fit_correction([(sky_map, pairs)], geometry="rscale")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cynosure.geometry.fit.exposure import FORMS, Pairs, fit_wcs, linear_part, reserve
+from cynosure.geometry.fit.exposure import GEOMETRIES, Pairs, fit_wcs, linear_part, reserve
 from cynosure.geometry.wcs import SkyModel
 from cynosure.ground.errors import Degenerate
 from cynosure.ground.numeric import n_terms, poly_exponents
@@ -93,7 +93,7 @@ def test_predicted_error_of_the_wcs_is_its_error():
     pulls = []
     for seed in range(60):
         pairs, _ = make_pairs(truth, n=250, sigma0_mas=20.0, seed=100 + seed)
-        fit = fit_wcs(pairs, start_of(truth), SHAPE, form="poly3")
+        fit = fit_wcs(pairs, start_of(truth), SHAPE, geometry="poly3")
         ra1, dec1 = fit.model.pixel_to_sky(x, y)
         error = np.stack([(ra1 - ra) * np.cos(np.radians(dec)), dec1 - dec], axis=1) * 3.6e6
         pulls.append(error / fit.wcs_error_mas(x, y))
@@ -120,7 +120,7 @@ def test_few_stars_move_the_distortion_that_the_image_came_with():
     prior = truth.replaced(coeff=coeff)
     fit = fit_wcs(pairs, linear_part(prior, SHAPE), SHAPE, prior)
     assert fit.order == 4
-    assert fit.form in ("shift", "rshift", "rscale")
+    assert fit.geometry in ("shift", "rshift", "rscale")
     assert worst_mas(fit.model, truth) < 200
 
 
@@ -128,7 +128,7 @@ def test_two_stars_without_a_prior_give_a_shift_or_turn_of_what_was_there():
     truth = truth_model(1)
     pairs, _ = make_pairs(truth, n=2, sigma_px=(0.02, 0.03))
     fit = fit_wcs(pairs, start_of(truth), SHAPE)
-    assert fit.form in ("shift", "rshift")
+    assert fit.geometry in ("shift", "rshift")
 
 
 def test_sparse_corners_do_not_get_a_high_order():
@@ -147,7 +147,7 @@ def test_no_star_is_degenerate():
         fit_wcs(none, truth, SHAPE)
 
 
-@pytest.mark.parametrize("form", [f for f in FORMS if not f.startswith("poly")])
+@pytest.mark.parametrize("form", [f for f in GEOMETRIES if not f.startswith("poly")])
 def test_low_forms_recover_what_they_can_move(form):
     truth = truth_model(3)
     rng = np.random.default_rng(9)
@@ -163,7 +163,7 @@ def test_low_forms_recover_what_they_can_move(form):
     coeff[:, 0] += dx
     prior = truth.replaced(coeff=coeff)
     pairs, _ = make_pairs(truth, n=400, sigma_px=(0.01, 0.02))
-    fit = fit_wcs(pairs, linear_part(prior, SHAPE), SHAPE, prior, form=form)
+    fit = fit_wcs(pairs, linear_part(prior, SHAPE), SHAPE, prior, geometry=form)
     assert worst_mas(fit.model, truth) < 15
 
 

@@ -14,7 +14,16 @@ from cynosure.data.frame import Pointing
 from cynosure.geometry.match.asterisms import neighbours, select
 from cynosure.geometry.match.pairs import mutual_nearest
 from cynosure.geometry.match.pointing import depth_match, match_pointing, match_regions, pair
-from cynosure.geometry.match.verification import LEVELS, N_TERMS, grow, make_grid, order_of
+from cynosure.geometry.match.verification import (
+    LEVELS,
+    N_TERMS,
+    Birth,
+    Expected,
+    Work,
+    grow,
+    make_grid,
+    order_of,
+)
 from cynosure.ground.errors import NoMatch, NotEnoughReference, NotEnoughStars
 from cynosure.ground.sky import position_angle_deg
 
@@ -337,9 +346,9 @@ def test_the_odds_of_chance_are_what_they_say():
         z = np.concatenate([z[:1], z[:1] + (w[1] - w[0]) / a, z[2:]])
         z0 = 0.5 * (z[0] + z[1])
         growth = grow(
-            z, np.argsort(abs(z - z0)), np.array([0, 1]), np.array([0, 1]), w, make_grid(w, 2.0),
-            a, 0.5 * (w[0] + w[1]), z0, 700.0, 0.05, 20.0, 0.5, -1.0, 0.15, -1e9, owner, t,
-            match_, chance, coeff,
+            z, np.argsort(abs(z - z0)), w, make_grid(w, 2.0),
+            Birth(np.array([0, 1]), np.array([0, 1]), a, 0.5 * (w[0] + w[1]), z0, t),
+            Expected(700.0, 0.05, 20.0, 0.5, -1.0, 0.15, -1e9), Work(owner, match_, chance, coeff),
         )
         final[t] = growth.log_odds
     for k in (3.0, 10.0, 30.0):
@@ -359,9 +368,10 @@ def test_true_matches_score_high_whatever_the_level():
         match_, coeff = np.full(40, -1), np.zeros(N_TERMS, complex)
         a = (w[1] - w[0]) / (z[1] - z[0])
         growth = grow(
-            z, np.argsort(abs(z - z0)), np.array([0, 1]), np.array([0, 1]), w, make_grid(w, 2.0),
-            a, 0.5 * (w[0] + w[1]), z0, 1414.0, 0.05, 50.0, 0.5, -1.0, 0.15, -1e9,
-            np.full(40, -1), 0, match_, np.zeros(40), coeff,
+            z, np.argsort(abs(z - z0)), w, make_grid(w, 2.0),
+            Birth(np.array([0, 1]), np.array([0, 1]), a, 0.5 * (w[0] + w[1]), z0, 0),
+            Expected(1414.0, 0.05, 50.0, 0.5, -1.0, 0.15, -1e9),
+            Work(np.full(40, -1), match_, np.zeros(40), coeff),
         )
         assert growth.log_odds > 100
         assert np.mean(match_ == np.arange(40)) > 0.9

@@ -160,7 +160,7 @@ def test_many_stars_of_a_lens_gain_from_its_shape_and_of_anything_else_lose_noth
             error, sigma = errors_px(fit, truth)
             pulls.append(np.mean((error / sigma) ** 2))
             shrunk.append(np.mean(error**2))
-            other = fit_wcs(pairs, linear_part(truth, SHAPE), SHAPE, form="poly5")
+            other = fit_wcs(pairs, linear_part(truth, SHAPE), SHAPE, geometry="poly5")
             plain.append(np.mean(errors_px(other, truth)[0] ** 2))
             assert other.order == 5
         assert np.sqrt(np.mean(shrunk) / np.mean(plain)) < gain

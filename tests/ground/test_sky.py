@@ -290,28 +290,6 @@ def test_rows_within_a_circle_are_those_of_the_separation():
     assert sky.rows_within([np.nan, 1.0], [0.0, np.nan], 0.0, 0.0, 10.0).tolist() == []
 
 
-# --- match ------------------------------------------------------------------------------------
-
-
-def test_match_pairs_each_star_with_itself():
-    rng = np.random.default_rng(8)
-    ra, dec = even_sky(2000, 8)
-    ra[0], dec[0] = 0.0, 10.0
-    shuffled = rng.permutation(2000)
-    ra2 = (ra[shuffled] + rng.normal(0, 1e-5, 2000) / np.cos(np.radians(dec[shuffled]))) % 360.0
-    i, j, sep = sky.match_sky(ra, dec, ra2, dec[shuffled], 0.001)
-    assert i.tolist() == list(range(2000))
-    assert (shuffled[j] == i).all()
-    expected = sky.separation_deg(ra[i], dec[i], ra2[j], dec[shuffled][j])
-    assert sep == pytest.approx(expected, abs=1e-9)
-
-
-def test_match_is_mutual_and_gated():
-    i, j, _ = sky.match_sky([10.0, 10.0005, 50.0], [0.0] * 3, [10.0004, 60.0], [0.0, 0.0], 0.01)
-    assert (i.tolist(), j.tolist()) == ([1], [0])
-    assert len(sky.match_sky([], [], [1.0], [2.0], 1.0)[0]) == 0
-
-
 @pytest.mark.parametrize("year", [1750.3, 1890.7, 2100.4, 2999.0])
 def test_the_earth_goes_round_the_sun_outside_the_ephemeris_too(year):
     here = sky.earth_position_au(year)

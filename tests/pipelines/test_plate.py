@@ -10,13 +10,13 @@ from cynosure.data.catalogs.refcat import open_refcat
 from cynosure.data.fits.reader import read
 from cynosure.data.frame import Frame, Pointing
 from cynosure.data.tables import REFERENCE, SOURCES, SourceFlag
+from cynosure.geometry.fit.chip import _alone, _prior
+from cynosure.geometry.reference import Reference, reference_stars, select_reference
 from cynosure.geometry.wcs import SkyModel, model_to_header
 from cynosure.ground.errors import CatalogMissing, NoMatch, NotEnoughReference, NotEnoughStars
 from cynosure.ground.sky import separation_deg
-from cynosure.pipelines.chips import _alone, _prior
 from cynosure.pipelines.extract import extract_sources
 from cynosure.pipelines.plate import _moved, _where, solve_plate
-from cynosure.pipelines.reference import Reference, reference_stars, select_reference
 from cynosure.pipelines.run import default_settings
 from cynosure.pipelines.solve import solve
 

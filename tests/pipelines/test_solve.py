@@ -456,7 +456,7 @@ def precious(tmp_path_factory):
 
 @pytest.mark.parametrize("header_only", [False, True])
 def test_a_header_that_is_better_than_the_stars_can_give_stays(precious, tmp_path, header_only):
-    settings = default_settings().updated({"fit": {"form": "general"}}, "test")
+    settings = default_settings().updated({"fit": {"geometry": "general"}}, "test")
     outcome = solve(precious.image, precious.refcat, settings=settings)
     solution = outcome.solution
     ours = np.abs(precious.error_mas(header_of(outcome))).max()

@@ -5,7 +5,7 @@ A :class:`Correction` moves the plane that touches the sky at (ra0, dec0),
     (xi, eta)' = M (xi, eta) + t,
 
 and with it every position on the sky. Its geometry is one of shift (t), rshift (and a rotation),
-rscale (and a scale) and general (any M); :data:`cynosure.geometry.fit.geometries.FORMS` is the
+rscale (and a scale) and general (any M); :data:`cynosure.geometry.fit.geometries.GEOMETRIES` is the
 table of their parameters and of the fewest stars that each is tried with. The chips of an exposure
 are moved by the same correction, so that they stay where they are to each other.
 
@@ -27,9 +27,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cynosure.data.fits.wcsread import is_wcs_keyword, sky_of_pixels
-from cynosure.geometry.fit.exposure import Fit, Pairs, fit_wcs
-from cynosure.geometry.fit.geometries import FORMS
+from cynosure.geometry.fit.exposure import fit_wcs
+from cynosure.geometry.fit.geometries import GEOMETRIES
+from cynosure.geometry.fit.plane import Fit
 from cynosure.geometry.fitsmap import on_plane
+from cynosure.geometry.observations import Pairs
 from cynosure.geometry.pixelmap import (
     LINEAR_GEOMETRIES,
     Composite,
@@ -86,7 +88,7 @@ def least_stars(geometry: str) -> int:
     >>> [least_stars(geometry) for geometry in ("shift", "rshift", "rscale", "general")]
     [1, 2, 3, 5]
     """
-    return FORMS[geometry][1]
+    return GEOMETRIES[geometry][1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -324,7 +326,7 @@ def fit_correction(
                    default="shift")
     if count < (1 if geometry == "auto" else least_stars(geometry)):
         raise Degenerate(what="correction of the WCS", n_points=count, condition=np.inf,
-                         n_parameters=FORMS[geometry][0])
+                         n_parameters=GEOMETRIES[geometry][0])
     if tangent is None:
         vectors = np.concatenate([unit_vectors(p.ra_deg, p.dec_deg) for _, p in chips])
         ra0, dec0 = radec(vectors.mean(axis=0))
@@ -332,9 +334,9 @@ def fit_correction(
     placed = [_on_common_plane(sky_map, pairs, tangent) for sky_map, pairs in chips]
     pairs = Pairs(*(np.concatenate([getattr(p, name) for p in placed]) for name in Pairs.__slots__))
     unity = SkyModel(*tangent, 0.0, 0.0, 1.0, np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
-    settings = {**(options or {}), "form": geometry, "max_order": 0}
+    settings = {**(options or {}), "geometry": geometry, "max_order": 0}
     fit = fit_wcs(pairs, unity, (1, 1), unity, lowest, **settings)
-    linear = LinearMap.of(fit.form, fit.model.coeff[:, 1:], fit.model.coeff[:, 0])
+    linear = LinearMap.of(fit.geometry, fit.model.coeff[:, 1:], fit.model.coeff[:, 0])
     grow = max(1.0, fit.chi2 / max(fit.dof, 1))
     chip = np.repeat(np.arange(len(chips)), [len(p) for p in placed])
     return CorrectionFit(Correction(linear, *tangent, fit.covariance * grow), fit, chip)

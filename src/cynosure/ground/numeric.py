@@ -17,7 +17,6 @@ from cynosure.ground.errors import Degenerate
 __all__ = [
     "LeastSquares",
     "clip",
-    "clipped_mean_std",
     "lstsq",
     "mad_std",
     "n_terms",
@@ -25,6 +24,7 @@ __all__ = [
     "poly_design",
     "poly_exponents",
     "poly_gradient",
+    "propagated",
     "rms",
     "solve_normal",
 ]
@@ -71,15 +71,6 @@ def clip(values: ArrayLike, sigma: float = 3.0, max_rounds: int = 20) -> NDArray
             break
         keep = new
     return keep
-
-
-def clipped_mean_std(values: ArrayLike, sigma: float = 3.0) -> tuple[float, float, int]:
-    """Return mean, standard deviation and count of the values that :func:`clip` keeps."""
-    values = np.asarray(values, dtype=float)
-    kept = values[clip(values, sigma)]
-    if kept.size == 0:
-        return float("nan"), float("nan"), 0
-    return float(kept.mean()), float(kept.std()), int(kept.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +188,31 @@ def poly_gradient(u: ArrayLike, v: ArrayLike, degree: int) -> tuple[Floats, Floa
     du = [i * pu[i - 1] * pv[j] if i else zero for i, j in poly_exponents(degree)]
     dv = [j * pu[i] * pv[j - 1] if j else zero for i, j in poly_exponents(degree)]
     return np.stack(du, axis=-1), np.stack(dv, axis=-1)
+
+
+def propagated(jacobian: Floats, covariance: Floats) -> Floats:
+    """Return ``J C J^T`` of 2 x 2 covariances kept as (n, 3): xx, yy, xy.
+
+    Parameters
+    ----------
+    jacobian : (n, 2, 2) or (2, 2) ndarray
+        Derivatives of the new coordinates (rows) by the old ones (columns).
+    covariance : (n, 3) ndarray
+
+    Examples
+    --------
+    >>> quarter_turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    >>> propagated(quarter_turn, np.array([[4.0, 1.0, 0.5]])).tolist()
+    [[1.0, 4.0, -0.5]]
+    """
+    cxx, cyy, cxy = covariance.T
+    a, b = jacobian[..., 0, 0], jacobian[..., 0, 1]
+    c, d = jacobian[..., 1, 0], jacobian[..., 1, 1]
+    return np.stack([
+        a * a * cxx + b * b * cyy + 2 * a * b * cxy,
+        c * c * cxx + d * d * cyy + 2 * c * d * cxy,
+        a * c * cxx + b * d * cyy + (a * d + b * c) * cxy,
+    ], axis=-1)
 
 
 def solve_normal(

@@ -1,4 +1,4 @@
-"""The sky: unit vectors, the tangent plane, separations, motion of the stars, cells, sky match.
+"""The sky: unit vectors, the tangent plane, separations, motion of the stars, cells.
 
 All angles are degrees, ICRS, unless the name says otherwise. Positions are handled as unit
 vectors wherever the poles or the meridian of right ascension zero could be in the field.
@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cynosure.ground.numeric import propagated
 from cynosure.ground.settings import Range, Unit
 
 __all__ = [
@@ -19,18 +20,22 @@ __all__ = [
     "at_epoch",
     "cone_cells",
     "cone_ranges",
+    "covariance_on_plane",
+    "covariance_on_sky",
     "deproject",
     "earth_position_au",
     "east_north",
+    "five_parameters",
     "healpix_cell",
     "healpix_center",
     "healpix_radius_deg",
-    "match_sky",
+    "plane_jacobian",
     "position_angle_deg",
     "project",
     "radec",
     "rows_within",
     "separation_deg",
+    "sky_offset_mas",
     "unit_vectors",
 ]
 
@@ -93,6 +98,60 @@ def deproject(
     east, north = east_north(ra0_deg, dec0_deg)
     n0 = unit_vectors(ra0_deg, dec0_deg)
     return radec(n0 + xi[..., None] * east + eta[..., None] * north)
+
+
+def plane_jacobian(
+    ra_deg: ArrayLike, dec_deg: ArrayLike, ra0_deg: float, dec0_deg: float
+) -> Floats:
+    """Return d(xi, eta) / d(ra cos dec, dec) of :func:`project` at positions, (..., 2, 2).
+
+    It holds the rotation between north at the position and +eta of the plane, which is large near
+    the poles, and the scale of the plane, ``1 / cos^2`` of the distance along the radius and
+    ``1 / cos`` across it. Every covariance that goes from one frame to the other goes through this
+    matrix. With p the direction, n0 the tangent point, k the unit vector along xi or eta and l the
+    one along ra or dec at the position,
+
+        d(xi_k) / d(l) = (l . k - (l . n0) xi_k) / (p . n0),
+
+    the derivative of ``xi_k = p . k / p . n0``.
+    """
+    p, n0 = unit_vectors(ra_deg, dec_deg), unit_vectors(ra0_deg, dec0_deg)
+    axes = np.stack(east_north(ra0_deg, dec0_deg))
+    local = np.stack(east_north(ra_deg, dec_deg), axis=-2)
+    cosine = (p @ n0)[..., None]
+    at = (p @ axes.T) / cosine
+    out = axes @ np.swapaxes(local, -1, -2) - at[..., :, None] * (local @ n0)[..., None, :]
+    return np.asarray(out / cosine[..., None], dtype=np.float64)
+
+
+def covariance_on_plane(
+    covariance: Floats, ra_deg: ArrayLike, dec_deg: ArrayLike, ra0_deg: float, dec0_deg: float
+) -> Floats:
+    """Return covariances (n, 3) along ra (with cos dec) and dec as those along xi and eta."""
+    return propagated(plane_jacobian(ra_deg, dec_deg, ra0_deg, dec0_deg), covariance)
+
+
+def covariance_on_sky(
+    covariance: Floats, ra_deg: ArrayLike, dec_deg: ArrayLike, ra0_deg: float, dec0_deg: float
+) -> Floats:
+    """Return covariances (n, 3) along xi and eta as those along ra (with cos dec) and dec."""
+    jacobian = plane_jacobian(ra_deg, dec_deg, ra0_deg, dec0_deg)
+    return propagated(np.asarray(np.linalg.inv(jacobian), np.float64), covariance)
+
+
+def sky_offset_mas(
+    ra_deg: ArrayLike, dec_deg: ArrayLike, ref_ra_deg: ArrayLike, ref_dec_deg: ArrayLike
+) -> tuple[Floats, Floats]:
+    """Return positions minus others along ra (with cos dec) and dec at the latter, mas.
+
+    Each offset is measured on the plane that touches the sky at its own reference position, so
+    that it is right at the poles and across the meridian of right ascension zero.
+    """
+    ref = unit_vectors(ref_ra_deg, ref_dec_deg)
+    east, north = east_north(ref_ra_deg, ref_dec_deg)
+    p = unit_vectors(ra_deg, dec_deg)
+    scale = MAS_PER_RAD / np.sum(p * ref, axis=-1)
+    return np.sum(p * east, axis=-1) * scale, np.sum(p * north, axis=-1) * scale
 
 
 def separation_deg(
@@ -192,16 +251,65 @@ def at_epoch(
     ra, dec = radec(moved)
     unmoved = (shift_ra == 0) & (shift_dec == 0)
     ra, dec = np.where(unmoved, ra0 % 360.0, ra), np.where(unmoved, dec0, dec)
-    # The errors of the five parameters; those of a motion that is not known, or not dated.
-    sigma = np.stack([np.asarray(reference[name], dtype=float) for name in _ERRORS])
-    sigma[3:] = np.where(np.isnan(sigma[3:]), unknown_pm_error_mas_yr, sigma[3:])
-    sigma[3:, ~known] = unknown_pm_mas_yr
+    sigma = _errors(reference, known, unknown_pm_mas_yr, unknown_pm_error_mas_yr)
+    # What is not dated is not moved, and its motion is an error.
     undated = np.stack([mu_ra, mu_dec])[:, ~dated]
     sigma[3:, ~dated] = np.hypot(sigma[3:, ~dated], undated)
     dt = np.where(dated, dt, unknown_epoch_yr)
-    covariance = _moved_covariance(reference, np.nan_to_num(sigma), dt, f_ra, f_dec, known & dated)
+    covariance = _moved_covariance(reference, sigma, dt, f_ra, f_dec, known & dated)
     return ra, dec, covariance
 
+
+def _errors(
+    reference: NDArray[np.void], known: NDArray[np.bool_], unknown_pm: float,
+    unknown_pm_error: float,
+) -> Floats:
+    """Return the errors (5, n) of the five parameters; an unknown position or parallax has none."""
+    sigma = np.stack([np.asarray(reference[name], dtype=float) for name in _ERRORS])
+    sigma[3:] = np.where(np.isnan(sigma[3:]), unknown_pm_error, sigma[3:])
+    sigma[3:, ~known] = unknown_pm
+    return np.nan_to_num(sigma)
+
+
+def five_parameters(
+    reference: NDArray[np.void], *, unknown_pm_mas_yr: float = 7.0,
+    unknown_pm_error_mas_yr: float = 1.0,
+) -> tuple[Floats, Floats]:
+    """Return the astrometric parameters of reference stars and their covariance.
+
+    What is unknown is as :func:`at_epoch` has it: a motion is zero with an error, a parallax zero
+    without one. ``J C J^T`` with J of :func:`at_epoch` is the covariance that it returns for
+    positions and an epoch that are dated.
+
+    Parameters
+    ----------
+    reference : (n,) structured array
+        Schema ``REFERENCE`` of :mod:`cynosure.data.tables`.
+    unknown_pm_mas_yr, unknown_pm_error_mas_yr : float
+        As for :func:`at_epoch`.
+
+    Returns
+    -------
+    parameters : (n, 5) ndarray
+        Right ascension and declination (deg), parallax (mas), motion along ra (with cos dec) and
+        dec (mas/yr), at ``ref_epoch_yr``.
+    covariance : (n, 5, 5) ndarray
+        In mas and mas/yr, along ra with cos dec.
+    """
+    known = np.isfinite(reference["pm_ra_mas_yr"]) & np.isfinite(reference["pm_dec_mas_yr"])
+    values = np.stack([np.asarray(reference[name], dtype=float) for name in _PARAMETERS], axis=1)
+    values[~known, 3:] = 0.0
+    values[:, 2] = np.nan_to_num(values[:, 2])
+    sigma = _errors(reference, known, unknown_pm_mas_yr, unknown_pm_error_mas_yr)
+    correlation = np.broadcast_to(np.eye(5), (len(reference), 5, 5)).copy()
+    for (i, k), name in _CORRELATIONS.items():
+        rho = np.nan_to_num(reference[name]).astype(float)
+        rho[~known & (k > 2)] = 0.0
+        correlation[:, i, k] = correlation[:, k, i] = rho
+    return values, correlation * sigma.T[:, :, None] * sigma.T[:, None, :]
+
+
+_PARAMETERS = ("ra_deg", "dec_deg", "parallax_mas", "pm_ra_mas_yr", "pm_dec_mas_yr")
 
 # The five parameters of Gaia in the order of the covariance: their errors and correlations.
 _ERRORS = (
@@ -255,33 +363,6 @@ def rows_within(
     )
     edge = np.sin(np.radians(radius_deg) / 2.0) ** 2
     return rows[haversine <= edge * (1.0 + 1e-12) + 1e-30]
-
-
-def match_sky(
-    ra1_deg: ArrayLike, dec1_deg: ArrayLike, ra2_deg: ArrayLike, dec2_deg: ArrayLike,
-    radius_deg: float,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """Pair two lists by mutual nearest neighbour within a radius.
-
-    Returns
-    -------
-    index1, index2 : (m,) ndarray of int
-        The pairs, in rising order of `index1`.
-    sep_deg : (m,) ndarray
-    """
-    from scipy.spatial import cKDTree
-
-    a, b = unit_vectors(ra1_deg, dec1_deg), unit_vectors(ra2_deg, dec2_deg)
-    if len(a) == 0 or len(b) == 0:
-        none = np.zeros(0, dtype=np.int64)
-        return none, none, np.zeros(0)
-    chord = 2.0 * np.sin(np.radians(radius_deg) / 2.0)
-    distance, forward = cKDTree(b).query(a, distance_upper_bound=chord)
-    _, backward = cKDTree(a).query(b)
-    index1 = np.flatnonzero(np.isfinite(distance))
-    index1 = index1[backward[forward[index1]] == index1]
-    index2 = forward[index1].astype(np.int64)
-    return index1, index2, np.degrees(2.0 * np.arcsin(np.minimum(distance[index1] / 2.0, 1.0)))
 
 
 # --- HEALPix, nested (Gorski et al. 2005, ApJ 622, 759) -------------------------------------

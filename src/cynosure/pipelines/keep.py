@@ -26,14 +26,15 @@ from cynosure.geometry.correction import (
     corrected_cards,
     fit_correction,
 )
+from cynosure.geometry.fit.chip import Chip, make_pairs
 from cynosure.geometry.fit.errormodel import CHI2_OUTLIER, mahalanobis2
-from cynosure.geometry.fit.exposure import Fit, reserve
+from cynosure.geometry.fit.plane import Fit
+from cynosure.geometry.fit.selection import reserve
 from cynosure.geometry.fitsmap import FitsMap
 from cynosure.geometry.pixelmap import LINEAR_GEOMETRIES
 from cynosure.geometry.wcs import model_from_wcs
 from cynosure.ground.errors import Degenerate, ImageError
 from cynosure.ground.sky import MAS_PER_DEG, separation_deg
-from cynosure.pipelines.chips import Chip, make_pairs
 from cynosure.pipelines.plate import Plate
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _fitted(plate: Plate, settings: Settings) -> tuple[CorrectionFit, list[WCS],
         make_pairs(c.sources, plate.reference, c.source_index, c.reference_index)
         for c in plate.chips
     ]
-    asked = str(settings["fit"].get("form", "auto"))
+    asked = str(settings["fit"].get("geometry", "auto"))
     geometry = asked if asked in LINEAR_GEOMETRIES else "auto"
     wcses = [chip.frame.wcs for chip in plate.chips]
     at: tuple[float, float] | None = None
@@ -269,7 +270,7 @@ def _left_out_mas(frame: Frame) -> float:
 def _widened(fit: Fit, rms_mas: float) -> Fit:
     """Return a fit whose WCS has one more error, the same everywhere."""
     covariance = fit.covariance.copy()
-    poly = (fit.spread or fit.form).startswith("poly")
+    poly = (fit.spread or fit.geometry).startswith("poly")
     for k in (0, len(covariance) // 2 if poly else 1):  # the constant terms
         covariance[k, k] += (rms_mas / MAS_PER_DEG) ** 2
     return replace(fit, covariance=covariance)

@@ -1,15 +1,11 @@
 """From sources to the sky: reference stars, recognition, pairs, fit - for all chips of an exposure.
 
-The chips of an exposure that came with a WCS each are matched as one focal plane: the WCS's only
-say how the chips lie to each other, so that all stars, projected through them on a common plane,
-form one list of pseudo-pixels. One general linear correction of that plane is fitted to all pairs;
-then each chip gets the terms of its own that its own held-out stars ask for. A chip with few or no
-stars stays where the others put it.
+The chips of an exposure that came with a WCS each are matched as one focal plane
+(:mod:`cynosure.geometry.focalplane`).
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,22 +17,18 @@ from cynosure.data.catalogs.refcat import RefCat
 from cynosure.data.fits.wcsread import sky_of_pixels
 from cynosure.data.frame import Frame, Pointing
 from cynosure.data.tables import SourceFlag
-from cynosure.geometry.fit.exposure import Fit, fit_wcs
-from cynosure.geometry.match.confirm import confirm_wcs
+from cynosure.geometry.fit.chip import Chip, fit_chip
+from cynosure.geometry.focalplane import FocalPlane, lay_out
 from cynosure.geometry.match.pointing import Match, match_pointing
-from cynosure.geometry.wcs import SkyModel, model_from_wcs
+from cynosure.geometry.reference import Reference, reference_stars, select_reference
 from cynosure.ground.errors import (
     CatalogMissing,
-    CynosureError,
     Degenerate,
     NoMatch,
     NotEnoughReference,
     NotEnoughStars,
 )
-from cynosure.ground.numeric import lstsq, poly_design
-from cynosure.ground.sky import MAS_PER_DEG, deproject, project, radec, separation_deg, unit_vectors
-from cynosure.pipelines.chips import Chip, fit_chip, make_pairs, scale_arcsec
-from cynosure.pipelines.reference import Reference, reference_stars, select_reference
+from cynosure.ground.sky import deproject, project, radec, separation_deg, unit_vectors
 
 __all__ = ["Plate", "solve_plate"]
 
@@ -98,7 +90,7 @@ def solve_plate(
     ------
     NotEnoughStars, NotEnoughReference, NoMatch, CatalogMissing
     """
-    layout = _layout(frames, sources) if together else None
+    layout = lay_out(frames, sources) if together else None
     if layout is None and len(frames) > 1:
         message = "one focal plane needs a WCS in every chip to say how they lie"
         raise NoMatch(
@@ -106,22 +98,22 @@ def solve_plate(
         )
     if first is not None:
         pointing = _moved(pointing, first, frames[0])
-    field = layout or _Layout.single(frames[0], sources[0])
+    field = layout or FocalPlane.single(frames[0], sources[0])
     notes: list[str] = []
     log("reference stars")
     doubtful = False
     try:
         match, reference, epoch, more = _recognise(
-            field, refcat, pointing, settings, epoch_yr, blind, name, log
+            field, refcat, pointing, settings, epoch_yr, name, log, blind=blind
         )
     except NoMatch as error:
-        wider = None if layout else _Layout.single(frames[0], sources[0], SourceFlag.TRAIL)
+        wider = None if layout else FocalPlane.single(frames[0], sources[0], SourceFlag.TRAIL)
         if wider is None or len(wider.x) < 1.5 * len(field.x):
             raise
         log("recognition with sources that look like no stars")
         try:
             match, reference, epoch, more = _recognise(
-                wider, refcat, pointing, settings, epoch_yr, blind, name, log
+                wider, refcat, pointing, settings, epoch_yr, name, log, blind=blind
             )
         except NoMatch:
             raise error from None
@@ -183,8 +175,8 @@ def _unmeasured(
 
 # ---------------------------------------------------------------------------------- recognition
 def _recognise(
-    field: _Layout, refcat: RefCat, pointing: Pointing, settings: Mapping[str, dict[str, Any]],
-    epoch_yr: float | None, blind: Any, name: str, log: Callable[[str], None],
+    field: FocalPlane, refcat: RefCat, pointing: Pointing, settings: Mapping[str, dict[str, Any]],
+    epoch_yr: float | None, name: str, log: Callable[[str], None], *, blind: Any,
 ) -> tuple[Match, Reference, float, list[str]]:
     """Recognise the stars with what is known of the pointing, then without."""
     if len(field.x) == 0:
@@ -226,7 +218,7 @@ def _recognise(
 
 
 def _with_pointing(
-    field: _Layout, refcat: RefCat, pointing: Pointing, settings: Mapping[str, dict[str, Any]],
+    field: FocalPlane, refcat: RefCat, pointing: Pointing, settings: Mapping[str, dict[str, Any]],
     epoch_yr: float | None, name: str, log: Callable[[str], None],
 ) -> tuple[Match, Reference, float, list[str]]:
     half = field.half_diagonal_deg(pointing)
@@ -282,7 +274,7 @@ def _say_if_cut(
 
 
 def _with_whole_catalog(
-    field: _Layout, refcat: RefCat, pointing: Pointing, settings: Mapping[str, dict[str, Any]],
+    field: FocalPlane, refcat: RefCat, pointing: Pointing, settings: Mapping[str, dict[str, Any]],
     epoch_yr: float | None, name: str, log: Callable[[str], None],
 ) -> tuple[Match, Reference, float, list[str]]:
     """Search a catalogue of one region for an image without a pointing."""
@@ -339,7 +331,7 @@ MAX_WHOLE = 300_000
 
 
 def _deepened(
-    field: _Layout, refcat: RefCat, match: Match, reference: Reference,
+    field: FocalPlane, refcat: RefCat, match: Match, reference: Reference,
     settings: Mapping[str, dict[str, Any]], epoch_yr: float | None, epoch: float,
 ) -> tuple[Match, Reference, float]:
     """Fetch the stars of the frame itself, as deep as the catalogue and the image go."""
@@ -352,166 +344,3 @@ def _deepened(
     most = int(np.clip(8 * len(field.x), 5000, 2_000_000))
     deeper, epoch = reference_stars(refcat, float(ra), float(dec), radius, epoch_yr, settings, most)
     return match, deeper, epoch
-
-
-# --------------------------------------------------------------------------- the focal plane
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layout:
-    """The sources of all chips as one list of (pseudo-)pixels."""
-
-    x: Floats
-    y: Floats
-    flux: Floats
-    shape: tuple[int, int]
-    scale_deg: float | None = None
-    models: tuple[SkyModel, ...] = ()
-    header: SkyModel | None = None
-    origin: tuple[float, float] = (0.0, 0.0)
-    center: tuple[float, float] = (0.0, 0.0)
-
-    @classmethod
-    def single(
-        cls, frame: Frame, sources: NDArray[np.void], spoiled: SourceFlag | None = None
-    ) -> _Layout:
-        """Return one chip's sources: those that help, or all that have no flag of `spoiled`."""
-        use = _matchable(sources)
-        if spoiled is not None:
-            use = ((sources["flags"] & spoiled) == 0) & np.isfinite(sources["x"])
-        header = None
-        if frame.wcs is not None:
-            with contextlib.suppress(CynosureError):
-                header, _ = model_from_wcs(frame.wcs, frame.shape)
-        return cls(
-            sources["x"][use], sources["y"][use], sources["flux_e"][use], frame.shape,
-            header=header,
-        )
-
-    def confirmed(self, reference: Reference, pointing: Pointing) -> Match | None:
-        """Return the match of a header that is nearly right, and points where we look."""
-        if self.header is None or pointing.ra_deg is None or pointing.dec_deg is None:
-            return None
-        ra, dec = self.header.pixel_to_sky((self.shape[1] - 1) / 2, (self.shape[0] - 1) / 2)
-        away = float(separation_deg(ra, dec, pointing.ra_deg, pointing.dec_deg))
-        if not away < 0.1 * scale_arcsec(self.header) * max(self.shape) / 3600.0:
-            return None  # the caller knows better than the header
-        return confirm_wcs(
-            self.header, self.x, self.y, self.flux, reference.ra_deg, reference.dec_deg, self.shape
-        )
-
-    def half_diagonal_deg(self, pointing: Pointing) -> float:
-        """Return half the frame's diagonal, with the scale's own uncertainty."""
-        pixels = 0.5 * float(np.hypot(*self.shape))
-        scale = pointing.scale_arcsec
-        if scale is None:
-            return 1.0
-        return pixels * scale * (1.0 + pointing.scale_error) / 3600.0
-
-    def chip_model(self, k: int, whole: SkyModel) -> SkyModel:
-        """Return the model of chip k, seen through a model of the pseudo-pixels."""
-        frame_model = self.models[k]
-        u, v = np.meshgrid(np.linspace(-1, 1, 24), np.linspace(-1, 1, 24))
-        x = frame_model.x0 + frame_model.scale_px * u.ravel()
-        y = frame_model.y0 + frame_model.scale_px * v.ravel()
-        px, py = self.pseudo(k, x, y)
-        xi, eta = whole.pixel_to_plane(px, py)
-        degree = max(frame_model.degree, whole.degree)
-        design = poly_design(u.ravel(), v.ravel(), degree)
-        coeff = lstsq(design, np.stack([xi, eta], axis=1), what="focal plane").x.T
-        return frame_model.replaced(ra0_deg=whole.ra0_deg, dec0_deg=whole.dec0_deg, coeff=coeff)
-
-    def pseudo(self, k: int, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Return pseudo-pixels of pixels of chip k."""
-        xi, eta = project(*self.models[k].pixel_to_sky(x, y), *self.center)
-        scale = float(self.scale_deg or 1.0)
-        return -xi / scale - self.origin[0], eta / scale - self.origin[1]
-
-    def fit(
-        self, frames: list[Frame], sources: list[NDArray[np.void]], reference: Reference,
-        match: Match, settings: Mapping[str, dict[str, Any]],
-    ) -> list[Chip]:
-        """Fit the plane as a whole, then the chips within it."""
-        combined = []
-        for k, table in enumerate(sources):
-            moved = table.copy()
-            moved["x"], moved["y"] = self.pseudo(k, table["x"], table["y"])
-            # Covariances turn with the chip; for pairing and a linear fit their size is enough.
-            mean = np.sqrt(0.5 * (table["x_err"] ** 2 + table["y_err"] ** 2))
-            moved["x_err"] = moved["y_err"] = mean
-            combined.append(moved)
-        every = np.concatenate(combined)
-        plane_settings = {"fit": {**settings["fit"], "max_order": 1, "form": "auto"}}
-        plane = fit_chip(
-            frames[0].replaced(wcs=None), every, reference, match.model, self.shape, plane_settings
-        )
-        if plane.fit.form == "poly1" or match.model.degree == 1:
-            whole = plane.fit.model
-        else:  # the low-order model of the match bends chips that are straight
-            linear = fit_wcs(
-                make_pairs(every, reference, plane.source_index, plane.reference_index),
-                match.model, self.shape, form="poly1",
-            )
-            whole = linear.model
-        chips = []
-        for k, (frame, table) in enumerate(zip(frames, sources)):
-            base = self.chip_model(k, whole)
-            try:
-                chips.append(fit_chip(
-                    frame, table, reference, base, frame.shape, settings, prior=(base, "shift")
-                ))
-            except Degenerate:
-                chips.append(self._inherited(frame, table, base, plane))
-        return chips
-
-    def _inherited(
-        self, frame: Frame, sources: NDArray[np.void], base: SkyModel, plane: Chip
-    ) -> Chip:
-        none = np.zeros(0, dtype=np.int64)
-        fit = plane.fit
-        # It is as uncertain as the plane is where that is most so.
-        ny, nx = self.shape
-        edge = fit.wcs_error_mas(np.array([0.0, nx, 0.0, nx]), np.array([0.0, 0.0, ny, ny]))
-        empty = Fit(
-            model=base, form="shift", errors=fit.errors,
-            covariance=np.diag((edge**2).max(axis=0)) / MAS_PER_DEG**2,
-            residual_mas=np.zeros((0, 2)), sigma2_mas2=np.zeros((0, 3)),
-            leverage=np.zeros((0, 2)), used=np.zeros(0, bool), reserved=np.zeros(0, bool),
-            chi2=0.0, dof=0, chi2_all=0.0, base=base,
-        )
-        return Chip(frame, sources, none, none, empty, inherited=True)
-
-
-def _matchable(sources: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Say which sources help to recognise the field: saturated stars do, spikes do not."""
-    spoiled = SourceFlag.COSMIC | SourceFlag.TRAIL | SourceFlag.NEAR_BRIGHT
-    good = (sources["flags"] & spoiled) == 0
-    good &= np.isfinite(sources["x"]) & np.isfinite(sources["y"])
-    return good if good.sum() >= 8 else np.isfinite(sources["x"])
-
-
-def _layout(frames: list[Frame], sources: list[NDArray[np.void]]) -> _Layout | None:
-    """Lay several chips on one plane by their own WCS's; None for one chip, or where one lacks."""
-    if len(frames) < 2 or any(f.wcs is None for f in frames):
-        return None
-    models = tuple(model_from_wcs(f.wcs, f.shape)[0] for f in frames)
-    ra, dec = models[0].pixel_to_sky(models[0].x0, models[0].y0)
-    scale = scale_arcsec(models[0]) / 3600.0
-    first = _Layout(
-        np.zeros(0), np.zeros(0), np.zeros(0), (1, 1), scale, models,
-        center=(float(ra), float(dec)),
-    )
-    xs, ys, fluxes = [], [], []
-    corners = []
-    for k, (frame, table) in enumerate(zip(frames, sources)):
-        use = _matchable(table)
-        x, y = first.pseudo(k, table["x"][use], table["y"][use])
-        xs.append(x)
-        ys.append(y)
-        fluxes.append(table["flux_e"][use])
-        ny, nx = frame.shape
-        corners.append(first.pseudo(k, np.array([0, nx, nx, 0.0]), np.array([0, 0, ny, float(ny)])))
-    cx = np.concatenate([c[0] for c in corners])
-    cy = np.concatenate([c[1] for c in corners])
-    origin = (float(cx.min()), float(cy.min()))
-    shape = (int(np.ceil(np.ptp(cy))) + 1, int(np.ceil(np.ptp(cx))) + 1)
-    x, y = np.concatenate(xs) - origin[0], np.concatenate(ys) - origin[1]
-    return replace(first, x=x, y=y, flux=np.concatenate(fluxes), shape=shape, origin=origin)

@@ -28,7 +28,7 @@ SECTIONS = {
     "detect": "cynosure.pixels.detect:detect_sources",
     "psf": "cynosure.pixels.psf:build_psf",
     "measure": "cynosure.pixels.measure:fit_psf",
-    "refcat": "cynosure.pipelines.reference:select_reference",
+    "refcat": "cynosure.geometry.reference:select_reference",
     "match": "cynosure.geometry.match.pointing:match_pointing",
     "blind": "cynosure.geometry.match.blind:solve_blind",
     "fit": "cynosure.geometry.fit.exposure:fit_wcs",

@@ -260,7 +260,7 @@ def _with_arguments(settings: Settings, form: str, order: int | str) -> Settings
         return settings
     if not isinstance(order, int) or not 1 <= order <= 7:
         raise SettingError("order {order!r}: 1 to 7, or auto, is expected", order=order)
-    changes = {"form": f"poly{order}", "max_order": order}
+    changes = {"geometry": f"poly{order}", "max_order": order}
     return settings.updated({"fit": changes}, f"--order {order}")
 
 

@@ -14,12 +14,19 @@ from cynosure.data.catalogs.refcat import RefCat
 from cynosure.data.fits.wcsread import is_wcs_keyword, sky_of_pixels
 from cynosure.data.frame import Exposure, Frame
 from cynosure.data.tables import MATCHES
+from cynosure.geometry.fit.chip import Chip
 from cynosure.geometry.wcs import header_error_mas, model_in_file, model_to_header
 from cynosure.ground.errors import ExitCode, Unverified
 from cynosure.ground.numeric import rms
 from cynosure.ground.settings import Settings
-from cynosure.ground.sky import MAS_PER_DEG, project, separation_deg
-from cynosure.pipelines.chips import Chip
+from cynosure.ground.sky import (
+    MAS_PER_DEG,
+    covariance_on_sky,
+    plane_jacobian,
+    project,
+    separation_deg,
+    sky_offset_mas,
+)
 from cynosure.pipelines.keep import kept_header
 from cynosure.pipelines.plate import Plate
 from cynosure.solutions.names import wcsname
@@ -162,26 +169,17 @@ def _match_rows(chip: Chip, plate: Plate) -> NDArray[np.void]:
     for name in ("ref_id", "mag", "color"):
         rows[name if name == "ref_id" else f"ref_{name}"] = stars[name]
     rows["ref_ra_deg"], rows["ref_dec_deg"] = reference.ra_deg[j], reference.dec_deg[j]
-    offset = _sky_offset(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])
-    rows["dra_mas"], rows["ddec_mas"] = offset
-    rows["sigma_ra_mas"], rows["sigma_dec_mas"] = np.sqrt(fit.sigma2_mas2[:, :2]).T
+    at = rows["ref_ra_deg"], rows["ref_dec_deg"]
+    rows["dra_mas"], rows["ddec_mas"] = sky_offset_mas(ra, dec, *at)
+    tangent = fit.model.ra0_deg, fit.model.dec0_deg
+    sigma2 = covariance_on_sky(fit.sigma2_mas2, *at, *tangent)
+    rows["sigma_ra_mas"], rows["sigma_dec_mas"] = np.sqrt(sigma2[:, :2]).T
     rows["used"], rows["reserved"] = fit.used, fit.reserved
     return rows
 
 
-def _sky_offset(ra: Floats, dec: Floats, ref_ra: Floats, ref_dec: Floats) -> tuple[Floats, Floats]:
-    """Return position minus reference along ra (with cos dec) and dec, mas."""
-    dra = (ra - ref_ra + 180.0) % 360.0 - 180.0
-    return dra * np.cos(np.radians(ref_dec)) * MAS_PER_DEG, (dec - ref_dec) * MAS_PER_DEG
-
-
 def _numbers(chips: list[Chip], matches: NDArray[np.void]) -> dict[str, Any]:
     used, held = matches["used"], matches["reserved"]
-    # What the error model calls an outlier is none of the fit's business; reserved stars are
-    # judged by the same rule as the others.
-    pull2 = (matches["dra_mas"] / matches["sigma_ra_mas"]) ** 2
-    pull2 += (matches["ddec_mas"] / matches["sigma_dec_mas"]) ** 2
-    held = held & (pull2 < 4.3**2)
     chi2, dof = sum(c.fit.chi2 for c in chips), sum(c.fit.dof for c in chips)
     best = max(chips, key=lambda c: int(c.fit.used.sum()))
     n_reserved = int(held.sum())
@@ -217,8 +215,7 @@ def _before(chips: list[Chip], matches: NDArray[np.void]) -> tuple[dict[str, flo
         offsets.append(offset[mine["used"]])
         rows = (mine["used"] | mine["reserved"]) & np.isfinite(offset).all(axis=1)
         sigma = np.stack([mine["sigma_ra_mas"], mine["sigma_dec_mas"]], axis=1)[rows]
-        ours = np.stack([mine["dra_mas"], mine["ddec_mas"]], axis=1)
-        ours /= np.fmax(1.0 - chip.fit.leverage, 0.05)  # as if each had not been in its own fit
+        ours = _unseen_offsets(chip, mine)
         new.append((ours[rows] / sigma).ravel())
         old.append((offset[rows] / sigma).ravel())
         if k == 0:
@@ -235,6 +232,15 @@ def _before(chips: list[Chip], matches: NDArray[np.void]) -> tuple[dict[str, flo
     if _agree(chips):
         ratio = min(ratio, 1.0)
     return {"before_offset_arcsec": centre, "before_rms_mas": rms(every)}, ratio
+
+
+def _unseen_offsets(chip: Chip, rows: NDArray[np.void]) -> Floats:
+    """Return the offsets (n, 2) along ra and dec as if no star had been in its own fit."""
+    fit = chip.fit
+    unseen = fit.residual_mas / np.fmax(1.0 - fit.leverage, 0.05)
+    tangent = fit.model.ra0_deg, fit.model.dec0_deg
+    turn = np.linalg.inv(plane_jacobian(rows["ref_ra_deg"], rows["ref_dec_deg"], *tangent))
+    return np.asarray(np.einsum("nij,nj->ni", turn, unseen), np.float64)
 
 
 # A pull that weighs no more than this, however much larger it is.
@@ -258,7 +264,7 @@ def _agree(chips: list[Chip]) -> bool:
         grid = np.meshgrid(np.linspace(0, nx - 1, 9), np.linspace(0, ny - 1, 9))
         x, y = (v.ravel() for v in grid)
         old, new = sky_of_pixels(chip.frame.wcs, x, y), chip.fit.model.pixel_to_sky(x, y)
-        offset = np.stack(_sky_offset(*new, *old), axis=1)
+        offset = np.stack(sky_offset_mas(*new, *old), axis=1)
         pulls.append((offset / np.fmax(chip.fit.wcs_error_mas(x, y), 1e-3)).ravel())
     return bool(rms(np.concatenate(pulls)) < SAME_ERRORS)
 
@@ -266,7 +272,7 @@ def _agree(chips: list[Chip]) -> bool:
 def _offsets_of(frame: Frame, rows: NDArray[np.void]) -> tuple[Floats, Floats]:
     """Return old position minus reference of matched stars along ra (with cos dec) and dec, mas."""
     ra, dec = sky_of_pixels(frame.wcs, rows["x"], rows["y"])
-    return _sky_offset(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])
+    return sky_offset_mas(ra, dec, rows["ref_ra_deg"], rows["ref_dec_deg"])
 
 
 def _coverage(chips: list[Chip]) -> float:
@@ -381,7 +387,7 @@ def _headers(
         headers[chip.frame.place] = header
         entries.append({
             "name": chip.frame.name, "hdu": chip.frame.hdu, "shape": list(shape), "cards": cards,
-            "header_error_mas": round(error, 6), "fit": chip.fit.form,
+            "header_error_mas": round(error, 6), "fit": chip.fit.geometry,
             "n_used": int(chip.fit.used.sum()), "inherited": chip.inherited,
         })
     return headers, entries

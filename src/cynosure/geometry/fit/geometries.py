@@ -1,4 +1,4 @@
-"""What may be fitted: each form's parameters, and how the plane depends on them.
+"""What may be fitted: each geometry's parameters, and how the plane depends on them.
 
 ``shift``, ``rshift``, ``rscale`` and ``general`` move the plane of a model that is there already;
 ``poly1`` … ``poly7`` are the whole polynomial. All are linear in their parameters.
@@ -14,14 +14,14 @@ from cynosure.geometry.skymodel import SkyModel
 from cynosure.ground.numeric import n_terms, poly_design
 from cynosure.ground.sky import MAS_PER_DEG
 
-__all__ = ["FORMS", "Design", "assemble"]
+__all__ = ["GEOMETRIES", "Design", "assemble"]
 
 Floats = NDArray[np.float64]
 
-# Form, its parameters, and the fewest stars it is tried with: two equations a star, and at least
-# one star more than the parameters need. A polynomial wants two stars a coefficient and two more
-# before it is tried; whether it is chosen, the stars held out decide.
-FORMS: dict[str, tuple[int, int]] = {
+# Geometry, its parameters, and the fewest stars it is tried with: two equations a star, and at
+# least one star more than the parameters need. A polynomial wants two stars a coefficient and two
+# more before it is tried; whether it is chosen, the stars held out decide.
+GEOMETRIES: dict[str, tuple[int, int]] = {
     "shift": (2, 1),
     "rshift": (3, 2),
     "rscale": (4, 3),
@@ -31,24 +31,24 @@ FORMS: dict[str, tuple[int, int]] = {
 
 
 class Design:
-    """The design of a form at some pixels: how xi and eta, in mas, depend on the parameters.
+    """The design of a geometry at some pixels: how xi and eta, in mas, depend on the parameters.
 
     A polynomial uses the same terms for both axes, so its normal matrix is made of three blocks
     of half the size.
     """
 
-    def __init__(self, form: str, base: SkyModel, x: Floats, y: Floats):
-        self.both = form.startswith("poly")
+    def __init__(self, geometry: str, base: SkyModel, x: Floats, y: Floats):
+        self.both = geometry.startswith("poly")
         if self.both:
             u, v = (x - base.x0) / base.scale_px, (y - base.y0) / base.scale_px
-            self.ax = self.ay = poly_design(u, v, int(form[4:])) * MAS_PER_DEG
+            self.ax = self.ay = poly_design(u, v, int(geometry[4:])) * MAS_PER_DEG
             return
         xi, eta = (v * MAS_PER_DEG for v in base.pixel_to_plane(x, y))
         one, zero = np.full(len(xi), MAS_PER_DEG), np.zeros(len(xi))
         ax = {"shift": [one, zero], "rshift": [one, zero, -eta], "rscale": [one, zero, -eta, xi],
-              "general": [one, zero, xi, eta, zero, zero]}[form]
+              "general": [one, zero, xi, eta, zero, zero]}[geometry]
         ay = {"shift": [zero, one], "rshift": [zero, one, xi], "rscale": [zero, one, xi, eta],
-              "general": [zero, one, zero, zero, xi, eta]}[form]
+              "general": [zero, one, zero, zero, xi, eta]}[geometry]
         self.ax, self.ay = np.stack(ax, axis=1), np.stack(ay, axis=1)
 
     def __getitem__(self, rows: NDArray[np.generic]) -> Design:
@@ -82,10 +82,10 @@ class Design:
         ], axis=1)
 
 
-def assemble(form: str, base: SkyModel, p: Floats) -> SkyModel:
+def assemble(geometry: str, base: SkyModel, p: Floats) -> SkyModel:
     """Return the model that parameters describe."""
-    if form.startswith("poly"):
+    if geometry.startswith("poly"):
         return base.replaced(coeff=p.reshape(2, -1).copy())
-    coeff = linear_matrix(form, p) @ base.coeff
+    coeff = linear_matrix(geometry, p) @ base.coeff
     coeff[:, 0] += p[:2]
     return base.replaced(coeff=coeff)

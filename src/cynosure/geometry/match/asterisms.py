@@ -190,10 +190,11 @@ def canonical(
 
 @njit(cache=True, nogil=True)
 def _variants(
-    z: Complexes, who: Ints, side: Floats, s: Ints, tol: float, star: NDArray[np.int32],
-    code: Floats, length: Floats, n: int,
+    z: Complexes, who: Ints, side: Floats, s: Ints, tol: float, n: int,
+    out: tuple[NDArray[np.int32], Floats, Floats],
 ) -> int:
     """Append every code that noise could give the quad `s`: ambiguous sides, ends and orders."""
+    star, code, length = out
     longest = 0.0
     for i in range(4):
         for j in range(i + 1, 4):
@@ -274,7 +275,7 @@ def _list_quads(
                     if listed_earlier(who, side, reach, i, j, k):
                         continue
                     s[1], s[2], s[3] = i, j, k
-                    n = _variants(z, who, side, s, tol, star, code, length, n)
+                    n = _variants(z, who, side, s, tol, n, (star, code, length))
     return n, star, code, length
 
 

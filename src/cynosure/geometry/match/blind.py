@@ -36,6 +36,7 @@ from cynosure.geometry.match.index import (
 from cynosure.geometry.match.lists import (
     MIN_SEP_PX,
     RANK,
+    Acceptance,
     Hypothesis,
     Match,
     Sources,
@@ -45,7 +46,15 @@ from cynosure.geometry.match.lists import (
     typical_density,
 )
 from cynosure.geometry.match.refinement import conclude
-from cynosure.geometry.match.verification import N_TERMS, Growth, grow, make_grid
+from cynosure.geometry.match.verification import (
+    N_TERMS,
+    Birth,
+    Expected,
+    Growth,
+    Work,
+    grow,
+    make_grid,
+)
 from cynosure.ground.errors import CatalogDamaged, NoMatch, NotEnoughStars
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.sky import project, radec
@@ -176,10 +185,12 @@ def _middle(vector: NDArray[np.float32], stars: NDArray[np.int32]) -> tuple[floa
 @njit(cache=True, nogil=True)
 def _neighbours_there(
     scene: _Scene, z: Complexes, quad: NDArray[np.int32], rows: Rows, scale: float,
-    x: float, y: float, t: float, a: complex, b: complex, z0: complex, size: float,
+    pole: tuple[float, float, float], similarity: tuple[complex, complex, complex],
 ) -> bool:
-    """Ask a similarity to place a few neighbours of the quad among the stars there."""
+    """Ask a similarity (a, b, z0) to place a few neighbours of the quad among the stars there."""
     near, point = scene.near, scene.point
+    (x, y, t), (a, b, z0) = pole, similarity
+    size = abs(z[quad[1]] - z[quad[0]])
     count = min(near.shape[1], PREFILTER)
     reach = 0.0
     for k in range(count):
@@ -222,7 +233,7 @@ def _consider(
     z0, b = 0.5 * (za + zb), 0.5 * (wa + wb) / scale
     a = (wb - wa) / (zb - za) / scale
     size = abs(zb - za)
-    if not _neighbours_there(scene, z, quad, rows, scale, x, y, t, a, b, z0, size):
+    if not _neighbours_there(scene, z, quad, rows, scale, (x, y, t), (a, b, z0)):
         return -np.inf
     center = scene.center if parity > 0 else scene.center.conjugate()
     aim = direction_of((a * (center - z0) + b) * scale, x, y, t)
@@ -244,9 +255,9 @@ def _consider(
     match, chance, owner = np.empty(z.size, np.int64), np.zeros(z.size), np.zeros(n, np.int64)
     coeff = np.empty(N_TERMS, np.complex128)
     growth = grow(
-        z, outward(z, z0, quad[2], quad[3]), seeds, refs, w, make_grid(w, 2.0), a, b, z0,
-        scene.norm, 0.05, 0.05 * size, scene.sigma_px, -1.0, 0.15, -6.0, owner, n,
-        match, chance, coeff,
+        z, outward(z, z0, quad[2], quad[3]), w, make_grid(w, 2.0), Birth(seeds, refs, a, b, z0, n),
+        Expected(scene.norm, 0.05, 0.05 * size, scene.sigma_px, -1.0, 0.15, -6.0),
+        Work(owner, match, chance, coeff),
     )
     if growth.n_matched > 0:
         slot = _slot(found, growth, aim, 0.2 * scene.norm * scale)
@@ -380,23 +391,21 @@ def solve_blind(
     sources = prepare_sources(x, y, flux, shape)
     if len(sources.z) < MIN_STARS:
         raise NotEnoughStars(image=name, n_sources=len(sources.z), needed=MIN_STARS)
+    acceptance = Acceptance(min_log_odds, min_lead)
     scales = _scales(index, shape, min_scale_arcsec, max_scale_arcsec)
     tried: list[str] = []
     known: list[Hypothesis] = []
     for tol, tiers in zip((0.01, 0.02), TIERS):
         sizes: set[int] = set()
         for tier in tiers:
-            for h, stars in _tier(
-                sources, index, scales, tol, tier, parity, sigma_px, sizes, tried
-            ):
+            step = _Tier(tier, tol, scales, parity, sigma_px)
+            for h, stars in _look_up(sources, index, step, sizes, tried):
                 grown = densify(h, sources, stars) if h.log_odds > PROMISING else h
                 known.append(grown)
-                second = max(
-                    (k.log_odds for k in known if not grown.says_the_same(k)), default=0.0
-                )
-                if grown.log_odds < min_log_odds or grown.log_odds - second < min_lead:
+                second = acceptance.judge(grown, known)
+                if second is None:
                     continue
-                evidence = {"tried": tried, "second_log_odds": float(second)}
+                evidence = {"tried": tried, "second_log_odds": second}
                 return conclude(
                     grown, sources, stars, index.ra_deg, index.dec_deg, len(stars.w), evidence
                 )
@@ -423,12 +432,22 @@ def _scales(
     return float(low), float(high)
 
 
-def _tier(
-    sources: Sources, index: QuadIndex, scales: tuple[float, float], tol: float, tier: int,
-    parity: int, sigma_px: float, sizes: set[int], tried: list[str],
+class _Tier(NamedTuple):
+    """One try: about how many sources, how far codes may differ, and what is known."""
+
+    n_target: int
+    tol: float
+    scales: tuple[float, float]
+    parity: int
+    sigma_px: float
+
+
+def _look_up(
+    sources: Sources, index: QuadIndex, tier: _Tier, sizes: set[int], tried: list[str]
 ) -> list[tuple[Hypothesis, Stars]]:
-    """Look up the quads of about `tier` sources in every band that could hold them."""
-    common = min(tier / sources.area, 1.3 * sources.density)
+    """Look up the quads of a tier's sources in every band that could hold them."""
+    n_target, tol, scales, parity, sigma_px = tier
+    common = min(n_target / sources.area, 1.3 * sources.density)
     i = select(sources.z, float(np.sqrt(RANK / (np.pi * common))), RANK, MIN_SEP_PX)
     z = sources.z[i]
     if len(z) < MIN_STARS or len(z) in sizes:

@@ -22,7 +22,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cynosure.geometry.match.lists import Match
+from cynosure.geometry.match.lists import Acceptance, Match
+from cynosure.geometry.match.pairs import mutual_nearest
 from cynosure.geometry.wcs import SkyModel
 from cynosure.ground.sky import project
 
@@ -78,21 +79,30 @@ def confirm_wcs(
     shift = _likely_shift(source, star, radius_px, sigma_px)
     if shift is None:
         return None
-    i, j, distance2 = _one_to_one(source + shift, star, 4.0 * sigma_px)
+    i, j, _ = mutual_nearest(_complex(source + shift), _complex(star), 4.0 * sigma_px)
     if len(i) < 2:
         return None
     refined = shift + np.median(star[j] - source[i] - shift, axis=0)
-    i, j, distance2 = _one_to_one(source + refined, star, 4.0 * sigma_px)
+    i, j, away = mutual_nearest(_complex(source + refined), _complex(star), 4.0 * sigma_px)
     size = float(np.hypot(*refined))
     log_odds, fraction = max(
-        _log_odds(distance2, len(source), s, density, size) for s in sigma_px * np.array(SIGMAS)
+        _log_odds(away**2, len(source), s, density, size) for s in sigma_px * np.array(SIGMAS)
     )
-    if log_odds < min_log_odds:
+    if not Acceptance(min_log_odds).believes(log_odds):
         return None
     # A shift of the pixels by s is the model evaluated at x + s.
     moved = model.replaced(x0=model.x0 - refined[0], y0=model.y0 - refined[1])
-    return _as_match(
-        moved, listed[i], stars[j], log_odds, refined, fraction, shape, len(x), len(stars)
+    evidence = {
+        "tried": [
+            f"header: shift of {refined[0]:+.2f} {refined[1]:+.2f} px, {len(i)} of {len(listed)} "
+            f"sources agree, log-odds {log_odds:.1f}"
+        ],
+        "method": "header", "n_matched": len(i), "fraction": fraction,
+        "shift_px": [float(v) for v in refined],
+    }
+    return Match(
+        listed[i], stars[j], moved, log_odds, len(x), len(stars), *_attitude(moved, shape),
+        evidence,
     )
 
 
@@ -113,17 +123,8 @@ def _likely_shift(source: Floats, star: Floats, radius: float, sigma: float) -> 
     return np.asarray(differences[near].mean(axis=0))
 
 
-def _one_to_one(
-    source: Floats, star: Floats, radius: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """Pair mutual nearest neighbours within a radius."""
-    from scipy.spatial import cKDTree
-
-    distance, forward = cKDTree(star).query(source, distance_upper_bound=radius)
-    _, backward = cKDTree(source).query(star)
-    i = np.flatnonzero(np.isfinite(distance))
-    i = i[backward[forward[i]] == i]
-    return i, forward[i].astype(np.int64), distance[i] ** 2
+def _complex(place: Floats) -> NDArray[np.complex128]:
+    return np.asarray(place[:, 0] + 1j * place[:, 1], np.complex128)
 
 
 def _log_odds(
@@ -139,24 +140,14 @@ def _log_odds(
     return scores[best] - 2.0 * math.log(1.0 + shift / sigma), FRACTIONS[best]
 
 
-def _as_match(
-    model: SkyModel, i: NDArray[np.int64], j: NDArray[np.int64], log_odds: float, shift: Floats,
-    fraction: float, shape: tuple[int, int], n_sources: int, n_reference: int,
-) -> Match:
+def _attitude(model: SkyModel, shape: tuple[int, int]) -> tuple[float, float, int]:
+    """Return scale (arcsec), rotation (deg) and parity at the frame's centre."""
     xc, yc = (shape[1] - 1) / 2, (shape[0] - 1) / 2
-    cd = model.jacobian(xc, yc)
     ra, dec = model.pixel_to_sky(xc, yc)
     xi, eta = project(*model.pixel_to_sky([xc, xc], [yc + 0.5, yc - 0.5]), float(ra), float(dec))
-    determinant = float(np.linalg.det(cd))
-    text = (
-        f"header: shift of {shift[0]:+.2f} {shift[1]:+.2f} px, {len(i)} of "
-        f"{min(n_sources, MAX_SOURCES)} sources agree, log-odds {log_odds:.1f}"
-    )
-    return Match(
-        i, j, model, log_odds, n_sources, n_reference,
+    determinant = float(np.linalg.det(model.jacobian(xc, yc)))
+    return (
         math.sqrt(abs(determinant)) * 3600.0,
         math.degrees(math.atan2(xi[0] - xi[1], eta[0] - eta[1])) % 360.0,
         1 if determinant < 0 else -1,
-        {"tried": [text], "method": "header", "n_matched": len(i), "fraction": fraction,
-         "shift_px": [float(v) for v in shift]},
     )

@@ -27,8 +27,11 @@ from cynosure.geometry.match.asterisms import (
 )
 from cynosure.geometry.match.verification import (
     N_TERMS,
+    Birth,
+    Expected,
     Grid,
     Growth,
+    Work,
     by_distance,
     density_at,
     grow,
@@ -168,7 +171,7 @@ class Scene(NamedTuple):
     grid : Grid
         Of `w`.
     limits : Limits
-    owner, match, chance, coeff : ndarray
+    work : Work
         Scratch.
     found : Found
         Filled.
@@ -181,10 +184,7 @@ class Scene(NamedTuple):
     near_w: NDArray[np.int32]
     grid: Grid
     limits: Limits
-    owner: Ints
-    match: Ints
-    chance: Floats
-    coeff: Complexes
+    work: Work
     found: Found
 
 
@@ -195,8 +195,9 @@ def make_scene(
     """Return a scene with nothing found yet."""
     n = len(z)
     return Scene(
-        np.stack([z, z.conj()]), near_z, quads, w, near_w, grid, limits, np.full(len(w), -1),
-        np.full(n, -1), np.zeros(n), np.zeros(N_TERMS, np.complex128), no_hypotheses(n),
+        np.stack([z, z.conj()]), near_z, quads, w, near_w, grid, limits,
+        Work(np.full(len(w), -1), np.full(n, -1), np.zeros(n), np.zeros(N_TERMS, np.complex128)),
+        no_hypotheses(n),
     )
 
 
@@ -217,7 +218,7 @@ def _places_neighbours(
             continue
         tried += 1
         radius = neighbour_radius(abs(z[i] - z0), size, sigma_px)
-        j, _ = nearest_free(scene.grid, p, radius, scene.owner, -2)
+        j, _ = nearest_free(scene.grid, p, radius, scene.work.owner, -2)
         hits += j >= 0
     return tried < 3 or hits >= (2 if tried > 5 else 1)
 
@@ -309,14 +310,16 @@ def _consider(scene: Scene, quad: NDArray[np.int32], refs: Ints, parity: int) ->
     found.counts[3] += 1
     seeds = np.empty(2, np.int64)
     seeds[0], seeds[1] = quad[0], quad[1]
+    expected = Expected(
+        limits.norm, 0.05 * abs(a) + 3.0 * limits.sigma_px / size,
+        0.05 * size + 3.0 * limits.sigma_px, limits.sigma_px, -1.0, 0.15, -6.0,
+    )
     growth = grow(
-        z, outward(z, z0, quad[2], quad[3]), seeds, refs[:2], w, scene.grid, a, b, z0, limits.norm,
-        0.05 * abs(a) + 3.0 * limits.sigma_px / size, 0.05 * size + 3.0 * limits.sigma_px,
-        limits.sigma_px, -1.0, 0.15, -6.0, scene.owner, found.counts[3], scene.match,
-        scene.chance, scene.coeff,
+        z, outward(z, z0, quad[2], quad[3]), w, scene.grid,
+        Birth(seeds, refs[:2], a, b, z0, found.counts[3]), expected, scene.work,
     )
     if growth.n_matched > 0:
-        remember(found, growth, parity, z0, scene.coeff, scene.match, limits.norm)
+        remember(found, growth, parity, z0, scene.work.coeff, scene.work.match, limits.norm)
     return growth.log_odds
 
 

@@ -7,19 +7,29 @@ stars; and the proposals of the regions of a frame are joined.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cynosure.geometry.match.asterisms import select
 from cynosure.geometry.match.hypotheses import Found
-from cynosure.geometry.match.verification import LEVELS, N_TERMS, NOISE, grow, make_grid
+from cynosure.geometry.match.verification import (
+    LEVELS,
+    N_TERMS,
+    NOISE,
+    Birth,
+    Expected,
+    Work,
+    grow,
+    make_grid,
+)
 from cynosure.geometry.skymodel import SkyModel
 
 __all__ = [
     "MIN_SEP_PX",
     "RANK",
+    "Acceptance",
     "Hypothesis",
     "Match",
     "Sources",
@@ -80,6 +90,30 @@ class Match:
     rotation_deg: float
     parity: int
     evidence: dict[str, Any] = field(default_factory=dict)
+
+
+class Acceptance(NamedTuple):
+    """What is asked of a hypothesis before it is believed, however it was found.
+
+    Attributes
+    ----------
+    min_log_odds : float
+        Natural logarithm of the odds against chance.
+    min_lead : float
+        How far the best of those that say something else must be behind.
+    """
+
+    min_log_odds: float
+    min_lead: float = 0.0
+
+    def believes(self, log_odds: float, second: float = 0.0) -> bool:
+        """Say whether a match of these odds is accepted beside a second-best one."""
+        return log_odds >= self.min_log_odds and log_odds - second >= self.min_lead
+
+    def judge(self, best: Hypothesis, known: list[Hypothesis]) -> float | None:
+        """Return the log-odds of the second best where the best is accepted, otherwise None."""
+        second = max((h.log_odds for h in known if not best.says_the_same(h)), default=0.0)
+        return float(second) if self.believes(best.log_odds, second) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -222,15 +256,16 @@ def densify(h: Hypothesis, sources: Sources, stars: Stars) -> Hypothesis:
     z, w = sources.z[i], stars.w[j]
     if h.parity < 0:
         z = z.conj()
-    match, chance = np.full(len(z), -1), np.zeros(len(z))
-    coeff = np.zeros(N_TERMS, np.complex128)
+    match, coeff = np.full(len(z), -1), np.zeros(N_TERMS, np.complex128)
     a = h.coeff[1] / h.norm
+    birth = Birth(np.searchsorted(i, h.i), np.searchsorted(j, h.j), a, h.coeff[0], h.z0, 0)
+    expected = Expected(
+        h.norm, 0.05 * float(abs(a)), 0.02 * h.norm, h.sigma_px / float(NOISE[h.level]),
+        float(h.level), 0.02, -np.inf,
+    )
     growth = grow(
-        z, np.argsort(np.abs(z - h.z0), kind="stable"), np.searchsorted(i, h.i),
-        np.searchsorted(j, h.j), w, make_grid(w, 2.0), a, h.coeff[0], h.z0, h.norm,
-        0.05 * abs(a), 0.02 * h.norm, h.sigma_px / NOISE[h.level],
-        float(h.level), 0.02, -np.inf, np.full(len(w), -1), 0,
-        match, chance, coeff,
+        z, np.argsort(np.abs(z - h.z0), kind="stable"), w, make_grid(w, 2.0), birth, expected,
+        Work(np.full(len(w), -1), match, np.zeros(len(z)), coeff),
     )
     hit = np.flatnonzero(match >= 0)
     return Hypothesis(

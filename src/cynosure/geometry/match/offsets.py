@@ -13,7 +13,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from cynosure.geometry.match.hypotheses import Found, Limits, remember, same
-from cynosure.geometry.match.verification import N_TERMS, Grid, by_distance, grow, order_of
+from cynosure.geometry.match.verification import (
+    N_TERMS,
+    Birth,
+    Expected,
+    Grid,
+    Work,
+    by_distance,
+    grow,
+    order_of,
+)
 
 __all__ = ["search_offsets"]
 
@@ -82,9 +91,10 @@ def _peaks(counts: NDArray[np.int32]) -> tuple[Ints, Ints]:
 @njit(cache=True, nogil=True)
 def _pairs_in(
     z: Complexes, w: Complexes, a: complex, center: complex, origin: float, size: float,
-    iy: int, ix: int,
+    at: Ints,
 ) -> tuple[Ints, Ints]:
     """Return the pairs of 2 x 2 bins, those nearest the centre of the frame first."""
+    iy, ix = at[0], at[1]
     first, second = np.empty(MAX_IN_BIN, np.int64), np.empty(MAX_IN_BIN, np.int64)
     m = 0
     for i in range(z.size):
@@ -110,7 +120,7 @@ def _pairs_in(
 @njit(cache=True, nogil=True)
 def search_offsets(
     z: Complexes, w: Complexes, grid: Grid, limits: Limits, parity: int, slope_error: float,
-    owner: Ints, found: Found,
+    found: Found,
 ) -> int:
     """Grow the pairs of the highest bins of the differences.
 
@@ -127,8 +137,6 @@ def search_offsets(
     parity : int
     slope_error : float
         Error of the rotation (radians) and of the scale (relative).
-    owner : (m,) ndarray of int
-        Scratch, of -1.
     found : Found
         Filled.
 
@@ -140,8 +148,10 @@ def search_offsets(
     angle = limits.rotation if parity > 0 else limits.rotation - np.pi
     a = complex(np.cos(angle), np.sin(angle))
     center = limits.center if parity > 0 else limits.center.conjugate()
-    match, chance = np.empty(z.size, np.int64), np.zeros(z.size)
-    coeff = np.empty(N_TERMS, np.complex128)
+    work = Work(
+        np.full(w.size, -1, np.int64), np.empty(z.size, np.int64), np.zeros(z.size),
+        np.empty(N_TERMS, np.complex128),
+    )
     seed, ref = np.empty(1, np.int64), np.empty(1, np.int64)
     best_count, best_odds = 0, -np.inf
     for s in range(BINS_PX.size):
@@ -153,7 +163,7 @@ def search_offsets(
         for k in range(PEAKS):
             if heights[k] < 2:
                 continue
-            first, second = _pairs_in(z, w, a, center, origin, size, at[k, 0], at[k, 1])
+            first, second = _pairs_in(z, w, a, center, origin, size, at[k])
             for t in range(min(first.size, SEEDS)):
                 seed[0], ref[0] = first[t], second[t]
                 z0, b = z[seed[0]], w[ref[0]]
@@ -161,12 +171,11 @@ def search_offsets(
                     continue
                 found.counts[3] += 1
                 growth = grow(
-                    z, by_distance(z, z0), seed, ref, w, grid, a, b, z0, limits.norm, slope_sd,
-                    1.0, limits.sigma_px, -1.0, 0.15, -6.0, owner, found.counts[3],
-                    match, chance, coeff,
+                    z, by_distance(z, z0), w, grid, Birth(seed, ref, a, b, z0, found.counts[3]),
+                    Expected(limits.norm, slope_sd, 1.0, limits.sigma_px, -1.0, 0.15, -6.0), work,
                 )
                 if growth.n_matched > 0:
-                    remember(found, growth, parity, z0, coeff, match, limits.norm)
+                    remember(found, growth, parity, z0, work.coeff, work.match, limits.norm)
                 if growth.log_odds > best_odds:
                     best_odds, best_count = growth.log_odds, heights[k]
         if best_odds > limits.enough:

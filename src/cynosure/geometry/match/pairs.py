@@ -13,7 +13,7 @@ errors are not known, with a radius it never exceeds.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from cynosure.geometry.match.verification import Grid, make_grid
 from cynosure.geometry.skymodel import SkyModel
+from cynosure.ground.numeric import propagated
 from cynosure.ground.settings import Range, Unit
-from cynosure.ground.sky import MAS_PER_DEG, east_north, project, unit_vectors
+from cynosure.ground.sky import MAS_PER_DEG, covariance_on_plane, project
 
 __all__ = ["depth_match", "mutual_nearest", "pair"]
 
@@ -140,9 +141,9 @@ def pair(
     j = kept[j]
     model_sd = np.broadcast_to(np.asarray(model_sd_px, float), x.shape)
     ra, dec = np.asarray(ra_deg, float)[j], np.asarray(dec_deg, float)[j]
+    offset = xi[i] - rxi[j], eta[i] - reta[j]
     q, r = _gate_distance(
-        model, x[i], y[i], cov_xy[i], model_sd[i], ra, dec, cov_ref[j], xi[i] - rxi[j],
-        eta[i] - reta[j],
+        model, _Candidates(x[i], y[i], cov_xy[i], model_sd[i], ra, dec, cov_ref[j], *offset)
     )
     good = (q <= limit) & (r <= max_radius_px)
     return _resolve(i[good], j[good], q[good], limit)
@@ -159,31 +160,32 @@ def _near_box(rx: Floats, ry: Floats, x: Floats, y: Floats, margin: float) -> ND
     )
 
 
-def _gate_distance(
-    model: SkyModel, x: Floats, y: Floats, cov_xy: Floats, model_sd: Floats,
-    ra: Floats, dec: Floats, cov_ref: Floats, dxi: Floats, deta: Floats,
-) -> tuple[Floats, Floats]:
+class _Candidates(NamedTuple):
+    """Sources and reference stars that may be pairs, and how far they are apart on the plane."""
+
+    x: Floats
+    y: Floats
+    cov_xy: Floats
+    model_sd: Floats
+    ra: Floats
+    dec: Floats
+    cov_ref: Floats
+    dxi: Floats
+    deta: Floats
+
+
+def _gate_distance(model: SkyModel, candidates: _Candidates) -> tuple[Floats, Floats]:
     """Return q and the distance in pixels of candidates, all in the pixel plane."""
+    x, y, cov_xy, model_sd, ra, dec, cov_ref, dxi, deta = candidates
     if len(x) == 0:
         return np.zeros(0), np.zeros(0)
     inverse = np.linalg.inv(model.jacobian(x, y))
     dx = inverse[:, 0, 0] * dxi + inverse[:, 0, 1] * deta
     dy = inverse[:, 1, 0] * dxi + inverse[:, 1, 1] * deta
-    # d(xi, eta) / d(east, north) of the gnomonic projection, at the star.
-    n, n0 = unit_vectors(ra, dec), unit_vectors(model.ra0_deg, model.dec0_deg)
-    plane = np.stack(east_north(model.ra0_deg, model.dec0_deg))
-    local = np.stack(east_north(ra, dec), axis=1)
-    cosine = n @ n0
-    at = (n @ plane.T) / cosine[:, None]
-    step = (local @ plane.T - (local @ n0)[:, :, None] * at[:, None, :]) / cosine[:, None, None]
-    to_px = inverse @ np.swapaxes(step, 1, 2) / MAS_PER_DEG
-    ref = np.empty((len(x), 2, 2))
-    ref[:, 0, 0], ref[:, 1, 1] = cov_ref[:, 0], cov_ref[:, 1]
-    ref[:, 0, 1] = ref[:, 1, 0] = cov_ref[:, 2]
-    total = to_px @ ref @ np.swapaxes(to_px, 1, 2)
-    a = total[:, 0, 0] + cov_xy[:, 0] + model_sd**2
-    b = total[:, 1, 1] + cov_xy[:, 1] + model_sd**2
-    c = total[:, 0, 1] + cov_xy[:, 2]
+    on_plane = covariance_on_plane(cov_ref, ra, dec, model.ra0_deg, model.dec0_deg)
+    to_px = np.asarray(inverse / MAS_PER_DEG, np.float64)
+    a, b, c = np.add(cov_xy, propagated(to_px, on_plane)).T
+    a, b = a + model_sd**2, b + model_sd**2
     det = a * b - c * c
     with np.errstate(divide="ignore", invalid="ignore"):
         q = (b * dx * dx - 2.0 * c * dx * dy + a * dy * dy) / det

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,6 +33,7 @@ from cynosure.geometry.match.hypotheses import (
     search,
 )
 from cynosure.geometry.match.lists import (
+    Acceptance,
     Hypothesis,
     Match,
     Sources,
@@ -151,20 +152,20 @@ def match_pointing(
     NoMatch
         If no hypothesis is accepted; its fact `tried` says what was tried, with numbers.
     """
-    task = _Task(sigma_px, code_tolerance, min_log_odds, min_lead, name)
+    task = _Task(sigma_px, code_tolerance, Acceptance(min_log_odds, min_lead), name)
     stages = _stages(pointing)
-    lists = x, y, flux, ra_deg, dec_deg, mag
+    lists = _Lists(x, y, flux, ra_deg, dec_deg, mag)
     enough = np.size(x) >= REGION_STARS * REGION_GRID[0] * REGION_GRID[1]
     width_deg = (pointing.scale_arcsec or 0.0) * float(np.hypot(*shape)) / 3600.0
     if enough and width_deg > REGION_WIDTH_DEG:
         stages.append(_regions)
-    match = _climb(stages, *lists, pointing, shape, task)
+    match = _climb(stages, lists, pointing, shape, task)
     lens = match.evidence["distortion_level"] == LEVELS.max() or match.evidence["rms_px"] > 1.0
     if not enough or not lens or match.evidence["evenness"] > UNEVEN:
         return match
     # A part of the frame was left behind by a growth at its limits: a lens beyond them, perhaps.
     try:
-        other = _climb([_regions], *lists, pointing, shape, task)
+        other = _climb([_regions], lists, pointing, shape, task)
     except NoMatch:
         return match
     return other if len(other.source_index) > len(match.source_index) else match
@@ -213,9 +214,10 @@ def match_regions(
     NotEnoughStars, NotEnoughReference, NoMatch
         As for :func:`match_pointing`.
     """
-    task = _Task(sigma_px, code_tolerance, min_log_odds, 0.0, name)
+    task = _Task(sigma_px, code_tolerance, Acceptance(min_log_odds), name)
     stage = partial(_regions, grid=(columns, rows))
-    return _climb([stage], x, y, flux, ra_deg, dec_deg, mag, pointing, shape, task)
+    lists = _Lists(x, y, flux, ra_deg, dec_deg, mag)
+    return _climb([stage], lists, pointing, shape, task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,38 +226,47 @@ class _Task:
 
     sigma_px: float
     code_tolerance: float
-    min_log_odds: float
-    min_lead: float
+    acceptance: Acceptance
     name: str
 
 
+class _Lists(NamedTuple):
+    """The sources and the reference stars as the caller gave them."""
+
+    x: ArrayLike
+    y: ArrayLike
+    flux: ArrayLike
+    ra_deg: ArrayLike
+    dec_deg: ArrayLike
+    mag: ArrayLike
+
+
 def _climb(
-    stages: list[Stage], x: ArrayLike, y: ArrayLike, flux: ArrayLike, ra_deg: ArrayLike,
-    dec_deg: ArrayLike, mag: ArrayLike, pointing: Pointing, shape: tuple[int, int], task: _Task,
+    stages: list[Stage], lists: _Lists, pointing: Pointing, shape: tuple[int, int], task: _Task
 ) -> Match:
     """Try the rungs in order, at every scale, until a hypothesis is accepted."""
-    sources = prepare_sources(x, y, flux, shape)
-    ra, dec = np.asarray(ra_deg, float), np.asarray(dec_deg, float)
+    sources = prepare_sources(lists.x, lists.y, lists.flux, shape)
+    ra, dec = np.asarray(lists.ra_deg, float), np.asarray(lists.dec_deg, float)
     if len(sources.z) < MIN_STARS:
         raise NotEnoughStars(image=task.name, n_sources=len(sources.z), needed=MIN_STARS)
     tried: list[str] = []
     known: list[Hypothesis] = []
-    fields = _fields(sources, ra, dec, np.asarray(mag, float), pointing, task.name)
+    fields = _fields(sources, ra, dec, np.asarray(lists.mag, float), pointing, task.name)
     n_reference = max(len(f.stars.w) for f in fields)
     for stage in stages:
         for field in fields:
             limits = field.limits(pointing, sources, task.sigma_px, task.code_tolerance)
             found = stage(sources, field.stars, limits, pointing, tried)
-            best = _judge(found, known, sources, field.stars, task)
-            if best is None:
+            best = _best_grown(found, known, sources, field.stars)
+            second = task.acceptance.judge(best, known) if best else None
+            if best is None or second is None:
                 continue
-            second = max((h.log_odds for h in known if not best.says_the_same(h)), default=0.0)
-            evidence = {"tried": tried, "second_log_odds": float(second)}
+            evidence = {"tried": tried, "second_log_odds": second}
             return conclude(best, sources, field.stars, ra, dec, n_reference, evidence)
     best_odds = max((h.log_odds for h in known), default=0.0)
     raise NoMatch(
         image=task.name, n_sources=len(sources.z), n_reference=n_reference, tried=tried,
-        best_log_odds=round(float(best_odds), 1), needed_log_odds=task.min_log_odds,
+        best_log_odds=round(float(best_odds), 1), needed_log_odds=task.acceptance.min_log_odds,
     )
 
 
@@ -334,19 +345,13 @@ def _scales(
     return [(float(m), (1 - DISTORTION) / half, (1 + DISTORTION) * half) for m in middle]
 
 
-def _judge(
-    found: list[Hypothesis], known: list[Hypothesis], sources: Sources, stars: Stars, task: _Task
+def _best_grown(
+    found: list[Hypothesis], known: list[Hypothesis], sources: Sources, stars: Stars
 ) -> Hypothesis | None:
-    """Add the newly found to the known; return the best if it is accepted."""
+    """Add the newly found to the known; return the best of them."""
     grown = [densify(h, sources, stars) if h.log_odds > PROMISING else h for h in found[:3]]
     known.extend(grown + found[3:])
-    if not grown:
-        return None
-    best = max(grown, key=lambda h: h.log_odds)
-    second = max((h.log_odds for h in known if not best.says_the_same(h)), default=0.0)
-    if best.log_odds < task.min_log_odds or best.log_odds - second < task.min_lead:
-        return None
-    return best
+    return max(grown, key=lambda h: h.log_odds, default=None)
 
 
 def _stages(pointing: Pointing) -> list[Stage]:
@@ -382,8 +387,7 @@ def _offsets(
     for parity in (pointing.parity,) if pointing.parity else (1, -1):
         found = no_hypotheses(len(z))
         peak = search_offsets(
-            z if parity > 0 else z.conj(), w, grid, limits, parity, slope_error,
-            np.full(len(w), -1), found,
+            z if parity > 0 else z.conj(), w, grid, limits, parity, slope_error, found
         )
         new = hypotheses_of(found, i, j, limits.norm, "offsets")
         tried.append(

@@ -87,11 +87,21 @@ def _fit(z: Complexes, w: Complexes, frame: _Frame, sigma_px: float) -> tuple[Sk
     return model, residual
 
 
-def _polish_many(
-    h: Hypothesis, sources: Sources, stars: Stars, ra: Floats, dec: Floats, frame: _Frame,
-    near: Ints, n: int,
-) -> tuple[SkyModel, Ints, Ints, Floats]:
-    """Alternate between the fit and the pairing of the `n` brightest sources."""
+class _Field(NamedTuple):
+    """What the last pairing works on: the `n` brightest sources, the reference stars `near`."""
+
+    sources: Sources
+    stars: Stars
+    ra: Floats
+    dec: Floats
+    frame: _Frame
+    near: Ints
+    n: int
+
+
+def _polish_many(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Floats]:
+    """Alternate between the fit and the pairing of the brightest sources."""
+    sources, stars, ra, dec, frame, near, n = field
     i, j, z, rms = h.i, h.j, sources.z[:n], h.sigma_px
     plane = frame.project(ra[stars.row[near]], dec[stars.row[near]])
     spacing = np.sqrt(sources.area / max(len(near), 1))
@@ -160,11 +170,9 @@ def _fit_few(u: Complexes, w: Complexes, norm: float, density: float) -> _Few:
     return best
 
 
-def _polish_few(
-    h: Hypothesis, sources: Sources, stars: Stars, ra: Floats, dec: Floats, frame: _Frame,
-    near: Ints, n: int,
-) -> tuple[SkyModel, Ints, Ints, Floats]:
+def _polish_few(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Floats]:
     """Alternate between the fit by evidence and the pairing within each source's own error."""
+    sources, stars, ra, dec, frame, near, n = field
     i, j = h.i, h.j
     center = seen(frame.center, h.parity)
     z = sources.z if h.parity > 0 else sources.z.conj()
@@ -262,7 +270,7 @@ def conclude(
     n = min(MAX_PAIRS, len(sources.z))
     near = _reachable(h, sources, stars, n)
     way = _polish_few if len(h.i) <= FEW else _polish_many
-    model, i, j, residual = way(h, sources, stars, ra_deg, dec_deg, frame, near, n)
+    model, i, j, residual = way(h, _Field(sources, stars, ra_deg, dec_deg, frame, near, n))
     c = sources.center
     cd = model.jacobian(c.real, c.imag)
     det = float(np.linalg.det(cd))

@@ -36,8 +36,11 @@ __all__ = [
     "LEVELS",
     "NOISE",
     "N_TERMS",
+    "Birth",
+    "Expected",
     "Grid",
     "Growth",
+    "Work",
     "bounds",
     "by_distance",
     "density_at",
@@ -119,6 +122,77 @@ class Growth(NamedTuple):
     n_matched: int
     sigma_px: float
     level: int
+
+
+class Birth(NamedTuple):
+    """What makes a hypothesis: its seeds, and the similarity ``w = a (z - z0) + b`` that they say.
+
+    Attributes
+    ----------
+    seeds, seed_refs : (s,) ndarray of int
+        Sources and reference stars; learnt from, never scored.
+    a, b : complex
+    z0 : complex
+        The birthplace.
+    mark : int
+        Number of the growth: not among the owners of its work yet.
+    """
+
+    seeds: Ints
+    seed_refs: Ints
+    a: complex
+    b: complex
+    z0: complex
+    mark: int
+
+
+class Expected(NamedTuple):
+    """What is known before a hypothesis is grown.
+
+    Attributes
+    ----------
+    norm : float
+        Half the diagonal of the frame, px.
+    slope_sd, offset_sd : float
+        Prior errors of a and of b (px).
+    sigma_px : float
+        Error of a position per axis, as first guess.
+    level : float
+        The number of the amplitude that did best before, or -1.0.
+    min_fraction : float
+        The least share of matched sources that is expected.
+    give_up : float
+        The score at which the growth ends.
+    """
+
+    norm: float
+    slope_sd: float
+    offset_sd: float
+    sigma_px: float
+    level: float
+    min_fraction: float
+    give_up: float
+
+
+class Work(NamedTuple):
+    """What a growth fills; reused from one to the next.
+
+    Attributes
+    ----------
+    owner : (m,) ndarray of int
+        Reference stars whose entry is the mark of a growth are taken by it.
+    match : (n,) ndarray of int
+        The reference star of each source, or -1.
+    chance : (n,) ndarray
+        The probability that the pair is true.
+    coeff : (10,) ndarray of complex
+        The coefficients in ``(z - z0) / norm``.
+    """
+
+    owner: Ints
+    match: Ints
+    chance: Floats
+    coeff: Complexes
 
 
 # Loops are written out below where NumPy has a function: numba compiles them many times faster.
@@ -395,10 +469,8 @@ def _sum_exp(values: Floats, largest: float) -> float:
 
 @njit(cache=True, nogil=True)
 def grow(
-    z: Complexes, order: Ints, seeds: Ints, seed_refs: Ints, w: Complexes, grid: Grid,
-    a: complex, b: complex, z0: complex, norm: float, slope_sd: float, offset_sd: float,
-    sigma_px: float, level: float, min_fraction: float, give_up: float, owner: Ints, mark: int,
-    match: Ints, chance: Floats, coeff_out: Complexes,
+    z: Complexes, order: Ints, w: Complexes, grid: Grid, birth: Birth, expected: Expected,
+    work: Work,
 ) -> Growth:
     """Grow a match from its seeds over the sources in `order`; see the module's head.
 
@@ -408,40 +480,22 @@ def grow(
         Sources, in pixels (mirrored where the hypothesis is).
     order : (k,) ndarray of int
         The sources to score, nearest to the birthplace first. Seeds among them are passed over.
-    seeds, seed_refs : (s,) ndarray of int
-        Sources and reference stars that make the hypothesis; learnt from, never scored.
     w : (m,) ndarray of complex
         Reference stars on the plane, in nominal pixels.
     grid : Grid
         Of `w`.
-    a, b : complex
-        The similarity ``w = a (z - z0) + b``.
-    z0 : complex
-        The birthplace.
-    norm : float
-        Half the diagonal of the frame, px.
-    slope_sd, offset_sd : float
-        Prior errors of a and of b (px).
-    sigma_px : float
-        Error of a position per axis, as first guess.
-    level : float
-        The number of the amplitude that did best before, or -1.0.
-    min_fraction : float
-        The least share of matched sources that is expected.
-    give_up : float
-        The score at which the growth ends.
-    owner : (m,) ndarray of int
-        Scratch; reference stars whose entry is `mark` are taken.
-    mark : int
-        A number that is not in `owner` yet.
-    match : (n,) ndarray of int
-        Filled with the reference star of each source, or -1.
-    chance : (n,) ndarray
-        Filled with the probability that the pair is true.
-    coeff_out : (10,) ndarray of complex
-        Filled with the coefficients in ``(z - z0) / norm``.
+    birth : Birth
+    expected : Expected
+    work : Work
+        Filled.
     """
-    state = _begin(a, b, norm, slope_sd, offset_sd, sigma_px, int(level))
+    seeds, seed_refs, z0, mark = birth.seeds, birth.seed_refs, birth.z0, birth.mark
+    norm = expected.norm
+    owner, match, chance = work.owner, work.match, work.chance
+    level, min_fraction, give_up = int(expected.level), expected.min_fraction, expected.give_up
+    state = _begin(
+        birth.a, birth.b, norm, expected.slope_sd, expected.offset_sd, expected.sigma_px, level
+    )
     weight = _sum_exp(state.total, 0.0)
     phi = np.empty(N_TERMS, np.complex128)
     for i in range(match.size):
@@ -452,7 +506,7 @@ def grow(
         _learn_seed(state, phi, w[seed_refs[s]])
     cap = 0.8 / np.sqrt(grid.mean_density)
     floor = 0.1 * grid.mean_density
-    n_seen, n_hit, best = 0, 0, max(int(level), 0)
+    n_seen, n_hit, best = 0, 0, max(level, 0)
     for o in range(order.size):
         i = order[o]
         if match[i] >= 0:
@@ -476,6 +530,6 @@ def grow(
         if state.total[best] < give_up:
             break
     for k in range(N_TERMS):
-        coeff_out[k] = state.coeff[best, k]
+        work.coeff[k] = state.coeff[best, k]
     log_odds = state.total[best] + np.log(_sum_exp(state.total, state.total[best]) / weight)
     return Growth(log_odds, n_seen, n_hit, np.sqrt(state.noise[best]), best)

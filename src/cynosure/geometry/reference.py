@@ -1,4 +1,4 @@
-"""Reference stars at the epoch of an image."""
+"""Reference stars at the epoch of an image, with the covariance that they have there."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class Reference:
     stated_mas2 : (n, 3) ndarray
         The same without assumptions that are alike for all stars: where stars are many enough to
         tell, these are left to the sigma_0 of the error model.
+    epoch_yr : float
+        Julian year of the positions.
     """
 
     stars: NDArray[np.void]
@@ -43,6 +45,7 @@ class Reference:
     dec_deg: Floats
     cov_mas2: Floats
     stated_mas2: Floats
+    epoch_yr: float = float("nan")
 
     def __len__(self) -> int:
         return len(self.stars)
@@ -50,7 +53,7 @@ class Reference:
     def __getitem__(self, rows: NDArray[np.generic]) -> Reference:
         return Reference(
             self.stars[rows], self.ra_deg[rows], self.dec_deg[rows], self.cov_mas2[rows],
-            self.stated_mas2[rows],
+            self.stated_mas2[rows], self.epoch_yr,
         )
 
 
@@ -108,7 +111,8 @@ def reference_stars(
         with np.errstate(invalid="ignore"):
             mu = np.hypot(stars["pm_ra_mas_yr"], stars["pm_dec_mas_yr"])
         cov[:, :2] += (np.nan_to_num(mu, nan=7.0)[:, None] * UNKNOWN_EPOCH_YR) ** 2
-    return Reference(stars, ra_deg, dec_deg, cov, _stated(refcat, stars, epoch, cov)), epoch
+    stated = _stated(refcat, stars, epoch, cov)
+    return Reference(stars, ra_deg, dec_deg, cov, stated, epoch), epoch
 
 
 def _stated(

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from cynosure.data.frame import Frame
 from cynosure.data.tables import SourceFlag
-from cynosure.geometry.fit.exposure import Fit, Pairs, fit_wcs
-from cynosure.geometry.match.pointing import pair
+from cynosure.geometry.fit.exposure import Fit, fit_wcs
+from cynosure.geometry.match.pairs import pair
+from cynosure.geometry.observations import OBSERVATIONS, Observations, Pairs, star_priors
+from cynosure.geometry.reference import Reference
 from cynosure.geometry.wcs import SkyModel, model_from_wcs
 from cynosure.ground.errors import CynosureError, Degenerate
 from cynosure.ground.numeric import lstsq, poly_design
 from cynosure.ground.sky import project
-from cynosure.pipelines.reference import Reference
 
-__all__ = ["Chip", "fit_chip", "make_pairs", "scale_arcsec"]
+__all__ = ["Chip", "fit_chip", "make_pairs", "scale_arcsec", "source_covariance"]
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +53,13 @@ class Chip:
     fit: Fit
     inherited: bool = False
 
+    def observations(self, reference: Reference) -> Observations:
+        """Return the chip's pairs as observations of `reference`, the stars it was paired with."""
+        i, j = self.source_index, self.reference_index
+        rows = _observed(self.sources, reference, i, j)
+        rows["chip"], rows["star"] = self.frame.chip, np.arange(len(rows))
+        return Observations(rows, star_priors(reference.stars[j]))
+
 
 def _usable(sources: NDArray[np.void]) -> NDArray[np.bool_]:
     good = (sources["flags"] & SourceFlag.unusable()) == 0
@@ -71,12 +79,22 @@ def make_pairs(
     sources: NDArray[np.void], reference: Reference, i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> Pairs:
     """Return the pairs of rows i of the sources with rows j of the reference stars."""
+    return Pairs.of(_observed(sources, reference, i, j), reference.stars["ref_id"][j])
+
+
+def _observed(
+    sources: NDArray[np.void], reference: Reference, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.void]:
+    """Return the observations, but for whose they are."""
+    rows = OBSERVATIONS.empty(len(i))
+    rows["x"], rows["y"] = sources["x"][i], sources["y"][i]
+    cov = source_covariance(sources[i])
+    rows["x_var_px2"], rows["y_var_px2"], rows["xy_cov_px2"] = cov.T
+    rows["epoch_yr"], rows["color"] = reference.epoch_yr, reference.stars["color"][j]
+    rows["ref_ra_deg"], rows["ref_dec_deg"] = reference.ra_deg[j], reference.dec_deg[j]
     errors = reference.stated_mas2 if len(i) >= TELLING else reference.cov_mas2
-    return Pairs(
-        sources["x"][i], sources["y"][i], source_covariance(sources)[i],
-        reference.ra_deg[j], reference.dec_deg[j], errors[j],
-        reference.stars["ref_id"][j],
-    )
+    rows["ref_ra_var_mas2"], rows["ref_dec_var_mas2"], rows["ref_cov_mas2"] = errors[j].T
+    return rows
 
 
 # Two stars closer than so many FWHM are one blend, unless one is fainter by so many magnitudes.
@@ -121,7 +139,7 @@ def _alone(reference: Reference, model: SkyModel, fwhm_px: float) -> NDArray[np.
 
 def fit_chip(
     frame: Frame, sources: NDArray[np.void], reference: Reference, base: SkyModel,
-    shape: tuple[int, int], settings: Mapping[str, dict[str, Any]], radius_px: float = 3.0,
+    shape: tuple[int, int], settings: Mapping[str, dict[str, Any]], *, radius_px: float = 3.0,
     prior: tuple[SkyModel | None, str] | None = None,
 ) -> Chip:
     """Pair and fit in turn until the pairs no longer change.
@@ -167,7 +185,7 @@ def _refitted(
     last: Fit | None, pairs: Pairs, base: SkyModel, shape: tuple[int, int],
     prior: tuple[SkyModel | None, str], settings: Mapping[str, dict[str, Any]],
 ) -> Fit:
-    """Fit pairs; where a rich field has hardly changed since the last fit, its form stands."""
+    """Fit pairs; where a rich field has hardly changed since the last fit, its geometry stands."""
     if len(pairs) < 1000 or (last and abs(len(pairs) / len(last.used) - 1.0) > 0.05):
         last = None
     return fit_wcs(pairs, base, shape, *prior, last, **settings["fit"])
@@ -178,7 +196,7 @@ SPOILED_ERROR_PX = 1.0
 
 
 def _prior(frame: Frame, base: SkyModel) -> tuple[SkyModel | None, str]:
-    """Return what the image's own WCS says beyond its pointing, and the simplest form it allows.
+    """Return what the image's own WCS says beyond its pointing, and the simplest geometry allowed.
 
     The old WCS is pointed to where the stars are. Where the rest of it then agrees with them to
     within a few pixels, it knows the field independently of the stars, and a mere shift of it
@@ -226,7 +244,7 @@ def _pointed(old: SkyModel, base: SkyModel, shape: tuple[int, int]) -> SkyModel:
     return old
 
 
-# A form that moves a WCS is linear in what it moves: so far, and no further.
+# A geometry that moves a WCS is linear in what it moves: so far, and no further.
 MAX_MOVE_PX = 3.0
 # The match's model is good to a pixel or so; a distortion that disagrees by more is not this one's.
 MAX_PRIOR_PX = 5.0

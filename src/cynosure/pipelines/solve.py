@@ -251,9 +251,7 @@ def _with_arguments(settings: Settings, form: str, order: int | str) -> Settings
         )
     if form == "keep" and order != "auto":
         raise SettingError(
-            "order {order!r}: the form keep keeps the distortion of the input WCS", order=order,
-            hint="Leave one of the two out.",
-        )
+            "order {order!r}: the form keep keeps the distortion of the input WCS", order=order)
     if form == "tan":
         order = 1
     if order == "auto":
@@ -371,10 +369,8 @@ def _solved_chips(plates: Sequence[Plate], headers: Mapping[Any, Header]) -> Chi
         if frame.place in headers:
             inside = re.search(r"\[([^][]*)\]$", frame.name)
             name = inside[1] if inside else str(frame.hdu)
-            header = headers[frame.place]
-            solved.append(SolvedChip(
-                name, header, chip.fit, frame.cell, lookup_tables(chip.fit.model, header)
-            ))
+            tables = lookup_tables(chip.fit.model, headers[frame.place])
+            solved.append(SolvedChip(name, headers[frame.place], chip.fit, frame.cell, tables))
     return Chips(tuple(solved))
 
 

@@ -38,6 +38,7 @@ from cynosure.ground.settings import Settings
 from cynosure.pipelines.evidence import ENDING, write_evidence
 from cynosure.pipelines.extract import Extraction, extract_sources, load_kernels
 from cynosure.pipelines.gather import gather
+from cynosure.pipelines.keep import lookup_tables, settle_form
 from cynosure.pipelines.outcome import Chips, Outcome, SolvedChip
 from cynosure.pipelines.plate import Plate, solve_plate
 from cynosure.pipelines.run import Run, default_settings, expected_bytes, placed, run_images
@@ -65,7 +66,7 @@ def solve(
     scale_error: float | None = None,
     blind: bool = False,
     index: Any = None,
-    form: str = "tpv",
+    form: str = "auto",
     order: int | str = "auto",
     epoch: Any = None,
     chips: str = "together",
@@ -97,7 +98,10 @@ def solve(
     index : path or QuadIndex, optional
         Blind index, searched also where the pointing leads nowhere.
     form : str
-        ``tpv``, ``sip`` or ``tan``: how the WCS is written.
+        How the WCS is written: ``tpv``, ``sip`` or ``tan``; ``keep``: the WCS that the image came
+        with, of which CRVAL and CD change and the distortion stays; ``auto``: ``keep`` where
+        that has lookup tables or an observatory's SIP and the held-out stars do not ask for
+        more, else ``tpv``.
     order : int or str
         Degree of the distortion, or ``auto``.
     epoch : Time, float, str or datetime, optional
@@ -134,7 +138,7 @@ def solve(
     )
     epoch_yr = julian_year(epoch)
     job = _Job(_name_of(image), _with_arguments(settings_of(settings), form, order),
-               form, chips, threads, log)
+               "tpv" if form == "auto" and order != "auto" else form, chips, threads, log)
     exposure: Exposure | None = None
     try:
         log("reading")
@@ -239,11 +243,14 @@ def write(outcome: Outcome, out: str | Path, *, source: str | Path | None = None
 
 # ------------------------------------------------------------------------------------ arguments
 def _with_arguments(settings: Settings, form: str, order: int | str) -> Settings:
-    if form not in ("tpv", "sip", "tan"):
+    if form not in ("auto", "keep", "tpv", "sip", "tan"):
         raise SettingError(
-            "form {form!r}: one of tpv, sip, tan is expected", form=form,
+            "form {form!r}: one of auto, keep, tpv, sip, tan is expected", form=form,
             hint="TPV is read by SWarp, SCAMP and astropy; SIP by astropy, DS9 and astrometry.net.",
         )
+    if form == "keep" and order != "auto":
+        raise SettingError(
+            "order {order!r}: the form keep keeps the distortion of the input WCS", order=order)
     if form == "tan":
         order = 1
     if order == "auto":
@@ -330,6 +337,7 @@ def _solve_exposure(
                 epoch_yr=epoch, blind=job.index, together=len(group) > 1, first=exposure.frames[0],
                 name=name if len(groups) == 1 else group[0].frame.name, log=log,
             ))
+        plates, form, said = settle_form(plates, job.form, settings)
     except CynosureError as error:
         seconds["match"] = time.perf_counter() - lap
         outcome = failure(name, error, settings, exposure)
@@ -340,8 +348,9 @@ def _solve_exposure(
     seconds["match and fit"] = time.perf_counter() - lap
     lap = time.perf_counter()
     log("verdict")
+    known["notes"] = (*notes, *said)
     solution, matches, headers, kept = conclude(
-        exposure, plates, refcat, settings, job.form, known, name
+        exposure, plates, refcat, settings, form, known, name
     )
     evidence = gather(parts, plates)
     seconds["verify"] = time.perf_counter() - lap
@@ -359,7 +368,8 @@ def _solved_chips(plates: Sequence[Plate], headers: Mapping[Any, Header]) -> Chi
         if frame.place in headers:
             inside = re.search(r"\[([^][]*)\]$", frame.name)
             name = inside[1] if inside else str(frame.hdu)
-            solved.append(SolvedChip(name, headers[frame.place], chip.fit, frame.cell))
+            tables = lookup_tables(chip.fit.model, headers[frame.place])
+            solved.append(SolvedChip(name, headers[frame.place], chip.fit, frame.cell, tables))
     return Chips(tuple(solved))
 
 
@@ -503,7 +513,7 @@ def _check_once(
     from cynosure.data.instrument import load_instrument
 
     open_refcat(refcat)
-    _with_arguments(settings, arguments.get("form", "tpv"), arguments.get("order", "auto"))
+    _with_arguments(settings, arguments.get("form", "auto"), arguments.get("order", "auto"))
     if arguments.get("instrument"):
         load_instrument(arguments["instrument"])
     _open_index(arguments.get("index"), bool(arguments.get("blind")), "--blind")

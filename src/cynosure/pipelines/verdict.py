@@ -27,6 +27,7 @@ from cynosure.ground.sky import (
     separation_deg,
     sky_offset_mas,
 )
+from cynosure.pipelines.keep import kept_header
 from cynosure.pipelines.plate import Plate
 from cynosure.solutions.names import wcsname
 from cynosure.solutions.quality import Verdict, coverage_4x4, judge
@@ -74,7 +75,7 @@ def conclude(
     refcat : RefCat
     settings : Settings
     form : str
-        ``tpv``, ``sip`` or ``tan``.
+        ``tpv``, ``sip``, ``tan`` or ``keep``.
     known : dict
         Fields of the solution that are known already.
     name : str
@@ -363,9 +364,12 @@ def _headers(
         # Where Bayer cells were made pixels, the header speaks of the pixels of the file.
         cell = chip.frame.cell
         shape = (cell * chip.frame.shape[0], cell * chip.frame.shape[1])
-        model = model_in_file(chip.fit.model, cell)
-        header = model_to_header(model, form, shape=shape)  # type: ignore[arg-type]
-        error = header_error_mas(header, model, shape)
+        if form == "keep":
+            header, error = kept_header(chip)
+        else:
+            model = model_in_file(chip.fit.model, cell)
+            header = model_to_header(model, form, shape=shape)  # type: ignore[arg-type]
+            error = header_error_mas(header, model, shape)
         limit = MAX_HEADER_ERROR_PX * 1000.0 * _geometry(chip)["scale_arcsec"]
         if form != "tan" and not error < limit:
             raise Unverified(

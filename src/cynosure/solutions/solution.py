@@ -96,7 +96,7 @@ class Solution:
     width_deg, height_deg : float
         Size of the frame along x and y.
     form : str
-        ``tpv``, ``sip`` or ``tan``.
+        ``tpv``, ``sip``, ``tan``, or ``keep``: the input WCS with other CRVAL and CD.
     order : int
         Total degree of the polynomial; 0 where nothing was fitted.
     chips : tuple of dict

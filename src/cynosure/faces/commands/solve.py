@@ -48,8 +48,10 @@ ASTAP = {
         help="Date of the image, where its header has none: a Julian year, or 2024-06-01.")
 @option("--instrument", metavar="NAME", group="Match",
         help="Instrument file to use; the default is what the header says.")
-@option("--form", type=click.Choice(["tpv", "sip", "tan"]), default="tpv", show_default=True,
-        group="Fit", help="How the WCS is written.")
+@option("--form", type=click.Choice(["auto", "keep", "tpv", "sip", "tan"]), default="auto",
+        show_default=True, group="Fit",
+        help="How the WCS is written; keep: the input WCS, its CRVAL and CD corrected; auto: keep "
+        "for an observatory's distortion or lookup tables, else tpv.")
 @option("--order", default="auto", show_default=True, metavar="N|auto", group="Fit",
         help="Total degree of the distortion; auto: what the reserved stars choose.")
 @option("--chips", type=click.Choice(["together", "apart"]), default="together",

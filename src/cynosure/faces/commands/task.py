@@ -127,7 +127,7 @@ def _options(content: dict[str, Any]) -> dict[str, Any]:
     """Return the options of `solve`, those that are not given as `solve` has them."""
     options: dict[str, Any] = {
         "radius": None, "scale": None, "blind": False, "index": None, "epoch": None,
-        "instrument": None, "form": "tpv", "order": "auto", "chips": "together",
+        "instrument": None, "form": "auto", "order": "auto", "chips": "together",
         "header_only": False, "in_place": False,
     }
     for key, (name, kind) in KEYS.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.geometry.pixelmap import linear_matrix
 from cynosure.geometry.skymodel import SkyModel
 from cynosure.ground.numeric import n_terms, poly_design
 from cynosure.ground.sky import MAS_PER_DEG
@@ -85,15 +86,6 @@ def assemble(geometry: str, base: SkyModel, p: Floats) -> SkyModel:
     """Return the model that parameters describe."""
     if geometry.startswith("poly"):
         return base.replaced(coeff=p.reshape(2, -1).copy())
-    matrix = {"shift": lambda: np.eye(2),
-              "rshift": lambda: _rotation(p[2]),
-              "rscale": lambda: np.array([[1 + p[3], -p[2]], [p[2], 1 + p[3]]]),
-              "general": lambda: np.eye(2) + p[2:].reshape(2, 2)}[geometry]()
-    coeff = matrix @ base.coeff
+    coeff = linear_matrix(geometry, p) @ base.coeff
     coeff[:, 0] += p[:2]
     return base.replaced(coeff=coeff)
-
-
-def _rotation(angle: float) -> Floats:
-    c, s = np.cos(np.arctan(angle)), np.sin(np.arctan(angle))
-    return np.array([[c, -s], [s, c]])

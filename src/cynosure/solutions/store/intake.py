@@ -29,7 +29,8 @@ from cynosure.data.fits.parts import FitsParts, Part, open_parts, parts_of_bytes
 from cynosure.data.fits.wcsread import sky_of_pixels
 from cynosure.ground.errors import CynosureError, ImageError
 from cynosure.solutions.files.archive import shapes_of
-from cynosure.solutions.files.contents import CELESTIAL, Holdings, holdings_of
+from cynosure.solutions.files.chips import CELESTIAL
+from cynosure.solutions.files.contents import Holdings, holdings_of
 from cynosure.solutions.files.headerlet import (
     ChipWcs,
     Headerlet,

@@ -151,12 +151,10 @@ def test_a_first_run_is_told_once_and_not_before_an_image_begins(door, images, c
     assert capsys.readouterr().err == ""
 
 
-def test_kernels_that_were_compiled_are_found(monkeypatch, tmp_path):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("cynosure.faces.shell.__file__", str(tmp_path / "faces" / "shell.py"))
+def test_kernels_that_were_compiled_are_found(monkeypatch):
+    monkeypatch.setattr("cynosure.ground.cache.marked", lambda names: False)
     assert shell.is_first_run()
-    (tmp_path / "pixels").mkdir()
-    (tmp_path / "pixels" / "kernels.nbi").touch()
+    monkeypatch.setattr("cynosure.ground.cache.marked", lambda names: True)
     assert not shell.is_first_run()
 
 

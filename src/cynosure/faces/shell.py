@@ -190,10 +190,9 @@ def describe_error(error: CynosureError) -> str:
 
 def is_first_run() -> bool:
     """Say whether the compiled kernels have yet to be compiled; it takes about a minute, once."""
-    kernels = Path(__file__).parent.parent / "pixels"
-    cache = os.environ.get("NUMBA_CACHE_DIR")
-    places = [kernels / "__pycache__", *([Path(cache)] if cache else [])]
-    return not any(any(place.rglob("*.nbi")) for place in places if place.is_dir())
+    from cynosure.ground.cache import marked
+
+    return not marked(("pixels", "pointing"))
 
 
 class _RunLog(logging.FileHandler):

@@ -87,6 +87,7 @@ def _dispatcher_class() -> type:
 
         def __init__(self, py_func: Any, options: dict[str, Any]) -> None:
             defaults = {"nopython": True, "nogil": True, "error_model": "numpy"}
+            defaults["no_cfunc_wrapper"] = True
             super().__init__(py_func, targetoptions={**defaults, **options})
             self._cache = _store_class()(self)
 

@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,13 @@ HEARTBEAT_S = 10.0
 LOG = logging.getLogger("cynosure.run")
 
 
+First = Callable[[Callable[[str], None]], None]
+
+
+def _nothing(text: str) -> None:
+    """Show nothing."""
+
+
 class Progress:
     """Watch the tasks of a run (:class:`cynosure.pipelines.workers.Watch`).
 
@@ -31,15 +39,15 @@ class Progress:
         Number of images.
     quiet : bool
         Show nothing.
-    notice : str
-        A line that is told when the first image begins: not before, so that a mistake in the
-        settings is all there is to read about it.
+    first : callable, optional
+        Called when the first image begins, with what shows a line: not before, so that a mistake
+        in the settings is all there is to read about it.
     """
 
-    def __init__(self, total: int, *, quiet: bool = False, notice: str = ""):
+    def __init__(self, total: int, *, quiet: bool = False, first: First | None = None):
         self.total = total
         self.quiet = quiet
-        self.notice = notice
+        self.first = first
         self.count = 0
         self.active: dict[str, tuple[float, str]] = {}
         self._bar: Any = None
@@ -69,9 +77,9 @@ class Progress:
 
     def started(self, key: str) -> None:
         """Show that an image began."""
-        if self.notice and not self.quiet:
-            self._line(self.notice)
-        self.notice = ""
+        first, self.first = self.first, None
+        if first is not None:
+            first(_nothing if self.quiet else self._line)
         self.active[key] = (time.monotonic(), "reading")
         if self._bar is not None:
             self._rows[key] = self._bar.add_task(key, total=None, step="reading")

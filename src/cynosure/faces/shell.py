@@ -189,10 +189,11 @@ def describe_error(error: CynosureError) -> str:
 
 
 def is_first_run() -> bool:
-    """Say whether the compiled kernels have yet to be compiled; it takes about a minute, once."""
+    """Say whether the kernels have yet to be compiled; it takes half a minute, once."""
     from cynosure.ground.cache import marked
+    from cynosure.pipelines.compiling import SOLVE
 
-    return not marked(("pixels", "pointing"))
+    return not marked(SOLVE)
 
 
 class _RunLog(logging.FileHandler):

@@ -44,6 +44,10 @@ PACKAGE = Path(__file__).parent.parent
 SUFFIX = ".kernel"
 DIGEST_BYTES = 16
 
+# LLVM's optimisation level. Level 3 takes a fifth longer to compile (it doubles loops for every
+# flag that they test) and made no kernel faster.
+LEVEL = 2
+
 
 def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Compile a function when it is first called, or load what was compiled before.
@@ -95,9 +99,29 @@ def _dispatcher_class() -> type:
             """Compile for a signature, or load what was compiled before."""
             arguments, result = normalize_signature(sig)
             arguments = tuple(unliteral(a) for a in arguments)
-            return super().compile(arguments if result is None else result(*arguments))
+            with _level():
+                return super().compile(arguments if result is None else result(*arguments))
 
     return Kernel
+
+
+@contextlib.contextmanager
+def _level() -> Iterator[None]:
+    """Compile at our level, unless the user chose one."""
+    import numba
+    from numba.core.compiler_lock import global_compiler_lock
+
+    config: Any = numba.config
+    if "NUMBA_OPT" in os.environ:
+        yield
+        return
+    with global_compiler_lock:
+        before = config.OPT
+        config.OPT = type(before)(LEVEL)
+        try:
+            yield
+        finally:
+            config.OPT = before
 
 
 # ------------------------------------------------------------------------------------ the content
@@ -197,7 +221,9 @@ def _versions() -> tuple[Any, ...]:
     import llvmlite
     import numba
 
-    return numba.__version__, llvmlite.__version__, sys.version_info[:3], sys.implementation.name
+    level = os.environ.get("NUMBA_OPT", LEVEL)
+    python = (sys.implementation.name, *sys.version_info[:3])
+    return numba.__version__, llvmlite.__version__, python, level
 
 
 # ------------------------------------------------------------------------------------- the store

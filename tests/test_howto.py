@@ -25,7 +25,7 @@ from headerlets import make_headerlet, variants  # noqa: E402
 
 from cynosure.data.fits.parts import Part  # noqa: E402
 from cynosure.faces.cli import run as cynosure  # noqa: E402
-from cynosure.solutions import archive  # noqa: E402
+from cynosure.solutions.files import archive  # noqa: E402
 from cynosure.solutions.files.headerlet import ChipWcs, Headerlet  # noqa: E402
 from cynosure.solutions.solution import Solution  # noqa: E402
 

@@ -87,7 +87,7 @@ def test_ptf_is_solved_at_the_error_of_the_pixels(ptf):
 
 def test_ptf_needs_the_motions_of_its_stars(ptf):
     image, refcat, outcome = ptf
-    still = solve(image, refcat, epoch_yr=2016.0).solution
+    still = solve(image, refcat, epoch=2016.0).solution
     assert still.rms_mas > 1.2 * outcome.solution.rms_mas
 
 
@@ -148,7 +148,7 @@ def test_panoptes(data_dir, tycho, tmp_path, name):
     files = write(outcome, tmp_path, source=image)
     with fits.open(files[0]) as hdus:
         hdu = next(h for h in hdus if "NMATCHES" in h.header)
-        rows = outcome.matches[outcome.matches["used"]]
+        rows = outcome.match_rows[outcome.match_rows["used"]]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FITSFixedWarning)
             dec = WCS(hdu.header).all_pix2world(rows["x"], rows["y"], 0)[1]
@@ -195,14 +195,14 @@ def sky(tycho_rows, tmp_path_factory):
 def test_star_tracker_without_any_pointing(data_dir, sky, azimuth):
     image = next(folder_of(data_dir, "p08").glob(f"*Azi{azimuth}_*.tiff"))
     refcat, index = sky
-    outcome = solve(image, refcat, blind=True, index=index, epoch_yr=2019.57)
+    outcome = solve(image, refcat, blind=True, index=index, epoch=2019.57)
     solution = outcome.solution
     assert solution.status == "solved", solution
     away = separation_deg(*TRACKER[azimuth], solution.center_ra_deg, solution.center_dec_deg)
     assert away < 0.05
     assert solution.scale_arcsec == pytest.approx(40.32, abs=0.05)
     assert solution.parity == -1, "rows of a picture run downwards"
-    rows = np.sort(outcome.matches[outcome.matches["used"]], order="snr")[::-1][:20]
+    rows = np.sort(outcome.match_rows[outcome.match_rows["used"]], order="snr")[::-1][:20]
     rms = np.sqrt(np.mean(rows["dra_mas"] ** 2 + rows["ddec_mas"] ** 2) / 2)
     assert rms < 3600, "0.09 px"
 

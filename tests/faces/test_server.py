@@ -30,7 +30,7 @@ from headerlets import make_headerlet  # noqa: E402
 from cynosure.data.catalogs.refcat import open_refcat  # noqa: E402
 from cynosure.data.tables import REFERENCE  # noqa: E402
 from cynosure.faces.server.app import create_app, new_token  # noqa: E402
-from cynosure.faces.server.differences import differences  # noqa: E402
+from cynosure.faces.server.differences import Difference, differences  # noqa: E402
 from cynosure.ground import sky  # noqa: E402
 from cynosure.solutions.files.headerletio import parse_headerlet  # noqa: E402
 from cynosure.solutions.solution import Solution  # noqa: E402
@@ -365,6 +365,104 @@ def test_differences_of_a_known_shift(store):
     assert fitted.rest_mas < 1.0
     assert fitted.apart_mas < 0.5
     assert made[by_name[IDC].content_sha256].distance_mas == 0.0
+
+
+GRID = np.stack(np.meshgrid(np.linspace(-2e5, 2e5, 9), np.linspace(-5e4, 5e4, 7)), axis=-1)
+PLACE = np.stack([GRID - [0.0, 6e4], GRID + [0.0, 6e4]])  # two chips, one above the other, mas
+
+
+@pytest.mark.parametrize("apart", [(0.0, 0.0), (6.0, -8.0)])
+def test_what_all_chips_do_is_told_from_what_one_does(apart):
+    """A rotation, a scale and a skew that are common are no movement of chips."""
+    turn, grow, skew = 4e-5, -3e-5, 2e-5
+    matrix = np.array([[grow + skew, turn], [-turn, grow - skew]])
+    moved = PLACE @ matrix.T + [30.0, -40.0]
+    moved[1] += apart
+    moved[0, 0, 0] = np.nan  # a pixel that one of them cannot place
+    made = Difference("x", moved, PLACE)
+    reach = np.hypot(2e5, 1.1e5)
+    common = made.common()
+    assert common.rotation_mas == pytest.approx(turn * reach, rel=0.01)
+    assert common.scale_mas == pytest.approx(grow * reach, rel=0.01)
+    assert common.skew_mas == pytest.approx(skew * reach, rel=0.01)
+    assert made.apart_mas == pytest.approx(np.hypot(*apart), abs=1e-6)
+    alone = Difference("x", moved[:1], PLACE[:1])
+    assert alone.apart_mas == 0.0
+    blind = Difference("x", np.full_like(moved, np.nan), PLACE)
+    assert np.isnan([blind.apart_mas, blind.common().scale_mas]).all()
+    assert set(blind.to_dict().values()) == {"x", None}
+
+
+@pytest.mark.parametrize(("ra", "dec"), [(150.0, 2.0), (0.0, -45.0), (77.0, 89.9)])
+def test_differences_of_a_turn(tmp_path, ra, dec):
+    """A turn of the whole field, anywhere on the sky, is a turn; and the page says so."""
+    turned_deg = 0.005
+    with Store(tmp_path / "store.db", create=True) as store, client_of(store) as client:
+        # Chips on one tangent plane, so that the turn is about its middle.
+        store.add([
+            read_headerlet(make_headerlet("j95y04hpq", name, ra, dec, turn_deg=30.0 + by,
+                                          tables=False, chips=1, sip=False, size=(4096, 4096)))
+            for name, by in (("OPUS", 0.0), ("IDC_x-GSC1-TAN", turned_deg))
+        ])
+        solutions = store.find(Query(rootname="j95y04hpq"))
+        best = store.best("j95y04hpq").content_sha256
+        [other] = [d for d in differences(store, solutions, best) if d.content_sha256 != best]
+        common = other.common()
+        reach = np.hypot(2047.5, 2047.5) * 50.0
+        assert abs(common.rotation_mas) == pytest.approx(
+            np.radians(turned_deg) * reach, rel=1e-3)
+        assert max(abs(common.scale_mas), common.skew_mas, other.distance_mas) < 0.01
+        page = client.get("/exposures/j95y04hpq").text
+        assert "Common to all chips, at the edge of the field (mas): rotation 12.6." in page
+        assert "against each other" not in page
+
+
+def test_chips_that_moved(tmp_path):
+    """One chip of two, moved by 20 mas, is told on the page apart from what both have done."""
+    data = make_headerlet(tables=False)
+    with fits.open(io.BytesIO(make_headerlet(wcsname=FIT, tables=False))) as units:
+        for k in (1, 2):
+            units["SIPWCS", k].header["CRVAL2"] += (k == 2) * 20.0 / 3.6e6 + 1e-5
+        out = io.BytesIO()
+        units.writeto(out)
+    with Store(tmp_path / "store.db", create=True) as store, client_of(store) as client:
+        store.add([read_headerlet(data), read_headerlet(out.getvalue())])
+        told = client.get("/api/v1/exposures/j95y04hpq/differences").json()
+        assert sorted(d["chips_apart_mas"] for d in told) == pytest.approx([0.0, 20.0], abs=0.05)
+        page = client.get("/exposures/j95y04hpq").text
+        assert "the chips have moved against each other, two of them by 20.0 mas" in page
+        assert "Common to all chips" not in page
+
+
+def test_dates_and_choices_over_http(client, store):
+    """An unknown date is null; a bad one is refused with what is accepted; nobody is chosen of."""
+    store.add([fit(wcsname="OPUS", DATE=None)])
+    rows = client.get("/api/v1/solutions", params={"wcsname": "OPUS"}).json()
+    assert [r["created"] for r in rows].count(None) == 1
+    assert ">unknown<" in client.get("/exposures/j95y04hpq").text
+    day = {"created_until": "2021-01-05", "created_since": "2021-01-05"}
+    assert len(client.get("/api/v1/solutions", params=day).json()) >= 1
+    bad = client.get("/api/v1/solutions", params={"added_since": "last week"})
+    assert (bad.status_code, "is no date" in bad.json()["error"]) == (422, True)
+    assert "2021-01-05" in bad.json()["hint"]
+    answer = client.delete("/api/v1/exposures/nobody/choice", headers=AUTH)
+    assert (answer.status_code, store.history("nobody")) == (422, [])
+
+
+def test_hubbles_client_gets_no_doubtful_solution(tmp_path):
+    """It would apply it; only where there is no other, or a user chose it."""
+    data = make_headerlet(wcsname=FIT)
+    at = data.rindex(FIT.encode())
+    torn = read_headerlet(data[:at] + data[at:].replace(FIT.encode(), IDC.ljust(len(FIT)).encode()))
+    with Store(tmp_path / "store.db", create=True) as store, client_of(store) as client:
+        address = "/astrometryDB/observation/read/j95y04hpq"
+        store.add([torn])
+        assert FIT in client.get(address).text
+        store.add([read_headerlet(make_headerlet(wcsname="OPUS"))])
+        assert FIT not in client.get(address).text
+        assert client.get(address, params={"wcsname": FIT}).status_code == 404
+        store.choose("j95y04hpq", FIT)
+        assert FIT in client.get(address).text
 
 
 ODD = [None, True, -1, 1e308, 10**30, "", "x" * 300, "\0", [], {}, [1], {"a": 1}, "RA---ZPN", "12"]

@@ -73,6 +73,37 @@ def test_from_headerlets_to_a_decision(folder, capsys):
         "solution", "solution", "decision", "decision", "choice withdrawn", "decision"]
 
 
+def test_dates(folder, capsys):
+    """A day is meant whole, an unknown date is null, and what is no date says what is one."""
+    Path("d_hlet.fits").write_bytes(make_headerlet(ra=10.0, primary={"DATE": None}))
+    assert run(["store", "add", "--store", "sky.db", "."]) == ExitCode.OK
+    capsys.readouterr()
+    find = ["store", "find", "--store", "sky.db"]
+    for bound, n in (("--until=2021-01-05", 3), ("--since=2021-01-05", 3), ("--until=2021", 3),
+                     ("--until=2021-01-04", 0), ("--since=2021-01-06", 0)):
+        run([*find, "--json", bound])
+        assert len(records(capsys)) == n, bound
+    run([*find, "--json"])
+    assert [r["created"] for r in records(capsys)].count(None) == 1
+    assert run(find) == ExitCode.OK
+    assert "unknown" in capsys.readouterr().out
+    for text in ("tomorrow", "2021-02-30", "5.1.2021"):
+        assert run([*find, "--until", text]) == ExitCode.USAGE
+        said = capsys.readouterr().err
+        assert f"'{text}' is no date" in said
+        assert "2021-01-05T05:23" in said
+
+
+def test_withdrawing_from_nobody(folder, capsys):
+    withdraw = ["store", "best", "--store", "sky.db", "nobody", "--withdraw"]
+    before = Path("sky.db").read_bytes()
+    for options in ([], ["--dry-run"]):
+        assert run([*withdraw, *options]) == ExitCode.USAGE
+        assert "nobody: no such exposure" in capsys.readouterr().err
+    assert run(["store", "history", "--store", "sky.db", "nobody"]) == ExitCode.NOTHING_TO_DO
+    assert Path("sky.db").read_bytes() == before
+
+
 def test_a_record_is_written_in_the_form_that_its_name_says(folder, capsys):
     cards = {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "CRVAL1": 10.0, "CRVAL2": 20.0,
              "CRPIX1": 500.5, "CRPIX2": 250.5, "CD1_1": -1e-4, "CD2_2": 1e-4, "PV1_1": 1.0,

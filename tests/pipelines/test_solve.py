@@ -119,7 +119,7 @@ def test_the_error_that_is_predicted_is_the_error_that_is_made(pointings):
 def test_pulls_of_stars_that_the_fit_never_saw(pointings):
     pulls = []
     for _, outcome in pointings:
-        rows = outcome.matches[outcome.matches["reserved"]]
+        rows = outcome.match_rows[outcome.match_rows["reserved"]]
         pulls += [rows["dra_mas"] / rows["sigma_ra_mas"], rows["ddec_mas"] / rows["sigma_dec_mas"]]
         assert outcome.solution.chi2_dof == pytest.approx(1.0, abs=0.25)
     pulls = np.concatenate(pulls)
@@ -129,7 +129,7 @@ def test_pulls_of_stars_that_the_fit_never_saw(pointings):
 
 
 def test_numbers_of_the_table_are_those_of_the_solution(solved):
-    rows, solution = solved.matches, solved.solution
+    rows, solution = solved.match_rows, solved.solution
     used = rows[rows["used"]]
     assert len(rows) == solution.n_matched
     assert len(used) == solution.n_used
@@ -144,8 +144,8 @@ def test_numbers_of_the_table_are_those_of_the_solution(solved):
 
 def test_matches_are_the_stars_they_are_said_to_be(field, solved):
     stars = field.stars().set_index("id")
-    known = stars.loc[solved.matches["ref_id"]]
-    off = np.hypot(known["x"] - solved.matches["x"], known["y"] - solved.matches["y"])
+    known = stars.loc[solved.match_rows["ref_id"]]
+    off = np.hypot(known["x"] - solved.match_rows["x"], known["y"] - solved.match_rows["y"])
     assert np.quantile(off, 0.97) < 1.0
     sharp = known["snr"] if "snr" in known else known["flux_e"] / known["flux_crb_e"]
     assert off[sharp > 100].max() < 0.3
@@ -160,7 +160,7 @@ def test_astropy_reads_what_was_fitted(field, tmp_path, form):
     assert header["CTYPE1"] == f"RA---{kind}"
     assert ("A_ORDER" in header) == (form == "sip")
     assert ("PV1_4" in header) == (form == "tpv")
-    rows = outcome.matches
+    rows = outcome.match_rows
     ra, dec = wcs_of(header).all_pix2world(rows["x"], rows["y"], 0)
     cos = np.cos(np.radians(rows["dec_deg"]))
     assert np.abs((ra - rows["ra_deg"]) * cos).max() * 3.6e6 < 0.01
@@ -327,7 +327,7 @@ def test_chips(mosaic, tmp_path, chips):
     assert [e["hdu"] for e in entries] == [1, 2, 3]
     assert all(e["cards"]["CRVAL2"] == h["CRVAL2"] for e, h in zip(entries, headers))
     assert sum(e["n_used"] for e in entries) == outcome.solution.n_used
-    assert set(outcome.matches["chip"]) == {0, 1, 2}
+    assert set(outcome.match_rows["chip"]) == {0, 1, 2}
 
 
 def test_few_stars_on_each_of_many_chips_cover_the_focal_plane(tmp_path):
@@ -377,10 +377,10 @@ def fast(tmp_path_factory):
 def test_stars_are_where_their_motion_takes_them(fast):
     outcome = solve(fast.image, fast.refcat)
     assert outcome.solution.epoch_yr == pytest.approx(2025.5, abs=0.01)
-    stars = fast.stars().set_index("id").loc[outcome.matches["ref_id"]]
+    stars = fast.stars().set_index("id").loc[outcome.match_rows["ref_id"]]
     quick = (np.hypot(stars["pm_ra_mas_yr"], stars["pm_dec_mas_yr"]) > 300).to_numpy()
     assert quick.sum() > 20
-    rows = outcome.matches[quick]
+    rows = outcome.match_rows[quick]
     pull = [rows["dra_mas"] / rows["sigma_ra_mas"], rows["ddec_mas"] / rows["sigma_dec_mas"]]
     assert np.median(np.hypot(*pull)) < 1.6
     off = np.hypot((rows["ref_ra_deg"] - stars["ra_deg"][quick]) * np.cos(np.radians(30.0)),
@@ -414,7 +414,7 @@ def test_an_image_without_a_date(fast, tmp_path):
             hdus[0].header.remove(key, ignore_missing=True)
         hdus.writeto(image)
     dated, undated = solve(fast.image, fast.refcat), solve(image, fast.refcat)
-    told = solve(image, fast.refcat, epoch_yr=2025.5)
+    told = solve(image, fast.refcat, epoch=2025.5)
     assert any("--epoch" in n for n in undated.solution.notes)
     assert not any("--epoch" in n for n in told.solution.notes)
     assert undated.solution.epoch_yr == 2016.0
@@ -423,10 +423,10 @@ def test_an_image_without_a_date(fast, tmp_path):
     errors = [np.abs(fast.error_mas(header_of(o))).max() for o in (dated, undated, told)]
     assert errors[0] < 150
     assert errors[2] < 150
-    sigma = [float(np.median(np.hypot(o.matches["sigma_ra_mas"], o.matches["sigma_dec_mas"])))
+    sigma = [float(np.median(np.hypot(o.match_rows["sigma_ra_mas"], o.match_rows["sigma_dec_mas"])))
              for o in (dated, undated)]
     assert sigma[1] > 1.3 * sigma[0]
-    pull = undated.matches["dra_mas"] / undated.matches["sigma_ra_mas"]
+    pull = undated.match_rows["dra_mas"] / undated.match_rows["sigma_ra_mas"]
     assert np.sqrt(np.mean(pull**2)) < 1.5, "the errors cover the motion that is not known"
     assert errors[0] < errors[1] < 5 * undated.solution.wcs_error_mas["corner"]
 
@@ -468,7 +468,7 @@ def test_a_header_that_is_better_than_the_stars_can_give_stays(precious, tmp_pat
     assert np.abs(precious.error_mas(header)).max() < 0.01
     beside = wcs_of(header, key="A")
     assert header["WCSNAMEA"] == solution.wcsname
-    rows = outcome.matches
+    rows = outcome.match_rows
     linear = apart_mas(beside, wcs_of(header_of(outcome)), rows["x"], rows["y"])
     assert np.abs(linear).max() < 0.01, "the alternate is the new WCS"
     assert header["AST_KEEP"] is True
@@ -484,8 +484,8 @@ def test_a_header_that_is_better_than_the_stars_can_give_stays(precious, tmp_pat
 # ------------------------------------------------------------------------------ the same bits
 def test_the_same_bits_whatever_the_number_of_threads(field, solved, tmp_path):
     two = solve(field.image, field.refcat, threads=2)
-    assert two.sources.tobytes() == solved.sources.tobytes()
-    assert two.matches.tobytes() == solved.matches.tobytes()
+    assert two.source_rows.tobytes() == solved.source_rows.tobytes()
+    assert two.match_rows.tobytes() == solved.match_rows.tobytes()
     cards = [[c for c in header_of(o).cards if c.keyword != "DATE"] for o in (two, solved)]
     assert [str(c) for c in cards[0]] == [str(c) for c in cards[1]]
 
@@ -539,7 +539,7 @@ def test_the_table_of_matches_has_the_columns_that_scripts_rely_on(field, solved
     assert schema.names == COLUMNS
     for name, unit in UNITS.items():
         assert schema.field(name).metadata[b"unit"].decode() == unit
-    assert read_parquet(path, MATCHES).tobytes() == solved.matches.tobytes()
+    assert read_parquet(path, MATCHES).tobytes() == solved.match_rows.tobytes()
 
 
 def test_the_names_that_python_users_need(field, tmp_path):
@@ -553,7 +553,7 @@ def test_the_names_that_python_users_need(field, tmp_path):
     with fits.open(field.image) as hdus:
         pair = solve((hdus[0].data, hdus[0].header), refcat)
         listed = solve(hdus, refcat)
-    assert pair.matches.tobytes() == listed.matches.tobytes() == outcome.matches.tobytes()
+    assert pair.match_rows.tobytes() == listed.match_rows.tobytes() == outcome.match_rows.tobytes()
 
 
 def test_what_the_caller_knows_goes_before_the_header(field, tmp_path):
@@ -562,8 +562,8 @@ def test_what_the_caller_knows_goes_before_the_header(field, tmp_path):
         fits.PrimaryHDU(hdus[0].data).writeto(image)
     centre = wcs_of(field.truth()).all_pix2world(259.5, 229.5, 0)
     outcome = solve(
-        image, field.refcat, center=(float(centre[0]) + 0.02, float(centre[1])), radius_deg=0.1,
-        scale_arcsec=1.05, scale_error=0.1, epoch_yr=2025.5,
+        image, field.refcat, center=(float(centre[0]) + 0.02, float(centre[1])), radius=0.1,
+        scale=1.05, scale_error=0.1, epoch=2025.5,
     )
     assert outcome.solution.status == "solved"
     assert np.isnan(outcome.solution.before_offset_arcsec)

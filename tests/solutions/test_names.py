@@ -27,7 +27,28 @@ KNOWN = {
     "TWEAK-FIT_IMG_GAIADR3": ("a posteriori", "TWEAK", "IMG", "GAIADR3", 0),
     "IDC_x-FIT_IMG": ("other", "IDC_x-FIT_IMG", "", "", 0),
     "IDC_x-FIT_IMG_A-01": ("other", "IDC_x-FIT_IMG_A-01", "", "", 0),
+    "my-own-SIP": ("other", "my-own-SIP", "", "", 0),
 }
+
+# What was converted keeps its class and its catalogue.
+CONVERTED = {
+    "IDC_x-FIT_REL_GAIADR2-SIP": ("a posteriori", "IDC_x", "REL", "GAIADR2", 0, "SIP"),
+    "FIT_IMG_GAIADR3-TPV": ("a posteriori", "", "IMG", "GAIADR3", 0, "TPV"),
+    "IDC_x-GSC240-TAN": ("a priori", "IDC_x", "", "GSC240", 0, "TAN"),
+    "IDC_x-SIP": ("distortion", "IDC_x", "", "", 0, "SIP"),
+    "OPUS-TAN": ("pipeline", "OPUS", "", "", 0, "TAN"),
+    "OPUS-SIPPY": ("a priori", "OPUS", "", "SIPPY", 0, ""),
+    "IDC_x-HSC30-SIP-TPV-3": ("a priori", "IDC_x", "", "HSC30", 3, "SIP-TPV"),
+    "IDC_x-FIT_IMG_GAIADR3-2-SIP": ("a posteriori", "IDC_x", "IMG", "GAIADR3", 0, "2-SIP"),
+}
+
+
+@pytest.mark.parametrize(("text", "parts"), CONVERTED.items())
+def test_converted_names(text, parts):
+    name = parse_wcsname(text)
+    got = (name.kind, name.start, name.method, name.catalog, name.copy, name.form)
+    assert got == parts
+    assert name.build() == text
 
 
 @pytest.mark.parametrize(("text", "parts"), KNOWN.items())
@@ -38,7 +59,8 @@ def test_known_names(text, parts):
 
 
 pieces = st.sampled_from(
-    ["IDC_", "OPUS", "NONE", "FIT_", "IMG", "_", "-", "GSC240", "1", "02", "a.fits", " ", "x", "\n"]
+    ["IDC_", "OPUS", "NONE", "FIT_", "IMG", "_", "-", "GSC240", "1", "02", "a.fits", " ", "x", "\n",
+     "-SIP", "-TPV", "-TAN"]
 )
 
 
@@ -57,6 +79,29 @@ letters = st.text("ABCxyz019", min_size=1, max_size=8)
 def test_any_fit_is_parsed(start, method, catalog, copy):
     name = WcsName("a posteriori", start, method, catalog, copy)
     assert parse_wcsname(name.build()) == name
+
+
+KINDS = (
+    "OPUS", "IDC_x", "IDC_x-GSC240", "OPUS-HSC30", "IDC_x-FIT_SVM_GAIAeDR3", "FIT_IMG_A", "NONE",
+)
+
+
+@given(
+    text=st.sampled_from(KINDS), copy=st.integers(0, 99), again=st.integers(0, 99),
+    forms=st.lists(st.sampled_from(["SIP", "TPV", "TAN"]), max_size=3),
+)
+def test_a_conversion_changes_neither_class_nor_catalogue(text, copy, again, forms):
+    """Whatever was converted, and numbered before or after that."""
+    if copy and not forms:
+        again = 0
+    numbered = f"{text}-{copy}" if copy else text
+    name = parse_wcsname("-".join([numbered, *forms, *([str(again)] if again else [])]))
+    plain = parse_wcsname(text)
+    assert (name.kind, name.start, name.method, name.catalog) == (
+        plain.kind, plain.start, plain.method, plain.catalog)
+    assert name.form.endswith("-".join(forms))
+    assert name.build() == "-".join([numbered, *forms, *([str(again)] if again else [])])
+    assert name.describe() == plain.describe()
 
 
 @given(st.one_of(st.text(max_size=40), st.lists(pieces, max_size=9).map("".join)), letters)

@@ -1,10 +1,12 @@
 """The store, on SQLite and on PostgreSQL alike."""
 
 import dataclasses
+import datetime
 import gzip
 import io
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.time import Time
 from astropy.wcs import WCS
 from exposures import headerlet_sky, make_flc, make_tpv
 from exposures import sky as exposure_sky
@@ -42,7 +45,7 @@ from cynosure.solutions.store import migrations, schema
 from cynosure.solutions.store.database import Database
 from cynosure.solutions.store.export import export_store, import_store
 from cynosure.solutions.store.intake import entries_of_bytes, read_entries, read_headerlet
-from cynosure.solutions.store.query import Query
+from cynosure.solutions.store.query import Query, conditions
 from cynosure.solutions.store.records import read_record
 from cynosure.solutions.store.store import Added, GuideStars, Store
 
@@ -126,6 +129,109 @@ def test_tables_are_shared_and_files_whole(store):
     }
 
 
+def test_a_solution_is_told_by_its_wcs(store):
+    """Names of headerlets, dates and the last digits of numbers make no other solution."""
+    first = entry(wcsname=FIT, tables=False)
+    twins = [
+        entry(wcsname=FIT, tables=False, hdrname="another", primary={"AUTHOR": "x"}),
+        entry(wcsname=FIT, tables=False, primary={"DATE": None}),
+        # What twenty columns of a card leave of a number.
+        entry(wcsname=FIT, tables=False, ra=150.0 + 3e-13),
+    ]
+    whole = parse_headerlet(first.payload).chips[0]
+    others = [
+        entry(wcsname=FIT, tables=False, ra=150.0 + 1e-8), entry(wcsname=IDC, tables=False),
+        entry("j95y04hqq", FIT, tables=False), entry(wcsname=FIT),
+        entry(wcsname=FIT, tables=False, A_0_4=whole.number("A_0_4") * (1 + 1e-7)),
+        entry(wcsname=FIT, tables=False, RADESYS="FK4"),
+    ]
+    assert {e.identity for e in twins} == {first.identity}
+    assert len({e.identity for e in [first, *others]}) == 1 + len(others)
+    assert store.add([first, *twins]) == Added(1, 3)
+    assert store.add([*others, *twins]) == Added(len(others), 3)
+    assert store.add(twins[:1]) == Added(0, 1)
+
+
+def test_a_damaged_copy_does_not_stand_for_a_whole_one(store):
+    whole = make_headerlet(tables=True)
+    bad, good = read_headerlet(whole.replace(b"'WCSDVARR'", b"'WCSDVARX'")), read_headerlet(whole)
+    assert (bool(bad.faults), good.faults) == (True, ())
+    assert store.add([bad]) == store.add([good]) == Added(1, 0)
+    assert store.best("j95y04hpq").content_sha256 == good.content_sha256
+
+
+def test_what_only_another_file_says_is_learnt(store):
+    bare = entry(wcsname=FIT, primary={"DATE": None, "RMS_RA": None, "RMS_DEC": None,
+                                       "AUTHOR": None, "NMATCH": None})
+    told = fit(hdrname="told")
+    for order in ([bare, told], [told, bare]):
+        store.add(order[:1])
+        store.add(order[1:])
+        [kept] = store.find()
+        assert (kept.created, kept.rms_ra_mas, kept.nmatch) == ("2021-01-05T05:23:11", 8.0, 100)
+        assert store.payload(kept.content_sha256) == order[0].payload
+        store.remove(kept.content_sha256)
+    assert store.add([bare, told]) == Added(1, 1)  # in one batch
+    assert store.find()[0].nmatch == 100
+
+
+def test_switches_bring_nothing_new(store, tmp_path):
+    """Active, alternate, headerlet: the same three solutions, wherever they lie in the file."""
+    (tmp_path / "fitted").mkdir()
+    path = make_flc(tmp_path / "j95y04hpq_flc.fits")
+    fitted = make_flc(tmp_path / "fitted" / "j95y04hpq_flc.fits")
+    with fits.open(fitted, mode="update") as units:
+        for k in (1, 2):
+            units["SCI", k].header["WCSNAME"] = FIT
+            units["SCI", k].header["CRVAL1"] += 1e-4
+    other = archive.create(fitted).replaced(DATE="2021-01-05T05:23:11", HDRNAME="mine")
+    assert store.add(read_entries(path)) == Added(2, 0)
+    archive.activate(path, other)
+    assert store.add(read_entries(path)).new == 1
+    for name in (IDC, FIT, "OPUS", IDC, FIT):
+        archive.activate(path, name, force=True)
+        made = list(read_entries(path))
+        assert not [e for e in made if isinstance(e, CynosureError)]
+        assert store.add(made).new == 0, name
+    assert {s.wcsname: s.created for s in store.find()} == {
+        IDC: None, "OPUS": None, FIT: "2021-01-05T05:23:11"}
+
+
+def test_a_record_and_the_image_it_is_of(store, tmp_path):
+    """The record of a solve and the solved image hold one solution."""
+    path = make_tpv(tmp_path / "m81_wcs.fits", name="FIT_IMG_GAIADR3")
+    header = fits.getheader(path)
+    cards = {k: header[k] for k in header if re.match(r"CTYPE|CRVAL|CRPIX|CD\d|PV", k)}
+    record = Solution(
+        "m81.fits", status="solved", quality=1, wcsname="FIT_IMG_GAIADR3", n_used=120,
+        rms_ra_mas=20.0, rms_dec_mas=22.0, created="2026-01-02T03:04:05+00:00",
+        chips=({"name": "m81.fits", "hdu": 0, "shape": [48, 64], "cards": cards},),
+    )
+    assert store.add(read_entries(path)) == Added(1, 0)
+    assert store.find()[0].created is None
+    assert store.add([read_record(record.to_json())]) == Added(0, 1)
+    [kept] = store.find()
+    assert (kept.quality, kept.nmatch, kept.created) == (1, 120, "2026-01-02T03:04:05")
+
+
+def test_dates_are_never_made_up(store, tmp_path):
+    """What no file states is null, in the store and as JSON, and counts as the oldest."""
+    path = make_flc(tmp_path / "j95y04hpq_flc.fits")
+    archive.archive(path, "active")
+    made = list(read_entries(path))
+    assert {e.created for e in made} == {None}
+    assert all(parse_headerlet(e.payload).text("DATE") == "" for e in made)
+    store.add([*made, entry(ra=150.01, hdrname="dated")])
+    rows = json.loads(json.dumps([s.to_dict() for s in store.find(Query(wcsname=IDC))]))
+    assert [r["created"] for r in rows] == [None, "2021-01-05T05:23:11"]
+    best = store.best("j95y04hpq")
+    assert best.hdrname == "dated"
+    assert "nobody knows when" in next(
+        c.reason for c in best.considered if c.wcsname == IDC and c.verdict != "chosen")
+    for bound in ({"created_since": "1900"}, {"created_until": "2100"}):
+        assert [s.hdrname for s in store.find(Query(**bound))] == ["dated"]
+
+
 def test_a_damaged_file_in_the_store_is_not_given_out(store):
     one = entry()
     store.add([one])
@@ -192,6 +298,60 @@ def test_queries(store):
     counts = [(e.rootname, e.n_solutions) for e in store.exposures()]
     assert counts == [("a1", 3), ("b_2", 1), ("bx2", 1), ("c*3", 1)]
     assert [e.rootname for e in store.exposures(after="b_2", limit=1)] == ["bx2"]
+
+
+@pytest.mark.parametrize(("bounds", "n"), [
+    ({"created_until": "2021-01-05"}, 2), ({"created_until": "2021-01-04"}, 1),
+    ({"created_until": "2021-01"}, 2), ({"created_until": "2020"}, 1),
+    ({"created_since": "2021-01-05"}, 2), ({"created_since": "2021-01-06"}, 1),
+    ({"created_until": "2021-01-05T05:23"}, 2), ({"created_until": "2021-01-05 05:22:59"}, 1),
+    ({"created_until": "2021-01-05T06:23:11+01:00"}, 2),
+    ({"created_until": "2021-01-05T06:23:10+01:00"}, 1),
+    ({"created_since": "2021-01-05T05:23:11", "created_until": "2021-01-05T05:23:11"}, 1),
+    ({"created_since": datetime.date(2021, 1, 5)}, 2),
+    ({"created_until": datetime.datetime(2021, 1, 5, 5, 23, 11)}, 2),
+    ({"created_until": Time("2021-01-05T05:23:48.184", scale="tai")}, 2),  # 37 s before in UTC
+    ({"created_until": Time("2021-01-05T05:23:47", scale="tai")}, 1),
+    ({"added_since": "2020-01-01", "added_until": "9998"}, 3), ({"added_until": "2020-01-01"}, 0),
+])
+def test_dates_are_values(store, bounds, n):
+    dates = ("1997-12-31", "2021-01-05T05:23:11", "2022-06-01T00:00:00")
+    store.add(entry(ra=150.0 + k, primary={"DATE": d}) for k, d in enumerate(dates))
+    assert len(store.find(Query(**bounds))) == n
+
+
+@pytest.mark.parametrize("text", [
+    "yesterday", "", "2021-13", "2021-02-30", "2021-1-5", "05/01/2021", "20210105", "0000",
+    "2021-01-05T25:00", "2021-01-05T05", "2021-01-05; drop", 2021, "9999",
+])
+def test_what_is_no_date(text):
+    with pytest.raises(SettingError, match=r"created_until: .* is no date") as caught:
+        conditions(Query(created_until=text))
+    assert "2021-01-05T05:23" in caught.value.hint
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("ra", "dec"), [(0.0, 0.0), (359.99999, -60.0), (180.0, 89.98), (7.0, -89.98)])
+def test_an_exposure_is_where_its_best_solution_has_it(store, ra, dec):
+    """Not at the right ascension of one solution and the declination of another."""
+    store.add([
+        entry(wcsname="OPUS", ra=ra, dec=dec), entry(wcsname=IDC, ra=(ra + 0.02) % 360, dec=dec),
+        fit(ra=(ra + 0.01) % 360, dec=max(dec - 0.01, -89.99)), entry("z1", ra=ra, dec=dec),
+    ])
+    [one, other] = store.exposures()
+    [best] = [s for s in store.find() if s.content_sha256 == store.best("j95y04hpq").content_sha256]
+    assert (one.ra_deg, one.dec_deg) == (best.ra_deg, best.dec_deg)
+    assert (one.n_solutions, one.fitted, other.n_solutions) == (3, True, 1)
+    v = sky.unit_vectors(*best.corners.reshape(-1, 2).T)
+    assert sky.separation_deg(one.ra_deg, one.dec_deg, *sky.radec(v.mean(axis=0))) < 1e-9
+    assert sky.separation_deg(one.ra_deg, one.dec_deg, ra, dec) < 0.05
+    assert store.exposures(limit=1) == [one]
+    assert store.exposures(after="j95y04hpq") == [other]
+    store.choose("j95y04hpq", "OPUS")
+    [chosen] = store.find(Query(wcsname="OPUS"))
+    assert (store.exposures()[0].ra_deg, store.exposures()[0].dec_deg) == (
+        chosen.ra_deg, chosen.dec_deg)
 
 
 def test_queries_by_quality(store):
@@ -269,11 +429,40 @@ def test_best_choice_and_history(store):
     assert whats[-2:] == ["choice withdrawn", "decision"]
     with pytest.raises(SettingError, match="no solutions are called NOPE"):
         store.choose("j95y04hpq", "NOPE")
-    store.add([fit(hdrname="another", primary={"AUTHOR": "x"})])
+    store.add([fit(hdrname="another", ra=150.001)])
     with pytest.raises(SettingError, match="2 solutions are called"):
         store.choose("j95y04hpq", FIT)
     assert store.choose("j95y04hpq", "another").hdrname == "another"
     assert store.best("nobody").reason == "no solution is known"
+
+
+def test_a_choice_of_nothing_is_not_taken_back(store):
+    store.add([entry(), fit()])
+    for dry_run in (True, False):
+        with pytest.raises(SettingError, match="nobody: no such exposure"):
+            store.choose("nobody", "", dry_run=dry_run)
+    assert store.history("nobody") == []
+    assert store.choose("j95y04hpq", "").wcsname == FIT  # there was no choice: nothing to write
+    store.choose("j95y04hpq", IDC, dry_run=True)
+    assert [e["what"] for e in store.history("j95y04hpq")] == ["solution", "solution"]
+    store.choose("j95y04hpq", IDC)
+    store.choose("j95y04hpq", "")
+    store.choose("j95y04hpq", "")
+    whats = [e["what"] for e in store.history("j95y04hpq")]
+    assert whats[2:] == ["decision", "choice withdrawn", "decision"]
+
+
+def test_a_doubtful_choice_says_so(store):
+    data = make_headerlet(wcsname=FIT)
+    at = data.rindex(FIT.encode())
+    torn = read_headerlet(data[:at] + data[at:].replace(FIT.encode(), IDC.ljust(len(FIT)).encode()))
+    assert torn.doubts
+    store.add([torn, entry(wcsname="OPUS")])
+    best = store.best("j95y04hpq")
+    assert best.wcsname == "OPUS"
+    assert "doubtful: SIPWCS," in best.considered[1].reason
+    forced = store.choose("j95y04hpq", torn.content_sha256)
+    assert (forced.wcsname, "doubtful: SIPWCS," in forced.reason) == (FIT, True)
 
 
 def test_guide_stars(store):
@@ -318,13 +507,12 @@ def test_export_and_import(store, tmp_path):
         assert import_store(copy, tmp_path / "out") == Added(0, 4)
         for a, b in zip(store.find(), copy.find(), strict=True):
             mine, theirs = a.to_dict(), b.to_dict()
-            for name in ("id", "added"):
-                del mine[name], theirs[name]
+            del mine["id"], theirs["id"]
             assert mine == theirs
             assert copy.payload(a.content_sha256) == store.payload(a.content_sha256)
         assert [s.extent for s in copy.find()] == ["tables", "tables", "assumed", "image"]
         assert copy.best("a1").wcsname == IDC
-        assert len(copy.history("a1")) == len(store.history("a1"))
+        assert copy.history("a1") == store.history("a1")
         assert copy.guide_stars("a1") == store.guide_stars("a1")
     with pytest.raises(OutputExists):
         export_store(store, tmp_path / "out")
@@ -334,6 +522,27 @@ def test_export_and_import(store, tmp_path):
         export_store(store, tmp_path / "mine", overwrite=True)
     export_store(store, tmp_path / "out", overwrite=True)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_an_import_keeps_the_order_of_history(store, tmp_path):
+    """Older decisions that come in later do not count as newer ones."""
+    store.add([fit()])
+    store.choose("j95y04hpq", FIT, made_by="first")
+    time.sleep(0.002)
+    store.add([entry()])
+    export_store(store, tmp_path / "old")
+    with Store(tmp_path / "copy.db", create=True) as copy:
+        time.sleep(0.002)
+        copy.add([entry(wcsname="OPUS", tables=False)])
+        copy.choose("j95y04hpq", "OPUS", made_by="later")
+        import_store(copy, tmp_path / "old")
+        assert copy.best("j95y04hpq").wcsname == "OPUS"
+        assert copy.last_decision("j95y04hpq").made_by == "later"
+        events = [(e["what"], e["wcsname"]) for e in copy.history("j95y04hpq")]
+        assert events == [("solution", FIT), ("decision", FIT), ("solution", IDC),
+                          ("solution", "OPUS"), ("decision", "OPUS")]
+        assert events[:3] == [(e["what"], e["wcsname"]) for e in store.history("j95y04hpq")]
+        assert copy.proposals() == []
 
 
 def test_a_damaged_export_is_noticed(store, tmp_path):
@@ -357,13 +566,21 @@ def test_a_damaged_export_is_noticed(store, tmp_path):
         import_store(copy, out)
 
 
-def older(url):
+def older(url, *, twice=False):
     """Make a store as the first version of the schema had it."""
     with Store(url, create=True) as opened:
         opened.add([entry()])
+        if twice:  # as it kept them: of one WCS, and one of which nobody knows the date
+            other = entry(hdrname="other", primary={"DATE": None})
+            opened.add([dataclasses.replace(other, identity="0" * 32)])
         with opened.database.engine.begin() as connection:
             schema.guide_stars.drop(connection)
             schema.decisions.drop(connection)
+            connection.execute(text("DROP INDEX solutions_identity"))
+            connection.execute(text("ALTER TABLE solutions DROP COLUMN identity"))
+            connection.execute(text("UPDATE solutions SET created = '' WHERE created IS NULL"))
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("ALTER TABLE solutions ALTER COLUMN created SET NOT NULL"))
             connection.execute(text("ALTER TABLE solutions DROP COLUMN extent"))
             connection.execute(
                 text("UPDATE store_facts SET value = '1' WHERE name = 'schema_version'")
@@ -388,7 +605,7 @@ def test_migration(url, tmp_path):
     assert "cynosure store migrate" in caught.value.hint
     assert caught.value.exit_code == ExitCode.STORE_UNAVAILABLE
     database = Database(url)
-    assert len(migrations.migrate(database)) == 2
+    assert len(migrations.migrate(database)) == 3
     assert migrations.migrate(database) == []
     migrated = shape(database)
     with database.engine.begin() as connection:
@@ -406,6 +623,22 @@ def test_nothing_is_lost_by_a_migration(url):
     with Store(url) as opened:
         assert opened.best("j95y04hpq").wcsname == IDC
         opened.record(opened.best("j95y04hpq"))
+
+
+def test_a_migration_reads_every_file_again(url):
+    """Identities and faults are those of the files; what was kept twice stays as it is."""
+    older(url, twice=True)
+    with Database(url).engine.begin() as connection:
+        connection.execute(text("UPDATE solutions SET valid = false, faults = 'wrong'"))
+    database = Database(url)
+    migrations.migrate(database)
+    database.close()
+    with Store(url) as opened:
+        first, other = sorted(opened.find(), key=lambda s: s.id)
+        assert (first.valid, first.faults, first.identity) == (True, (), entry().identity)
+        assert (other.created, other.identity) == (None, other.content_sha256[:32])
+        assert [s.id for s in opened.find(Query(created_until="2100"))] == [first.id]
+        assert opened.add([entry(), entry(hdrname="third"), entry(hdrname="other")]) == Added(0, 3)
 
 
 def test_every_version_has_its_step():
@@ -637,9 +870,11 @@ def test_real_exposures(data_dir, store):
     assert {e.extent for e in made if e.rootname.startswith("ib46")} == {"image"}
     [alone] = [e for e in made if e.rootname == "ia1d23dmq"]
     assert alone.extent == "assumed"
-    assert store.add(made) == Added(19, 0)
+    # The archive keeps the pointing with the distortion model twice, under two HDRNAMEs.
+    assert store.add(made) == Added(17, 2)
     for e in made:
-        assert store.payload(e.content_sha256) == e.payload
+        if store.get(e.content_sha256) is not None:
+            assert store.payload(e.content_sha256) == e.payload
     for rootname, n_used in (("ib4606c5q", 573), ("ib4606cpq", 276)):
         best = store.best(rootname)
         assert best.wcsname.endswith("-FIT_REL_GAIAeDR3")
@@ -650,7 +885,7 @@ def test_real_exposures(data_dir, store):
               if c.content_sha256 == twice[0].content_sha256]
     assert (lost.verdict, lost.reason) == (
         "passed over", "doubtful: SIPWCS,2 holds another solution, IDC_2731450pi-HSC30")
-    assert len(store.find(Query(cone=(137.84, -64.91, 0.01)))) == 18
+    assert len(store.find(Query(cone=(137.84, -64.91, 0.01)))) == 16
     assert len(store.find(Query(rootname="ia1d23dmq"))) == 1
 
 
@@ -670,7 +905,7 @@ def test_an_exposure_gives_its_own_solutions(store, tmp_path):
     assert set(made) == {IDC, f"{IDC}-GSC240", "OPUS"}
     assert made[f"{IDC}-GSC240"].hdrname == "mine_hlet"
     assert all((e.rootname, e.faults, e.extent, e.created) == (
-        "j95y04hpq", (), "image", "2020-05-06T00:00:00") for e in made.values())
+        "j95y04hpq", (), "image", None) for e in made.values())
     # The same pixels are at the same place by the file and by what was kept of it.
     for name, key in ((IDC, " "), (f"{IDC}-GSC240", "A")):
         kept = parse_headerlet(made[name].payload)
@@ -684,6 +919,7 @@ def test_an_exposure_gives_its_own_solutions(store, tmp_path):
     again = list(read_entries(path))
     assert sorted(e.wcsname for e in again) == sorted(made)
     assert len({e.content_sha256 for e in again}) == 3
+    assert store.add(again) == Added(0, 3)
 
 
 def test_an_image_of_any_telescope(store, tmp_path):
@@ -828,7 +1064,7 @@ def test_the_store_survives_odd_but_legal_headerlets(store):
         fit(CRVAL1=1e300), fit(wcsname=FIT, primary={"AUTHOR": "x" * 60}),
         entry(CRVAL2=-90.0, ra=0.0), fit(primary={"NMATCH": 10**30}), entry(CRPIX1=-1e9),
     ]
-    assert store.add(rows).new == 5
-    assert len(store.find()) == 5
+    assert store.add(rows) == Added(4, 1)  # two of the files are of one WCS
+    assert len(store.find()) == 4
     assert store.best("j95y04hpq").wcsname == FIT
     json.dumps([s.to_dict() for s in store.find()], allow_nan=False)

@@ -22,6 +22,7 @@ from cynosure.ground.errors import CatalogDamaged, OutputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from astropy.table import QTable
 
 __all__ = [
     "MATCHES",
@@ -30,9 +31,14 @@ __all__ = [
     "Column",
     "Schema",
     "SourceFlag",
+    "arrow_array",
     "read_parquet",
     "write_parquet",
 ]
+
+
+# Units of the schemas that astropy spells otherwise.
+ASTROPY_UNITS = {"px": "pix", "e-": "electron"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +93,32 @@ class Schema:
 
         fields, arrays = [], []
         for c in self.columns:
-            array = _arrow_array(np.ascontiguousarray(table[c.name]))
+            array = arrow_array(np.ascontiguousarray(table[c.name]))
             arrays.append(array)
             notes = {"unit": c.unit, "meaning": c.meaning}
             fields.append(pa.field(c.name, array.type, metadata=notes))
         schema = pa.schema(fields, metadata={"cynosure": self.name})
         return pa.Table.from_arrays(arrays, schema=schema)
+
+    def to_qtable(self, table: NDArray[np.void]) -> QTable:
+        """Return an astropy QTable: columns with units are quantities, meanings are descriptions.
+
+        The memory of the columns is shared with `table`.
+        """
+        from astropy import units
+        from astropy.table import Column as PlainColumn
+        from astropy.table import QTable
+
+        out = QTable(meta={"schema": self.name})
+        for c in self.columns:
+            values = table[c.name]
+            unit = units.Unit(ASTROPY_UNITS.get(c.unit, c.unit)) if c.unit else None
+            out[c.name] = (
+                PlainColumn(values, copy=False) if unit is None
+                else units.Quantity(values, unit, copy=False)
+            )
+            out[c.name].info.description = c.meaning
+        return out
 
     def from_arrow(self, table: pa.Table, where: str = "table") -> NDArray[np.void]:
         """Return a structured array from an Arrow table that has at least these columns."""
@@ -105,7 +131,7 @@ class Schema:
         return out
 
 
-def _arrow_array(values: NDArray[Any]) -> pa.Array:
+def arrow_array(values: NDArray[Any]) -> pa.Array:
     """Return an Arrow array over NumPy's own memory.
 
     pyarrow's conversions import pandas where it is installed, which takes longer than a table.

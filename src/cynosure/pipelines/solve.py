@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cynosure._version import __version__
 from cynosure.data.catalogs.refcat import RefCat, open_refcat
@@ -34,11 +34,13 @@ from cynosure.data.fits.wcsread import is_wcs_keyword
 from cynosure.data.frame import Exposure, Pointing
 from cynosure.data.tables import MATCHES, SOURCES
 from cynosure.ground.errors import CatalogMissing, CynosureError, SettingError
-from cynosure.ground.settings import Range, Settings, Unit
+from cynosure.ground.quantities import angle_in, julian_year, scale_in_arcsec, sky_position
+from cynosure.ground.settings import Settings
 from cynosure.pipelines.evidence import ENDING, write_evidence
 from cynosure.pipelines.extract import Extraction, extract_sources, load_kernels
 from cynosure.pipelines.gather import gather
-from cynosure.pipelines.plate import solve_plate
+from cynosure.pipelines.outcome import Chips, Outcome, SolvedChip
+from cynosure.pipelines.plate import Plate, solve_plate
 from cynosure.pipelines.run import Run, default_settings, run_images
 from cynosure.pipelines.verdict import conclude, now, steps_tried
 from cynosure.solutions.solution import Solution
@@ -53,53 +55,20 @@ __all__ = ["Outcome", "run_solve", "solve", "write"]
 Log = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What came of one image.
-
-    Attributes
-    ----------
-    solution : Solution
-    matches : structured array
-        Schema ``MATCHES``.
-    sources : structured array
-        Schema ``SOURCES``.
-    headers : dict
-        Place in the file (HDU, or HDU and plane) to the cards of the new WCS.
-    kept : dict
-        The same of the WCS that the image came with, where that is better and stays in use.
-    report : dict
-        Arrays and rows that the report draws.
-    """
-
-    solution: Solution
-    matches: NDArray[np.void]
-    sources: NDArray[np.void]
-    headers: dict[Any, Header] = field(default_factory=dict)
-    kept: dict[Any, Header] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return str(self.solution)
-
-    def _repr_html_(self) -> str:
-        return self.solution._repr_html_()
-
-
 def solve(
     image: Any,
-    refcat: RefCat | str | Path,
+    catalog: Any,
     *,
-    settings: Settings | None = None,
-    center: tuple[float, float] | None = None,
-    radius_deg: Annotated[float | None, Unit("deg"), Range(0.0001, 180)] = None,
-    scale_arcsec: Annotated[float | None, Unit("arcsec"), Range(0.001, 3600)] = None,
-    scale_error: Annotated[float | None, Range(0.0001, 10)] = None,
+    settings: Settings | Mapping[str, Mapping[str, Any]] | None = None,
+    center: Any = None,
+    radius: Any = None,
+    scale: Any = None,
+    scale_error: float | None = None,
     blind: bool = False,
     index: Any = None,
     form: str = "tpv",
     order: int | str = "auto",
-    epoch_yr: float | None = None,
+    epoch: Any = None,
     chips: str = "together",
     instrument: str | None = None,
     threads: int = 1,
@@ -109,17 +78,19 @@ def solve(
 
     Parameters
     ----------
-    image : path, Exposure, HDUList, (data, header) or CCDData
-    refcat : RefCat, path or URL
-        The reference catalogue.
-    settings : Settings, optional
-        From :func:`cynosure.pipelines.run.default_settings`.
-    center : tuple of float, optional
-        Right ascension and declination (deg) of the image's centre, instead of the header's.
-    radius_deg : float, optional
-        How far the centre may be off.
-    scale_arcsec : float, optional
-        Size of a pixel, instead of the header's.
+    image : path, Exposure, HDUList, image HDU, array, (data, header) or CCDData
+    catalog : path, URL, RefCat, Table or structured array
+        The reference catalogue: HATS or a table file, opened or not, or a table in memory with
+        at least ``ra``, ``dec`` and one magnitude.
+    settings : Settings or mapping, optional
+        What differs from the built-in settings, ``{"fit": {"max_order": 3}}``.
+    center : SkyCoord or pair, optional
+        Where the image points, instead of the header's: a SkyCoord, or right ascension and
+        declination as numbers in degrees, angles or texts.
+    radius : Quantity, float or str, optional
+        How far the centre may be off; a plain number is in degrees.
+    scale : Quantity, float or str, optional
+        Size of a pixel, instead of the header's; a plain number is in arcseconds.
     scale_error : float, optional
         Fraction by which the scale may be wrong.
     blind : bool
@@ -130,8 +101,8 @@ def solve(
         ``tpv``, ``sip`` or ``tan``: how the WCS is written.
     order : int or str
         Degree of the distortion, or ``auto``.
-    epoch_yr : float, optional
-        Julian year of the image where its header has no date.
+    epoch : Time, float, str or datetime, optional
+        Date of the image where its header has none; a plain number is a Julian year.
     chips : str
         ``together`` as one focal plane, or ``apart``.
     instrument : str, optional
@@ -155,10 +126,16 @@ def solve(
     --------
     >>> outcome = solve("m81.fits", "gaia/")  # doctest: +SKIP
     >>> print(outcome)  # doctest: +SKIP
+    >>> outcome.wcs.pixel_to_world(512, 512)  # doctest: +SKIP
     """
     start = time.perf_counter()
-    settings = _with_arguments(settings or default_settings(), form, order)
-    name = _name_of(image)
+    known = _Known(
+        sky_position(center), _positive(angle_in(radius, "deg", "radius"), "radius"),
+        _positive(scale_in_arcsec(scale), "scale"), scale_error, blind,
+    )
+    epoch_yr = julian_year(epoch)
+    job = _Job(_name_of(image), _with_arguments(settings_of(settings), form, order),
+               form, chips, threads, log)
     exposure: Exposure | None = None
     try:
         log("reading")
@@ -168,26 +145,68 @@ def solve(
             import astropy.wcs  # noqa: F401
 
             threading.Thread(target=_load_kernels, daemon=True).start()
-        catalog = refcat if isinstance(refcat, RefCat) else open_refcat(refcat)
+        refcat = open_refcat(catalog)
         exposure = image if isinstance(image, Exposure) else read(
             image, instrument=instrument, epoch_yr=epoch_yr
         )
         if epoch_yr is not None:
             frames = tuple(f.replaced(epoch_yr=epoch_yr) for f in exposure.frames)
             exposure = dataclasses.replace(exposure, frames=frames)
-        settings = _with_instrument(settings, instrument or exposure.instrument)
-        pointing = _pointing(exposure, center, radius_deg, scale_arcsec, scale_error, blind)
-        quads = _open_index(index, blind, name)
-        seconds = {"read": time.perf_counter() - start}
-        outcome = _solve_exposure(
-            exposure, catalog, pointing, quads, settings, form, chips, threads, seconds, log, name
+        job = dataclasses.replace(
+            job, settings=_with_instrument(job.settings, instrument or exposure.instrument),
+            index=_open_index(index, blind, job.name),
         )
+        seconds = {"read": time.perf_counter() - start}
+        outcome = _solve_exposure(exposure, refcat, known.pointing(exposure), job, seconds)
     except CynosureError as error:
         if isinstance(error, SettingError):
             raise
-        outcome = failure(name, error, settings, exposure)
+        outcome = failure(job.name, error, job.settings, exposure)
     total = {**outcome.solution.seconds, "total": time.perf_counter() - start}
     return dataclasses.replace(outcome, solution=outcome.solution.replaced(seconds=_rounded(total)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """How one image is to be solved."""
+
+    name: str
+    settings: Settings
+    form: str
+    chips: str
+    threads: int
+    log: Log
+    index: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the caller knows of the pointing better than header and instrument; None is nothing."""
+
+    center: tuple[float, float] | None
+    radius_deg: float | None
+    scale_arcsec: float | None
+    scale_error: float | None
+    blind: bool
+
+    def pointing(self, exposure: Exposure) -> Pointing:
+        """Return the pointing of an exposure with this laid over it."""
+        changes: dict[str, Any] = {}
+        if self.blind:
+            changes.update(ra_deg=None, dec_deg=None, radius_deg=None)
+        if self.center is not None:
+            changes.update(ra_deg=self.center[0], dec_deg=self.center[1])
+        if self.radius_deg is not None:
+            changes["radius_deg"] = self.radius_deg
+        if self.scale_arcsec is not None:
+            changes.update(scale_arcsec=self.scale_arcsec, scale_error=SCALE_ERROR)
+        if self.scale_error is not None:
+            changes["scale_error"] = self.scale_error
+        return dataclasses.replace(exposure.pointing, **changes)
+
+
+# A scale that somebody gives is rounded: 5 % covers two digits.
+SCALE_ERROR = 0.05
 
 
 def write(outcome: Outcome, out: str | Path, *, source: str | Path | None = None,
@@ -250,24 +269,17 @@ def _name_of(image: Any) -> str:
     return Path(image).name if isinstance(image, (str, Path)) else "image"
 
 
-def _pointing(
-    exposure: Exposure, center: tuple[float, float] | None, radius_deg: float | None,
-    scale_arcsec: float | None, scale_error: float | None, blind: bool,
-) -> Pointing:
-    """Return the pointing of header and instrument, with what the caller knows better."""
-    known = exposure.pointing
-    changes: dict[str, Any] = {}
-    if blind:
-        changes.update(ra_deg=None, dec_deg=None, radius_deg=None)
-    if center is not None:
-        changes.update(ra_deg=center[0] % 360.0, dec_deg=center[1])
-    if radius_deg is not None:
-        changes["radius_deg"] = radius_deg
-    if scale_arcsec is not None:
-        changes.update(scale_arcsec=scale_arcsec, scale_error=0.05)
-    if scale_error is not None:
-        changes["scale_error"] = scale_error
-    return dataclasses.replace(known, **changes)
+def settings_of(given: Settings | Mapping[str, Mapping[str, Any]] | None) -> Settings:
+    """Return settings, built-in ones with what a mapping of sections changes."""
+    if isinstance(given, Settings):
+        return given
+    return default_settings().updated(given or {}, "the argument settings")
+
+
+def _positive(number: float | None, what: str) -> float | None:
+    if number is not None and not number > 0.0:
+        raise SettingError("{what} = {value:g}: it must be above zero", what=what, value=number)
+    return number
 
 
 def _open_index(index: Any, blind: bool, name: str) -> Any:
@@ -287,16 +299,16 @@ def _open_index(index: Any, blind: bool, name: str) -> Any:
 
 # -------------------------------------------------------------------------------- one exposure
 def _solve_exposure(
-    exposure: Exposure, refcat: RefCat, pointing: Pointing, quads: Any, settings: Settings,
-    form: str, chips: str, threads: int, seconds: dict[str, float], log: Log, name: str,
+    exposure: Exposure, refcat: RefCat, pointing: Pointing, job: _Job, seconds: dict[str, float],
 ) -> Outcome:
-    if threads > 1:
+    name, settings, log = job.name, job.settings, job.log
+    if job.threads > 1:
         threading.Thread(target=_warm_up, daemon=True).start()
     parts: list[Extraction] = []
     for frame in exposure.frames:
         prefix = f"{frame.name}: " if len(exposure.frames) > 1 else ""
         say = partial(_say, log, prefix)
-        parts.append(extract_sources(frame, settings, threads=threads, log=say))
+        parts.append(extract_sources(frame, settings, threads=job.threads, log=say))
         for step, value in parts[-1].seconds.items():
             seconds[step] = seconds.get(step, 0.0) + value
     sources = np.concatenate([p.sources for p in parts]) if parts else SOURCES.empty()
@@ -310,13 +322,13 @@ def _solve_exposure(
             "errors that cover 10 years of motion; --epoch YEAR mends that"
         )
     known = {"n_sources": len(sources), "catalog": refcat.name, "notes": tuple(notes)}
-    groups = [parts] if chips == "together" or len(parts) == 1 else [[p] for p in parts]
+    groups = [parts] if job.chips == "together" or len(parts) == 1 else [[p] for p in parts]
     plates = []
     try:
         for group in groups:
             plates.append(solve_plate(
                 [p.frame for p in group], [p.sources for p in group], refcat, pointing, settings,
-                epoch_yr=epoch, blind=quads, together=len(group) > 1, first=exposure.frames[0],
+                epoch_yr=epoch, blind=job.index, together=len(group) > 1, first=exposure.frames[0],
                 name=name if len(groups) == 1 else group[0].frame.name, log=log,
             ))
     except CynosureError as error:
@@ -324,18 +336,32 @@ def _solve_exposure(
         outcome = failure(name, error, settings, exposure)
         solution = outcome.solution.replaced(**known, seconds=_rounded(seconds))
         return dataclasses.replace(
-            outcome, solution=solution, sources=sources, report=gather(parts, [])
+            outcome, solution=solution, source_rows=sources, report=gather(parts, [])
         )
     seconds["match and fit"] = time.perf_counter() - lap
     lap = time.perf_counter()
     log("verdict")
     solution, matches, headers, kept = conclude(
-        exposure, plates, refcat, settings, form, known, name
+        exposure, plates, refcat, settings, job.form, known, name
     )
     evidence = gather(parts, plates)
     seconds["verify"] = time.perf_counter() - lap
     solution = solution.replaced(seconds=_rounded(seconds))
-    return Outcome(solution, matches, sources, headers, kept, evidence)
+    return Outcome(
+        solution, matches, sources, _solved_chips(plates, headers), headers, kept, evidence
+    )
+
+
+def _solved_chips(plates: Sequence[Plate], headers: Mapping[Any, Header]) -> Chips:
+    """Return the chips that have new cards, named as files name their extensions."""
+    solved = []
+    for chip in (c for plate in plates for c in plate.chips):
+        frame = chip.frame
+        if frame.place in headers:
+            inside = re.search(r"\[([^][]*)\]$", frame.name)
+            name = inside[1] if inside else str(frame.hdu)
+            solved.append(SolvedChip(name, headers[frame.place], chip.fit, frame.cell))
+    return Chips(tuple(solved))
 
 
 def _say(log: Log, prefix: str, text: str) -> None:
@@ -454,11 +480,11 @@ def _write_files(
             )
         files.append(str(path) if in_place and not header_only else path.name)
         path = folder / output_name(source, ".matches.parquet")
-        write_parquet(path, outcome.matches, MATCHES)
+        write_parquet(path, outcome.match_rows, MATCHES)
         files.append(path.name)
     if outcome.report:
         path = folder / output_name(source, ENDING)
-        write_evidence(path, outcome.sources, outcome.report)
+        write_evidence(path, outcome.source_rows, outcome.report)
         files.append(path.name)
     return files
 

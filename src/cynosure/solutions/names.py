@@ -13,7 +13,8 @@ The names are those that the archives of space telescopes use and their users kn
 
 METHOD says what was fitted: ``IMG`` each image, ``REL`` images aligned to each other first, ``EVM``
 and ``SVM`` the exposures of a visit, ``MVM`` several visits, ``user`` a catalogue of the user. An
-archive that keeps two solutions of one name adds ``-1``, ``-2`` ….
+archive that keeps two solutions of one name adds ``-1``, ``-2`` …. A solution that was converted to
+another form of WCS keeps its name and adds ``-SIP``, ``-TPV`` or ``-TAN``.
 
 Any other text is somebody's own name; it is carried as it is. For every text,
 ``parse_wcsname(text).build() == text``; the same holds for the other names that are read here:
@@ -30,7 +31,7 @@ DISTNAME  ``SIPNAME-NPOLNAME-D2IMNAME``   the whole distortion model
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -69,7 +70,13 @@ METHODS = {
 
 _COPY = re.compile(r"(?P<body>.+)-(?P<copy>[1-9]\d{0,3})", re.DOTALL)
 _FIT = re.compile(r"(?:(?P<start>[^-]+)-)?FIT_(?P<method>[A-Za-z]+)_(?P<catalog>[^-]+)", re.DOTALL)
-_PRIOR = re.compile(r"(?P<start>OPUS|IDC_[^-]+)-(?P<catalog>[A-Za-z][A-Za-z0-9]*)")
+# The forms to which a solution is converted are no catalogues.
+_PRIOR = re.compile(
+    r"(?P<start>OPUS|IDC_[^-]+)-(?!(?:SIP|TPV|TAN)\Z)(?P<catalog>[A-Za-z][A-Za-z0-9]*)"
+)
+_CONVERTED = re.compile(
+    r"(?P<body>.+?)-(?P<form>(?:[1-9]\d{0,3}-)?(?:SIP|TPV|TAN)(?:-(?:SIP|TPV|TAN))*)", re.DOTALL
+)
 _DISTORTION = re.compile(r"IDC_[^-]+", re.DOTALL)
 
 
@@ -89,6 +96,10 @@ class WcsName:
         Code of the reference catalogue; ``NONE`` where only a relative alignment succeeded.
     copy : int
         Number that an archive added to keep names apart; 0 for none.
+    form : str
+        The form of WCS to which the solution was converted, ``SIP``, ``TPV`` or ``TAN``; several,
+        in their order, where it was converted again. A number before it (``1-SIP``) is that of the
+        copy that was converted.
     """
 
     kind: Kind
@@ -96,6 +107,7 @@ class WcsName:
     method: str = ""
     catalog: str = ""
     copy: int = 0
+    form: str = ""
 
     def build(self) -> str:
         """Return the name as it stands in a header."""
@@ -105,6 +117,7 @@ class WcsName:
             text = f"{self.start}-{self.catalog}"
         else:
             text = self.start
+        text = f"{text}-{self.form}" if self.form else text
         return f"{text}-{self.copy}" if self.copy else text
 
     def __str__(self) -> str:
@@ -139,14 +152,25 @@ def parse_wcsname(text: str) -> WcsName:
     >>> name = parse_wcsname("IDC_0461802ej-FIT_REL_GAIADR2")
     >>> name.kind, name.start, name.method, name.catalog
     ('a posteriori', 'IDC_0461802ej', 'REL', 'GAIADR2')
+    >>> name = parse_wcsname("IDC_0461802ej-FIT_REL_GAIADR2-SIP-1")
+    >>> name.catalog, name.form, name.copy
+    ('GAIADR2', 'SIP', 1)
     >>> parse_wcsname("j95y04hpq_flc.fits").kind
     'other'
     """
     name = _parse(text)
-    if name.kind == "other" and (numbered := _COPY.fullmatch(text)):
-        body = _parse(numbered["body"])
-        if body.kind != "other":
-            return WcsName(body.kind, body.start, body.method, body.catalog, int(numbered["copy"]))
+    if name.kind != "other":
+        return name
+    numbered = _COPY.fullmatch(text)
+    body, copy = (numbered["body"], int(numbered["copy"])) if numbered else (text, 0)
+    converted = _CONVERTED.fullmatch(body)
+    tries = [(body, "")]
+    if converted is not None:
+        tries.append((converted["body"], converted["form"]))
+    for start, form in tries:
+        known = _parse(start)
+        if known.kind != "other":
+            return replace(known, copy=copy, form=form)
     return name
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import posixpath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -29,7 +30,7 @@ from cynosure.data.catalogs.columns import (
 from cynosure.data.catalogs.coverage import Coverage
 from cynosure.data.catalogs.hats import HatsStore
 from cynosure.data.catalogs.location import Place
-from cynosure.data.catalogs.tablefiles import read_table
+from cynosure.data.catalogs.tablefiles import read_table, table_in_memory
 from cynosure.data.tables import REFERENCE
 from cynosure.ground import sky
 from cynosure.ground.errors import CatalogMissing, SettingError
@@ -42,7 +43,7 @@ __all__ = ["RefCat", "open_refcat"]
 
 
 def open_refcat(
-    source: str | Path | RefCat, *, name: str | None = None,
+    source: Any, *, name: str | None = None,
     ref_epoch_yr: Annotated[float | None, Unit("yr"), Range(1800, 2200)] = None,
     position_error_mas: Annotated[float | None, Unit("mas"), Range(0, 1e6)] = None,
 ) -> RefCat:
@@ -50,9 +51,11 @@ def open_refcat(
 
     Parameters
     ----------
-    source : str, Path or RefCat
+    source : str, Path, Table, structured array or RefCat
         A HATS catalogue or collection: a folder, or its URL (``https://``, ``s3://``). Or a table
-        file: Parquet, FITS (SCAMP's LDAC too), ECSV, CSV, VOTable. A RefCat is returned as it is.
+        file: Parquet, FITS (SCAMP's LDAC too), ECSV, CSV, VOTable. A table in memory (astropy,
+        Arrow, pandas, or a structured array) is read as such a file is, its units with it. A
+        RefCat is returned as it is.
     name : str, optional
         The catalogue's short word, as it stands in WCSNAME; by default told by its properties or
         its file name.
@@ -77,7 +80,9 @@ def open_refcat(
     if isinstance(source, RefCat):
         return source
     options = (name, ref_epoch_yr, position_error_mas)
-    place = Place(source)
+    if not isinstance(source, (str, PathLike)):
+        return _of_table(table_in_memory(source), "table", *options)
+    place = Place(Path(source) if isinstance(source, PathLike) else source)
     if place.is_table():
         with place.local_copy() as path:
             return _open_table(path, str(source), *options)
@@ -89,7 +94,13 @@ def _open_table(
     path: Path, source: str, name: str | None, ref_epoch_yr: float | None,
     position_error_mas: float | None,
 ) -> RefCat:
-    table = read_table(path)
+    return _of_table(read_table(path), source, name, ref_epoch_yr, position_error_mas)
+
+
+def _of_table(
+    table: pa.Table, source: str, name: str | None, ref_epoch_yr: float | None,
+    position_error_mas: float | None,
+) -> RefCat:
     comments = [v.decode("utf-8", "replace") for k, v in (table.schema.metadata or {}).items()
                 if k in (b"name", b"comment", b"description")]
     word = catalog_word(name, posixpath.basename(source.rstrip("/")), *comments)

@@ -15,7 +15,7 @@ from cynosure.ground.errors import CatalogDamaged, CatalogMissing
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["from_astropy", "read_table"]
+__all__ = ["from_astropy", "read_table", "table_in_memory"]
 
 # Bytes of a CSV from which the kinds of its columns are told.
 FIRST_BLOCK = 1 << 24
@@ -175,11 +175,51 @@ def _read_fits(path: Path) -> pa.Table:
     return _from_columns(columns)
 
 
+def table_in_memory(source: Any) -> pa.Table:
+    """Return a table of any of the usual kinds as an Arrow table.
+
+    Parameters
+    ----------
+    source : Table, QTable, pyarrow.Table, DataFrame or structured array
+
+    Raises
+    ------
+    CatalogDamaged
+        If it is no table.
+    """
+    if hasattr(source, "colnames"):
+        return from_astropy(source)
+    if hasattr(source, "column_names") and hasattr(source, "schema"):
+        return source
+    if hasattr(source, "to_records"):  # pandas
+        source = source.to_records(index=False)
+    names = getattr(getattr(source, "dtype", None), "names", None)
+    if not names:
+        raise CatalogDamaged(
+            catalog=type(source).__name__,
+            reason="neither a path nor a table of stars",
+            hint="Give a folder, a file, an astropy Table or QTable, or a structured array.",
+        )
+    return _from_columns({name: (source[name], "", None) for name in names})
+
+
 def from_astropy(table: Any) -> pa.Table:
-    """Return an astropy table as an Arrow table, masked values as null."""
+    """Return an astropy table as an Arrow table, masked values as null.
+
+    A column of sky coordinates becomes the two columns ``ra`` and ``dec``, ICRS degrees.
+    """
     columns = {}
     for name in table.colnames:
         column = table[name]
+        if hasattr(column, "icrs"):
+            place = column.icrs
+            columns["ra"] = (place.ra.deg, "deg", None)
+            columns["dec"] = (place.dec.deg, "deg", None)
+            continue
+        if getattr(column, "masked", False) and hasattr(column, "unmasked"):  # a masked quantity
+            values = np.ma.MaskedArray(np.asarray(column.unmasked), np.asarray(column.mask))
+            columns[name] = (values, str(column.unit or ""), None)
+            continue
         unit = "" if column.unit is None else str(column.unit)
         values = getattr(column, "value", column)
         columns[name] = (values, unit, None)

@@ -288,12 +288,14 @@ class FitsInMemory(FitsFile):
 
     @classmethod
     def of(cls, source: Any) -> FitsInMemory:
-        """Take an HDUList, an array, (data, header), or a CCDData with its mask and uncertainty."""
+        """Take an HDUList, an image HDU, an array, (data, header), or a CCDData with its mask."""
         from astropy.io import fits
 
         if isinstance(source, fits.HDUList):
             name = source.filename()
             return cls(source, Path(name).name if name else "image")
+        if isinstance(source, (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)):
+            return cls([source])
         if isinstance(source, np.ndarray):
             source = (source, None)
         if isinstance(source, tuple) and len(source) == 2:
@@ -303,7 +305,8 @@ class FitsInMemory(FitsFile):
         if hasattr(source, "to_hdu"):
             return cls(_ccd_hdus(source))
         raise ImageError(
-            image=type(source).__name__, reason="not a path, HDUList, (data, header) or CCDData"
+            image=type(source).__name__,
+            reason="not a path, HDUList, image HDU, array, (data, header) or CCDData",
         )
 
     def __exit__(self, *_: object) -> None:

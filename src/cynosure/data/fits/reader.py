@@ -79,7 +79,7 @@ def read(
 
     Parameters
     ----------
-    source : path, HDUList, (data, header), ndarray or CCDData
+    source : path, HDUList, image HDU, (data, header), ndarray or CCDData
         A path may select an extension: ``mosaic.fits[SCI,2]``, ``cube.fits[0,3]`` (HDU 0, plane 3).
     instrument : str, Path or Instrument, optional
         Name or file of the instrument; found from the header where absent.

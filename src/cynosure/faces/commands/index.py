@@ -34,7 +34,7 @@ def build(
     center: tuple[str, str] | None, radius_deg: float | None,
 ) -> int:
     """Build the index that `solve --blind` searches, from any reference catalogue."""
-    from cynosure.faces.commands.solve import parse_center
+    from cynosure.ground.quantities import sky_position
 
     if shell.out is None:
         raise SettingError("--out is missing", hint="Say where the index is to be: --out FILE.")
@@ -43,7 +43,7 @@ def build(
     out = Path(shell.out)
     if out.exists() and not shell.overwrite:
         raise OutputExists(path=str(out))
-    circle = parse_center(center)
+    circle = sky_position(center, "--center")
     if shell.dry_run:
         shell.say(f"would build {out} from {refcat} for images {widths[0]:g} … {widths[1]:g} deg")
         return int(ExitCode.OK)

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from cynosure.faces.commands.solve import parse_center
 from cynosure.faces.progress import Steps
 from cynosure.faces.shell import Command, Shell, option, shared
 from cynosure.ground.errors import CatalogDamaged, ExitCode, SettingError
+from cynosure.ground.quantities import sky_position
 
 __all__ = ["refcat"]
 
@@ -68,7 +68,7 @@ def fetch(
 ) -> int:
     """Fetch just the sky that is needed from a service; cached, resumable, never cut short."""
     out = _required_out(shell)
-    ra_deg, dec_deg, needed = _circle(image, parse_center(center))
+    ra_deg, dec_deg, needed = _circle(image, sky_position(center, "--center"))
     radius_deg = needed if radius_deg is None else radius_deg
     given = {k: v for k, v in options.items() if v is not None}
     if shell.dry_run:
@@ -135,7 +135,7 @@ def cone(
     from cynosure.data.catalogs.refcat import open_refcat
     from cynosure.data.tables import REFERENCE
 
-    ra_deg, dec_deg = parse_center(center) or (0.0, 0.0)
+    ra_deg, dec_deg = sky_position(center, "--center") or (0.0, 0.0)
     stars = open_refcat(path).cone(ra_deg, dec_deg, radius_deg, **options)
     if shell.out is not None:
         return _write_stars(shell, stars)

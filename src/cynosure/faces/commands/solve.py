@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from cynosure.faces.shell import Command, Shell, is_first_run, log_to, option, shared
 from cynosure.ground.errors import CatalogMissing, ExitCode, SettingError
+from cynosure.ground.quantities import angle_in, julian_year, scale_in_arcsec, sky_position
 
 __all__ = ["solve"]
 
@@ -38,15 +38,15 @@ ASTAP = {
         help="Reference catalogue; the default is $CYNOSURE_REFCAT.")
 @option("--center", nargs=2, metavar="RA DEC", group="Match",
         help="Where the image points: degrees, or 10:02:11 +02:14:09.")
-@option("--radius", "radius_deg", type=float, metavar="DEG", group="Match",
-        help="How far the centre may be from there.")
-@option("--scale", "scale_arcsec", type=float, metavar="ARCSEC", group="Match",
-        help="Size of a pixel.")
+@option("--radius", metavar="DEG", group="Match",
+        help="How far the centre may be from there: degrees, or 30arcmin.")
+@option("--scale", metavar="ARCSEC", group="Match",
+        help="Size of a pixel: arcseconds, or 0.8arcsec.")
 @option("--blind", is_flag=True, group="Match",
         help="Ignore what the header says of the pointing; search the index.")
 @option("--index", metavar="PATH", group="Match", help="Blind index (cynosure index build).")
-@option("--epoch", "epoch_yr", type=float, metavar="YEAR", group="Match",
-        help="Julian year of the image, where its header has no date.")
+@option("--epoch", metavar="DATE", group="Match",
+        help="Date of the image, where its header has none: a Julian year, or 2024-06-01.")
 @option("--instrument", metavar="NAME", group="Match",
         help="Instrument file to use; the default is what the header says.")
 @option("--form", type=click.Choice(["tpv", "sip", "tan"]), default="tpv", show_default=True,
@@ -75,12 +75,26 @@ def solve(shell: Shell, images: tuple[str, ...], **options: Any) -> int:
         raise CatalogMissing(
             "no reference catalogue: neither --refcat nor $CYNOSURE_REFCAT is given"
         )
-    options["center"] = parse_center(options["center"])
+    to_numbers(options, "--")
     options["order"] = _order(options["order"])
     region, ini, report = (options.pop(k) for k in ("region", "ini", "report"))
     if shell.dry_run:
         return _plan(shell, images, options)
     return solve_images(shell, images, options, region=region, ini=ini, report=report)
+
+
+def to_numbers(options: dict[str, Any], prefix: str = "") -> None:
+    """Turn what says where, how large and when into numbers, in place.
+
+    Raises
+    ------
+    SettingError
+        If one cannot be read; `prefix` stands before its name.
+    """
+    options["center"] = sky_position(options["center"], f"{prefix}center")
+    options["radius"] = angle_in(options["radius"], "deg", f"{prefix}radius")
+    options["scale"] = scale_in_arcsec(options["scale"], f"{prefix}scale")
+    options["epoch"] = julian_year(options["epoch"], f"{prefix}epoch")
 
 
 def solve_images(
@@ -150,43 +164,6 @@ def tally_line(statuses: Any) -> str:
     from cynosure.pipelines.manifest import tally
 
     return " · ".join(f"{count} {word}" for word, count in tally(statuses).items())
-
-
-def parse_center(center: tuple[str, str] | None) -> tuple[float, float] | None:
-    """Read right ascension and declination in degrees or sexagesimal.
-
-    Examples
-    --------
-    >>> parse_center(("10:00:00", "-00:30:00"))
-    (150.0, -0.5)
-    >>> parse_center(("150", "-0.5"))
-    (150.0, -0.5)
-    """
-    if center is None:
-        return None
-    ra, hours = _angle(center[0], "right ascension")
-    dec, _ = _angle(center[1], "declination")
-    ra = ra * 15.0 if hours else ra
-    if not (-360.0 <= ra <= 360.0 and -90.0 <= dec <= 90.0):
-        raise SettingError(
-            "--center {ra:g} {dec:g}: not on the sky", ra=ra, dec=dec,
-            hint="Right ascension comes first, in degrees or h:m:s, then declination.",
-        )
-    return ra % 360.0, dec
-
-
-def _angle(text: str, what: str) -> tuple[float, bool]:
-    number = r"(\d+(?:\.\d*)?|\.\d+)"
-    found = re.fullmatch(rf"\s*([+-]?){number}(?:[:hd ]{number}(?:[:m ]{number}s?)?)?\s*", text)
-    if found is None:
-        raise SettingError(
-            "--center: {text!r} is not a {what}", text=text, what=what,
-            hint="For instance --center 150.55 2.236, or --center 10:02:11.5 +02:14:09.",
-        )
-    sign = -1.0 if found[1] == "-" else 1.0
-    parts = [float(p) if p else 0.0 for p in found.groups()[1:]]
-    value = sign * (parts[0] + parts[1] / 60.0 + parts[2] / 3600.0)
-    return value, found[3] is not None and what == "right ascension"
 
 
 def _order(text: str) -> int | str:

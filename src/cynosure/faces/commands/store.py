@@ -144,7 +144,8 @@ def _expanded(files: Any) -> Iterator[Path]:
 @option("--max-quality", type=click.IntRange(1, 4), metavar="N", help="Quality 1 … N.")
 @option("--max-rms", "max_rms_mas", type=float, metavar="MAS", help="Residuals at most this.")
 @option("--since", "created_since", metavar="DATE", help="Made on this date or later (UTC).")
-@option("--until", "created_until", metavar="DATE", help="Made on this date or earlier.")
+@option("--until", "created_until", metavar="DATE",
+        help="Made on this date or earlier; a day counts to its end.")
 @option("--usable/--unusable", "valid", default=None, help="Only those that may be used, or not.")
 @option("--limit", type=click.IntRange(1), default=1000, show_default=True, metavar="N",
         help="At most so many.")
@@ -155,15 +156,17 @@ def find(
 ) -> int:
     """Find solutions by exposure, sky, catalogue, quality and date.
 
-    ROOTNAME is an exposure; * stands for any characters.
+    ROOTNAME is an exposure; * stands for any characters. A DATE is 2021, 2021-01, 2021-01-05 or
+    2021-01-05T05:23:11; all of it is meant. Solutions of which nobody knows when they were made are
+    found without dates only.
     """
-    from cynosure.faces.commands.solve import parse_center
+    from cynosure.ground.quantities import sky_position
     from cynosure.solutions.store.query import Query
     from cynosure.solutions.store.store import Store
 
     circle = None
     if cone is not None:
-        ra_deg, dec_deg = parse_center(cone[:2]) or (0.0, 0.0)
+        ra_deg, dec_deg = sky_position(cone[:2], "--cone") or (0.0, 0.0)
         circle = (ra_deg, dec_deg, _number(cone[2]))
     query = Query(rootname=rootname, cone=circle, **options)
     with Store(url) as opened:
@@ -197,7 +200,8 @@ def _cells(s: Stored) -> tuple[str, ...]:
     return (
         s.rootname, s.wcsname, s.catalog, "" if s.rms_mas is None else f"{s.rms_mas:.3g}",
         "" if s.nmatch is None else str(s.nmatch), "" if s.quality is None else str(s.quality),
-        s.created[:16], "" if s.valid else "unusable: " + "; ".join(s.faults),
+        s.created[:16] if s.created else "unknown",
+        "" if s.valid else "unusable: " + "; ".join(s.faults),
     )
 
 
@@ -222,9 +226,12 @@ def best(
 
     if sum([record, choose is not None, withdraw]) > 1:
         raise SettingError("--record, --choose and --withdraw exclude each other", hint="Give one.")
+    if choose == "":
+        raise SettingError("--choose: no solution named", hint="--withdraw takes a choice back.")
     with Store(url) as opened:
-        if not shell.dry_run and (withdraw or choose is not None):
-            decision = opened.choose(rootname, choose or "", made_by=made_by)
+        if withdraw or choose:
+            decision = opened.choose(
+                rootname, choose or "", made_by=made_by, dry_run=shell.dry_run)
         else:
             decision = opened.best(rootname, policy=policy, made_by=made_by)
             if record and not shell.dry_run and decision.content_sha256:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cynosure.faces.commands.solve import parse_center, solve_images
+from cynosure.faces.commands.solve import solve_images, to_numbers
 from cynosure.faces.shell import Command, Shell, shared
 from cynosure.ground.errors import CatalogMissing, ExitCode, ImageError, SettingError
 
@@ -23,11 +23,11 @@ TASKS = ("astrometer", "solve")
 
 # Keys of the object beside task and filename: the option of `solve` that each stands for, its type.
 KEYS: dict[str, tuple[str, Any]] = {
-    "radius": ("radius_deg", float),
-    "scale": ("scale_arcsec", float),
+    "radius": ("radius", (float, str)),
+    "scale": ("scale", (float, str)),
     "blind": ("blind", bool),
     "index": ("index", str),
-    "epoch": ("epoch_yr", float),
+    "epoch": ("epoch", (float, str)),
     "instrument": ("instrument", str),
     "form": ("form", str),
     "order": ("order", (int, str)),
@@ -126,7 +126,7 @@ def find_file(name: str) -> Path:
 def _options(content: dict[str, Any]) -> dict[str, Any]:
     """Return the options of `solve`, those that are not given as `solve` has them."""
     options: dict[str, Any] = {
-        "radius_deg": None, "scale_arcsec": None, "blind": False, "index": None, "epoch_yr": None,
+        "radius": None, "scale": None, "blind": False, "index": None, "epoch": None,
         "instrument": None, "form": "tpv", "order": "auto", "chips": "together",
         "header_only": False, "in_place": False,
     }
@@ -135,23 +135,24 @@ def _options(content: dict[str, Any]) -> dict[str, Any]:
             continue
         value = content[key]
         wrong = isinstance(value, bool) and kind is not bool
-        if kind is float and isinstance(value, int) and not wrong:
+        if kind == (float, str) and isinstance(value, int) and not wrong:
             value = float(value)
         if wrong or not isinstance(value, kind):
             raise SettingError("the task's {key} is {value!r}", key=key, value=value)
         options[name] = value
     options["center"] = _center(content.get("center"))
+    to_numbers(options)
     options["refcat"] = _refcat(content.get("refcat"))
     return options
 
 
-def _center(value: Any) -> tuple[float, float] | None:
+def _center(value: Any) -> tuple[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2:
         raise SettingError("the task's center is {value!r}", value=value,
                            hint='Give it as "center": [150.55, 2.236].')
-    return parse_center((str(value[0]), str(value[1])))
+    return str(value[0]), str(value[1])
 
 
 def _refcat(given: str | None) -> str:

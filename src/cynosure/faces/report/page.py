@@ -12,23 +12,23 @@ import gzip
 import html
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.data.tables import MATCHES, Schema, read_parquet
+from cynosure.data.tables import MATCHES, arrow_array, read_parquet
+from cynosure.faces.report import figures
+from cynosure.faces.report.svg import Diagram, Panel
 from cynosure.ground.errors import CatalogMissing
 from cynosure.ground.files import write_text
 from cynosure.pipelines.evidence import ENDING, Evidence, columns, read_evidence
 from cynosure.pipelines.manifest import Manifest, Row, tally
 from cynosure.solutions.solution import Solution
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["write_report"]
 
@@ -47,8 +47,8 @@ class Picture:
     ----------
     title, text : str
         What it shows; its alternative text.
-    png : str
-        Base64.
+    svg : str
+        The drawing.
     data : tuple of str
         Keys of the tables behind it, in :attr:`Card.tables`.
     wide : bool
@@ -57,7 +57,7 @@ class Picture:
 
     title: str
     text: str
-    png: str
+    svg: str
     data: tuple[str, ...]
     wide: bool = False
 
@@ -225,52 +225,66 @@ def _notes(cards: Sequence[Card]) -> list[tuple[str, str]]:
 
 def _draw_card(card: Card) -> int:
     """Draw the figures of an image that there is something to draw for; return their bytes."""
-    from cynosure.faces.report.canvas import style
-
-    with style():
-        for group in GROUPS:
-            if group.needs(card):
-                card.pictures.append(_draw(group, card))
+    for group in GROUPS:
+        if group.needs(card):
+            card.pictures.append(_draw(group, card))
     for key in {key for picture in card.pictures for key in picture.data}:
         card.tables[key] = _packed(_table(card, key))
     card.drawn = True
-    pictures = sum(len(picture.png) for picture in card.pictures)
+    pictures = sum(len(picture.svg) for picture in card.pictures)
     return pictures + sum(map(len, card.tables.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Axes that are drawn as one figure: faster than one by one, and alike in size."""
+    """Panels that are drawn as one figure, alike in size.
+
+    Attributes
+    ----------
+    title, text : str
+        What it shows.
+    size : tuple of float
+        Width and height in pixels; a height of 0 follows the shape of the frame.
+    margins : tuple of float
+        Left, right, bottom and top in pixels.
+    data : tuple of str
+        The tables behind it.
+    needs : callable
+        Whether a card has something to draw.
+    draw : callable
+        Returns the panels of a card.
+    """
 
     title: str
     text: str
-    size: tuple[float, float]  # width and height in inches; a height of 0 follows the frame
-    margins: tuple[float, float, float, float]  # left, right, bottom, top in inches
-    gap: float
+    size: tuple[float, float]
+    margins: tuple[float, float, float, float]
     data: tuple[str, ...]
     needs: Callable[[Card], bool]
-    draw: Callable[[Figure, Card], None]
+    draw: Callable[[Card], list[Panel]]
 
 
 def _draw(group: Group, card: Card) -> Picture:
-    from cynosure.faces.report.canvas import new_figure, place_labels, to_png
-
     width, height = group.size
     left, right, bottom, top = group.margins
     if height == 0.0:
         height = bottom + top + (width - left - right) * min(max(_aspect(card), 0.4), 1.25)
-    figure = new_figure(width, height, dpi=120.0, layout=None)
-    figure.subplots_adjust(
-        left=left / width, right=1.0 - right / width, bottom=bottom / height,
-        top=1.0 - top / height, wspace=group.gap,
-    )
-    group.draw(figure, card)
-    first = figure.axes[0]
-    first.set_title(f"{card.solution.status.upper()} · {first.get_title('left')}", loc="left")
-    place_labels(figure)
-    picture = base64.b64encode(to_png(figure)).decode()
+    panels = group.draw(card)
+    panels[0].title = f"{card.solution.status.upper()} · {panels[0].title}"
+    name = f"{group.title.lower()}-{zlib.crc32(card.stem.encode()):08x}"
+    diagram = Diagram(tuple(panels), width, height, group.margins)
+    svg = diagram.to_svg(name, f"{group.title}: {group.text}; {_in_numbers(card)}")
     known = tuple(key for key in group.data if _has_table(card, key))
-    return Picture(group.title, group.text, picture, known, width > 8)
+    return Picture(group.title, group.text, svg, known, width > WIDE[0] - 1.0)
+
+
+def _in_numbers(card: Card) -> str:
+    """Say the numbers of an image for those who do not see its figures."""
+    s = card.solution
+    if not s.n_used:
+        return s.status
+    return (f"{s.n_used} stars used, rms {_number(s.rms_ra_mas)} mas in ra and "
+            f"{_number(s.rms_dec_mas)} mas in dec, chi²/dof {_number(s.chi2_dof)}")
 
 
 def _aspect(card: Card) -> float:
@@ -290,101 +304,65 @@ def _shape(card: Card) -> tuple[int, int]:
     return int(ny), int(nx)
 
 
-def _stars(figure: Figure, card: Card) -> None:
-    from cynosure.faces.report import figures
-
-    figures.plot_image(
+def _stars(card: Card) -> list[Panel]:
+    return [figures.plot_image(
         card.evidence.extras["thumbnail"], _shape(card), card.evidence.sources, card.matches,
-        _values(card, "reference"), ax=figure.subplots(),
-    )
+        _values(card, "reference"),
+    )]
 
 
-def _quiver(figure: Figure, card: Card) -> None:
-    from cynosure.faces.report import figures
-
-    figures.plot_quiver(card.matches, ax=figure.subplots())
+def _quiver(card: Card) -> list[Panel]:
+    return [figures.plot_quiver(card.matches)]
 
 
-def _scatter(figure: Figure, card: Card) -> None:
-    from cynosure.faces.report import figures
-
-    left, right = figure.subplots(1, 2)
-    figures.plot_scatter(card.matches, ax=left)
-    figures.plot_pulls(card.matches, ax=right)
+def _scatter(card: Card) -> list[Panel]:
+    return [figures.plot_scatter(card.matches), figures.plot_pulls(card.matches)]
 
 
-def _errors(figure: Figure, card: Card) -> None:
-    from cynosure.faces.report import figures
-
-    left, right = figure.subplots(1, 2)
-    figures.plot_error_model(card.matches, ax=left)
-    figures.plot_chi2(card.matches, ax=right)
+def _errors(card: Card) -> list[Panel]:
+    return [figures.plot_error_model(card.matches), figures.plot_chi2(card.matches)]
 
 
-def _against(figure: Figure, card: Card) -> None:
-    from cynosure.faces.report import figures
-
+def _against(card: Card) -> list[Panel]:
     columns = ["ref_mag", "ref_color", "x", "y"]
     if not np.isfinite(card.matches["ref_color"]).any():
         columns[1] = "snr"
-    for ax, column in zip(figure.subplots(1, 4), columns):
-        figures.plot_residuals_against(card.matches, column, ax=ax)
+    return [figures.plot_residuals_against(card.matches, column) for column in columns]
 
 
-def _pair(
-    figure: Figure, card: Card, names: tuple[str, str], draw: tuple[Callable[..., Any], ...]
-) -> None:
-    """Draw two figures side by side, each where there is something for it."""
-    for ax, name, function in zip(figure.subplots(1, 2), names, draw):
-        if _has_table(card, name):
-            function(_values(card, name), ax=ax)
-        else:
-            ax.set_axis_off()
+def _model(card: Card) -> list[Panel]:
+    draw = {"distortion": figures.plot_distortion, "wcs_error": figures.plot_wcs_error}
+    return [
+        function(_values(card, name)) if _has_table(card, name) else Panel(bare=True)
+        for name, function in draw.items()
+    ]
 
 
-def _model(figure: Figure, card: Card) -> None:
-    from cynosure.faces.report import figures
-
-    draw = (figures.plot_distortion, figures.plot_wcs_error)
-    _pair(figure, card, ("distortion", "wcs_error"), draw)
-
-
-def _fit(figure: Figure, card: Card) -> None:
-    from cynosure.faces.report import figures
-
-    left, right = figure.subplots(1, 2)
+def _fit(card: Card) -> list[Panel]:
     ledger = card.evidence.extras.get("ledger", [])
     last = ledger[-1] if len(ledger) else {}
-    chosen = str(last.get("form", "")) if isinstance(last, dict) else ""
-    figures.plot_scores(card.evidence.extras.get("scores", {}), chosen, ax=left)
-    figures.plot_ledger(_values(card, "ledger"), ax=right)
+    chosen = str(last.get("geometry", last.get("form", ""))) if isinstance(last, dict) else ""
+    return [figures.plot_scores(card.evidence.extras.get("scores", {}), chosen),
+            figures.plot_ledger(_values(card, "ledger"))]
 
 
-def _match(figure: Figure, card: Card) -> None:
-    from cynosure.faces.report import figures
-
-    left, right = figure.subplots(1, 2)
+def _match(card: Card) -> list[Panel]:
     needed = next((c["limit"] for c in card.solution.checks if c["name"] == "odds"), math.nan)
-    figures.plot_hypotheses(_values(card, "hypotheses"), needed, ax=left)
     extras = card.evidence.extras
     if "offsets" in extras and "offsets_range" in extras:
-        figures.plot_offsets(extras["offsets"], extras["offsets_range"], ax=right)
+        right = figures.plot_offsets(extras["offsets"], extras["offsets_range"])
     else:
-        figures.write_lines(
-            extras.get("evidence", {}).get("tried", ()), "What was tried", ax=right
-        )
+        right = figures.write_lines(extras.get("evidence", {}).get("tried", ()), "What was tried")
+    return [figures.plot_hypotheses(_values(card, "hypotheses"), needed), right]
 
 
-def _psf(figure: Figure, card: Card) -> None:
-    from cynosure.faces.report import figures
-
-    left, right = figure.subplots(1, 2)
+def _psf(card: Card) -> list[Panel]:
     stamps = card.evidence.extras.get("psf_stamps")
     if stamps is not None and np.size(stamps):
-        figures.plot_psf_stamps(stamps, ax=left)
+        left = figures.plot_psf_stamps(stamps)
     else:
-        figures.plot_profile(card.evidence.sources, ax=left)
-    figures.plot_psf_map(_values(card, "psf"), ax=right)
+        left = figures.plot_profile(card.evidence.sources)
+    return [left, figures.plot_psf_map(_values(card, "psf"))]
 
 
 def _with(name: str) -> Callable[[Card], bool]:
@@ -395,28 +373,27 @@ def _with_matches(card: Card) -> bool:
     return bool(card.matches["used"].any())
 
 
-HALF, TALL, WIDE = (5.8, 2.9), (5.8, 0.0), (11.8, 2.7)
-PAIR = (0.56, 0.12, 0.5, 0.32)
+HALF, TALL, WIDE = (610.0, 300.0), (610.0, 0.0), (1230.0, 280.0)
+PAIR, SQUARE = (60.0, 14.0, 46.0, 28.0), (60.0, 14.0, 92.0, 28.0)
 GROUPS = (
     Group("Stars", "detections on the image and what became of the reference stars", TALL,
-          (0.62, 0.1, 0.95, 0.3), 0.0, ("matches", "sources", "reference"),
-          _with("thumbnail"), _stars),
+          SQUARE, ("matches", "sources", "reference"), _with("thumbnail"), _stars),
     Group("Residuals", "of the well-measured half, from reference to source", TALL,
-          (0.62, 0.1, 0.95, 0.3), 0.0, ("matches",), _with_matches, _quiver),
+          SQUARE, ("matches",), _with_matches, _quiver),
     Group("Distribution", "residuals with 1 and 3 sigma, and in units of their errors", HALF,
-          PAIR, 0.32, ("matches",), _with_matches, _scatter),
-    Group("Errors", "size of the residuals, and chi2 per bin of magnitude", HALF,
-          PAIR, 0.32, ("matches",), _with_matches, _errors),
+          PAIR, ("matches",), _with_matches, _scatter),
+    Group("Errors", "size of the residuals, and chi² per bin of magnitude", HALF,
+          PAIR, ("matches",), _with_matches, _errors),
     Group("Trends", "residuals against magnitude, colour, x and y, with the medians of bins", WIDE,
-          PAIR, 0.26, ("matches",), _with_matches, _against),
+          PAIR, ("matches",), _with_matches, _against),
     Group("Model", "distortion, and the predicted error of the WCS itself", HALF,
-          (0.56, 0.4, 0.5, 0.32), 0.36, ("distortion", "wcs_error"), _with("distortion"), _model),
-    Group("Fit", "the form that was chosen, and the rounds of clipping", HALF,
-          PAIR, 0.32, ("ledger",), _with("ledger"), _fit),
+          PAIR, ("distortion", "wcs_error"), _with("distortion"), _model),
+    Group("Fit", "the geometry that was chosen, and the rounds of clipping", HALF,
+          PAIR, ("ledger",), _with("ledger"), _fit),
     Group("Match", "the best hypotheses against what was needed", HALF,
-          PAIR, 0.32, ("hypotheses",), _with("hypotheses"), _match),
+          PAIR, ("hypotheses",), _with("hypotheses"), _match),
     Group("PSF", "the point-spread function over the frame", HALF,
-          (0.56, 0.45, 0.5, 0.32), 0.32, ("psf",), _with("psf"), _psf),
+          PAIR, ("psf",), _with("psf"), _psf),
 )
 
 # --- the tables behind the figures ----------------------------------------------------------------
@@ -460,35 +437,50 @@ def _two_hypotheses(card: Card) -> NDArray[np.float64]:
     return np.array(rows, dtype=float)
 
 
-def _table(card: Card, key: str) -> str:
+def _table(card: Card, key: str) -> bytes:
     """Return a table as CSV."""
     if key == "matches":
-        return _csv(MATCHES.names, [_texts(card.matches[n], n, MATCHES) for n in MATCHES.names])
+        units = {c.name: c.unit for c in MATCHES.columns}
+        return _csv({
+            n: _rounded(card.matches[n], 9 if units[n] == "deg" else None) for n in MATCHES.names
+        })
     if key == "sources":
-        return _csv(SOURCE_COLUMNS, [_plain(card.evidence.sources[n]) for n in SOURCE_COLUMNS])
-    return _csv(COLUMNS[key], [_plain(column) for column in _values(card, key).T])
+        return _csv({n: _rounded(card.evidence.sources[n]) for n in SOURCE_COLUMNS})
+    return _csv({n: _rounded(v) for n, v in zip(COLUMNS[key], _values(card, key).T)})
 
 
-def _csv(names: Sequence[str], columns: Sequence[list[str]]) -> str:
-    return "\n".join([",".join(names), *map(",".join, zip(*columns))]) + "\n"
+def _csv(table: dict[str, NDArray[Any]]) -> bytes:
+    import io
+
+    import pyarrow as pa
+    from pyarrow import csv
+
+    stream = io.BytesIO()
+    arrays = [arrow_array(np.ascontiguousarray(v)) for v in table.values()]
+    rows = pa.Table.from_arrays(arrays, names=list(table))
+    csv.write_csv(rows, stream, csv.WriteOptions(quoting_style="none"))
+    return stream.getvalue().replace(b'"', b"")  # the names of the columns are quoted anyway
 
 
-def _texts(values: NDArray[Any], name: str, schema: Schema) -> list[str]:
-    """Return a column as texts: degrees to a microarcsecond, the rest to six digits."""
-    unit = next(c.unit for c in schema.columns if c.name == name)
-    if values.dtype.kind == "f" and unit == "deg":
-        return [f"{v:.9f}" for v in values.tolist()]
-    return _plain(values)
+def _rounded(values: NDArray[Any], decimals: int | None = None) -> NDArray[Any]:
+    """Return a column to so many decimals, or to six digits; truth values are 0 and 1."""
+    if values.dtype.kind != "f":
+        return np.ascontiguousarray(values, dtype=np.int64)
+    values = np.asarray(values, dtype=np.float64)
+    if decimals is not None:
+        return np.round(values, decimals)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        power = np.floor(np.log10(np.abs(values)))
+    # Both powers are whole numbers that a float holds exactly, so that the quotient is the nearest
+    # float to the decimal number, and prints as it.
+    shift = np.clip(5.0 - np.where(np.isfinite(power), power, 0.0), -300, 300)
+    up, down = 10.0 ** np.maximum(shift, 0.0), 10.0 ** np.maximum(-shift, 0.0)
+    return np.rint(values * up / down) / up * down
 
 
-def _plain(values: NDArray[Any]) -> list[str]:
-    if values.dtype.kind == "f":
-        return [f"{v:.6g}" for v in values.tolist()]
-    return [str(int(v)) for v in values.tolist()]
-
-
-def _packed(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=5, mtime=0)).decode()
+def _packed(content: bytes) -> str:
+    # The least effort: what is saved beyond it is little, and takes five times as long.
+    return base64.b64encode(gzip.compress(content, compresslevel=1, mtime=0)).decode()
 
 
 # --- small multiples ------------------------------------------------------------------------------
@@ -496,9 +488,7 @@ def _packed(text: str) -> str:
 
 def _small_quiver(matches: NDArray[np.void], width: int = 96, height: int = 64) -> str:
     """Return the residuals of at most 80 stars as a small SVG: the shape of what is wrong."""
-    from cynosure.faces.report.figures import well_measured
-
-    kept = well_measured(matches[matches["used"] | matches["reserved"]])
+    kept = figures.well_measured(matches[matches["used"] | matches["reserved"]])
     if not len(kept):
         return ""
     kept = kept[:: -(-len(kept) // 80)]

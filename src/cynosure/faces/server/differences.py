@@ -22,7 +22,7 @@ from cynosure.solutions.store.records import plain_headerlet
 from cynosure.solutions.store.schema import Stored
 from cynosure.solutions.store.store import Store
 
-__all__ = ["Difference", "differences"]
+__all__ = ["Common", "Difference", "differences"]
 
 Floats = NDArray[np.float64]
 Shape = tuple[int, int]  # rows and columns
@@ -30,6 +30,27 @@ Chip = tuple[Target, Shape]
 
 NX, NY = 9, 7  # points over a chip
 MAX_CHIPS = 64
+MIN_POINTS = 3  # of a chip, for a linear map
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Common:
+    """What all chips have done together: one linear map of the sky about the centre of the field.
+
+    Attributes
+    ----------
+    rotation_mas, scale_mas, skew_mas : float
+        What turning (north through east), growing, and everything else that is linear move a point
+        at the edge of the field, the one furthest from its centre.
+    chips_mas : (n_chips, 2) ndarray
+        How far the middle of each chip is, east and north, from where shift and map put it; NaN
+        where unknown. All zero for one chip.
+    """
+
+    rotation_mas: float
+    scale_mas: float
+    skew_mas: float
+    chips_mas: Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,11 +62,15 @@ class Difference:
     content_sha256 : str
         The solution.
     field_mas : (n_chips, NY, NX, 2) ndarray
-        Shift on the sky of a grid of pixels, east (with cos dec) and north; NaN where unknown.
+        Shift on the sky of a grid of pixels, east and north at the centre of the field; NaN where
+        unknown.
+    place_mas : (n_chips, NY, NX, 2) ndarray
+        Where the reference has those pixels, on the plane that touches the sky there.
     """
 
     content_sha256: str
     field_mas: Floats
+    place_mas: Floats
 
     @property
     def shift_mas(self) -> tuple[float, float]:
@@ -67,21 +92,51 @@ class Difference:
         """Length of the mean shift."""
         return float(np.hypot(*self.shift_mas))
 
+    def common(self) -> Common:
+        """Return what is common to all chips, and what each has done beside that.
+
+        The linear map is fitted within the chips, each of which has a shift of its own: so a
+        rotation or a scale that all share is told from chips that were moved against each other.
+        """
+        moved: Any = self.field_mas.reshape(len(self.field_mas), -1, 2)
+        place: Any = self.place_mas.reshape(len(self.place_mas), -1, 2)
+        good: Any = np.isfinite(moved + place).all(axis=2)
+        apart = np.full((len(moved), 2), np.nan)
+        used = [k for k in range(len(moved)) if good[k].sum() >= MIN_POINTS]
+        if not used:
+            return Common(float("nan"), float("nan"), float("nan"), apart)
+        middles = [(place[k, good[k]].mean(axis=0), moved[k, good[k]].mean(axis=0)) for k in used]
+        inner = [np.concatenate([v[k, good[k]] - m[i] for k, m in zip(used, middles)])
+                 for i, v in enumerate((place, moved))]
+        matrix = np.linalg.lstsq(inner[0], inner[1], rcond=None)[0].T  # moved = matrix @ place
+        centers, shifts = (np.array([m[i] for m in middles]) for i in (0, 1))
+        rest = shifts - centers @ matrix.T
+        apart[used] = rest - rest.mean(axis=0)
+        everywhere = np.concatenate([place[k, good[k]] for k in used])
+        reach = float(np.linalg.norm(everywhere - everywhere.mean(axis=0), axis=1).max())
+        # A rotation from north through east takes (east, north) = (0, 1) to (+, 1).
+        turn, grow = (matrix[0, 1] - matrix[1, 0]) / 2.0, (matrix[0, 0] + matrix[1, 1]) / 2.0
+        skew = np.hypot(matrix[0, 0] - matrix[1, 1], matrix[0, 1] + matrix[1, 0]) / 2.0
+        return Common(float(turn) * reach, float(grow) * reach, float(skew) * reach, apart)
+
     @property
     def apart_mas(self) -> float:
-        """How far the chips have moved against each other: the largest distance of their shifts."""
-        means = [chip[np.isfinite(chip).all(axis=-1)].mean(axis=0) for chip in self.field_mas
-                 if np.isfinite(chip).all(axis=-1).any()]
-        return max((float(np.hypot(*(a - b))) for a in means for b in means), default=float("nan"))
+        """How far two chips have moved against each other at most, beside what is common to all."""
+        known = self.common().chips_mas
+        known = known[np.isfinite(known).all(axis=1)]
+        return max((float(np.hypot(*(a - b))) for a in known for b in known), default=float("nan"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers, JSON-safe."""
-        east, north = (None if np.isnan(v) else v for v in self.shift_mas)
-        rest, apart = (None if np.isnan(v) else v for v in (self.rest_mas, self.apart_mas))
-        return {
-            "content_sha256": self.content_sha256, "east_mas": east, "north_mas": north,
-            "rest_mas": rest, "chips_apart_mas": apart,
+        common = self.common()
+        east, north = self.shift_mas
+        numbers = {
+            "east_mas": east, "north_mas": north, "rest_mas": self.rest_mas,
+            "rotation_mas": common.rotation_mas, "scale_mas": common.scale_mas,
+            "skew_mas": common.skew_mas, "chips_apart_mas": self.apart_mas,
         }
+        safe = {k: None if np.isnan(v) else v for k, v in numbers.items()}
+        return {"content_sha256": self.content_sha256, **safe}
 
 
 NO_SHIFT = (float("nan"), float("nan"))
@@ -116,14 +171,29 @@ def differences(store: Store, solutions: Sequence[Stored], reference: str) -> li
     kept = {c: _File(c, media[c], payload) for c, payload in store.payloads(contents)}
     chips = _chips(kept[reference])
     truth = _sky(kept[reference], chips)
-    out = []
-    for content in contents:
-        ra, dec = np.moveaxis(_sky(kept[content], chips), -1, 0)
-        ra0, dec0 = truth[..., 0], truth[..., 1]
-        turn = (ra - ra0 + 180.0) % 360.0 - 180.0
-        east = turn * np.cos(np.radians(dec0))
-        out.append(Difference(content, np.stack([east, dec - dec0], axis=-1) * sky.MAS_PER_DEG))
-    return out
+    center = _center(truth)
+    place = _plane_mas(truth, center)
+    return [
+        Difference(c, _plane_mas(_sky(kept[c], chips), center) - place, place) for c in contents
+    ]
+
+
+def _center(places: Floats) -> tuple[float, float]:
+    """Return the mean direction of the places that are known; (0, 0) where there is none."""
+    good = places.reshape(-1, 2)
+    good = good[np.isfinite(good).all(axis=1)]
+    if not len(good):
+        return 0.0, 0.0
+    ra, dec = sky.radec(sky.unit_vectors(good[:, 0], good[:, 1]).sum(axis=0))
+    return float(ra), float(dec)
+
+
+def _plane_mas(places: Floats, center: tuple[float, float]) -> Floats:
+    """Return places on the plane that touches the sky at a centre, east and north in mas.
+
+    On one plane shifts add up wherever the field lies, also around a pole and across 0h.
+    """
+    return np.stack(sky.project(places[..., 0], places[..., 1], *center), -1) * sky.MAS_PER_DEG
 
 
 def _chips(file: _File) -> tuple[Chip, ...]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.faces.report.canvas import round_number
+from cynosure.faces.report.svg import round_number
 from cynosure.faces.server.differences import Difference
 from cynosure.ground import sky
 from cynosure.solutions.store.store import Known

@@ -80,7 +80,11 @@ def _offered(store: Store, rootname: str) -> tuple[dict[str, Stored], Decision]:
     offered: dict[str, Stored] = {}
     for considered in decision.considered:
         stored = by_content.get(considered.content_sha256)
-        if stored is not None and (considered.verdict != "excluded"):
+        if stored is None or considered.verdict == "excluded":
+            continue
+        # That client applies whatever it is given: a doubtful solution is for who chose it, or
+        # where there is no other.
+        if not stored.doubts or considered.verdict == "chosen":
             offered.setdefault(stored.wcsname, stored)
     return offered, decision
 

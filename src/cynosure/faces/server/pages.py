@@ -25,6 +25,7 @@ router = APIRouter(include_in_schema=False)
 
 ROWS = 200
 PICTURES = 12
+TOLD_MAS = 1.0  # smaller movements are in the picture only
 KEPT_S = 60.0
 
 
@@ -55,8 +56,8 @@ def _mas(value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
-def _when(text: str) -> str:
-    return text[:16].replace("T", " ")
+def _when(text: str | None) -> str:
+    return "unknown" if not text else text[:16].replace("T", " ")
 
 
 def error_page(status: int, error: str, hint: str, headers: Any = None) -> Response:
@@ -136,15 +137,28 @@ def exposure(rootname: str, store: OpenStore) -> Response:
         for number, c in enumerate(decision.considered, start=1)
     ]
     pictures = [r for r in rows if r["difference"] is not None and not r["is_reference"]]
-    place = next((s for s in solutions if s.ra_deg is not None), None)
+    ranked = (by_content[c.content_sha256] for c in decision.considered)
+    place = next((s for s in ranked if s.ra_deg is not None), None)
     return _page(
         "exposure.html.j2", rootname=rootname, decision=decision, last=last, rows=rows,
         center=sexagesimal(place.ra_deg, place.dec_deg)  # type: ignore[arg-type]
         if place is not None else None,
         offsets=draw_offsets([r["mark"] for r in rows if r["mark"] is not None]),
-        pictures=[{**r, "svg": draw_field(r["difference"])} for r in pictures[:PICTURES]],
+        pictures=[{**r, "svg": draw_field(r["difference"]), "moved": _moved(r["difference"])}
+                  for r in pictures[:PICTURES]],
         history=store.history(rootname)[::-1][:50],
     )
+
+
+def _moved(difference: Difference) -> dict[str, Any]:
+    """Say what all chips have done together, and what they have done against each other."""
+    common, apart = difference.common(), difference.apart_mas
+    parts = (("rotation", common.rotation_mas), ("scale", common.scale_mas),
+             ("skew", common.skew_mas))
+    return {
+        "common": ", ".join(f"{name} {_mas(abs(v))}" for name, v in parts if abs(v) >= TOLD_MAS),
+        "apart": apart if len(common.chips_mas) > 1 and apart >= TOLD_MAS else 0.0,
+    }
 
 
 def _row(

@@ -1,10 +1,10 @@
 """Hypotheses: which few stars of the image are which few stars of the sky.
 
-The quads of the image lie in a table over code space
-(:mod:`cynosure.geometry.match.asterisms`); the quads of the sky are streamed past it. Each agreement is a similarity; it must respect what is
+The quads of the image lie in a table over code space (:mod:`cynosure.geometry.match.asterisms`);
+the quads of the sky are streamed past it. Each agreement is a similarity; it must respect what is
 known of scale, rotation, parity and pointing, then place a neighbour or two, and is then grown
-(:mod:`cynosure.geometry.match.verification`) from its A and B alone, so that C and D are the
-first to be scored by it.
+(:mod:`cynosure.geometry.match.verification`) from its A and B alone, so that C and D are the first
+to be scored by it.
 """
 
 from __future__ import annotations

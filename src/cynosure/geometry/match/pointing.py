@@ -8,9 +8,9 @@ The ladder, each rung only where the one before found nothing that the odds acce
 3. *regions*: the frame in pieces, each matched alone, joined through the pairs they found.
 
 Every hypothesis is judged in the same way (:mod:`cynosure.geometry.match.verification`): grown
-outward from its birthplace and scored star by star before each star is used. A match is accepted when its
-log-odds exceed `min_log_odds` and the best hypothesis that says something else is at least
-`min_lead` lower.
+outward from its birthplace and scored star by star before each star is used. A match is
+accepted when its log-odds exceed `min_log_odds` and the best hypothesis that says something else
+is at least `min_lead` lower.
 """
 
 from __future__ import annotations

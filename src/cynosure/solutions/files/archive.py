@@ -188,7 +188,7 @@ def holdings_table(held: Holdings, *, distances: bool = True) -> list[dict[str, 
             rms = [None if not np.isfinite(v) else v for v in h.rms_mas]
             record |= {
                 "distname": h.distname, "catalog": h.catalog, "n_matched": h.n_matched,
-                "rms_ra_mas": rms[0], "rms_dec_mas": rms[1], "created": h.text("DATE"),
+                "rms_ra_mas": rms[0], "rms_dec_mas": rms[1], "created": h.text("DATE") or None,
                 "author": h.text("AUTHOR"), "chips": len(h.chips),
                 "doubts": [*h.notes, *h.faults(), *h.doubts()],
             }

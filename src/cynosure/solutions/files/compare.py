@@ -217,7 +217,7 @@ def facts_of(headerlet: Headerlet) -> dict[str, Any]:
         "wcsname": headerlet.wcsname, "hdrname": headerlet.hdrname, "exposure": headerlet.destim,
         "description": headerlet.text("DESCRIP"), "catalog": headerlet.catalog,
         "n_matched": headerlet.n_matched or None, "rms_ra_mas": rms[0], "rms_dec_mas": rms[1],
-        "distortion": headerlet.distname, "created": headerlet.text("DATE"),
+        "distortion": headerlet.distname, "created": headerlet.text("DATE") or None,
         "author": headerlet.text("AUTHOR"), "software": headerlet.text("UPWCSVER"),
         "doubts": [*headerlet.notes, *headerlet.faults(), *headerlet.doubts()], "chips": [],
     }

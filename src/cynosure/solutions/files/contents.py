@@ -389,6 +389,7 @@ class Holdings:
         cards: dict[str, Value] = {
             "DESTIM": self.rootname,
             "HDRNAME": own.text("HDRNAME") or hdrname(self.stem, name),
+            "DATE": self._stated_date(own.text("HDRNAME"), name),
             "WCSNAME": name,
             "DISTNAME": self.primary.text("DISTNAME") or distname(self.rootname, roots),
             "SIPNAME": self.primary.text("SIPNAME")
@@ -402,6 +403,19 @@ class Holdings:
             "UPWCSVER": self.primary.text("UPWCSVER"), "PYWCSVER": self.primary.text("PYWCSVER"),
         }
         return new_head(cards)
+
+    def _stated_date(self, named: str, wcsname: str) -> str:
+        """Return when a solution in the science headers was made, by its headerlet; else empty.
+
+        The headerlet is known by the HDRNAME that the headers state, or where they state none, by
+        the WCSNAME if the file has only one headerlet of it. DATE in an image's own header is when
+        that file was written, which says nothing of the solution.
+        """
+        found = [p for p in self.embedded if named and p.text("HDRNAME") == named]
+        if not named:
+            found = [p for p in self.embedded if p.text("WCSNAME") == wcsname]
+        dates = {p.text("DATE") for p in found}
+        return dates.pop() if len(dates) == 1 else ""
 
 
 def _number(value: Value) -> float:

@@ -11,7 +11,6 @@ already comes back byte for byte. Cards are kept as their own 80 bytes, so that 
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import math
 import re
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure._version import __version__
-from cynosure.data.fits.alternates import Records
+from cynosure.data.fits.alternates import Records, records_of
 from cynosure.data.fits.blocks import CARD, DTYPES, Unit, padded
 from cynosure.data.fits.parts import Part, Value, card, value_of
 from cynosure.data.fits.wcsread import is_wcs_keyword, read_wcs
@@ -147,7 +146,7 @@ class LookupTable:
         """
         unit = Unit(0, self.header, 0, len(self.data))
         shape = unit.shape
-        bitpix = Part(_records(self.header)).get("BITPIX")
+        bitpix = Part(records_of(self.header)).get("BITPIX")
         dtype = DTYPES.get(bitpix) if isinstance(bitpix, int) else None
         good = len(shape) == 2 and dtype is not None and all(0 < n <= MAX_TABLE_SIDE for n in shape)
         if not good or len(self.data) != np.prod(shape) * np.dtype(dtype).itemsize:
@@ -159,7 +158,7 @@ class LookupTable:
     @property
     def axes(self) -> dict[str, float]:
         """CRPIX, CRVAL and CDELT of the table."""
-        part = Part(_records(self.header))
+        part = Part(records_of(self.header))
         keys = [f"{k}{i}" for k in ("CRPIX", "CRVAL", "CDELT") for i in (1, 2)]
         values = {k: part.get(k) for k in keys}
         return {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
@@ -258,12 +257,6 @@ def _lookups(records: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, int], .
 def _terms(records: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, float], ...]:
     values = {k: value_of(body) for k, body in records if TERM.fullmatch(k)}
     return tuple((k, float(v)) for k, v in values.items() if isinstance(v, (int, float)) and v)
-
-
-def _records(header: bytes) -> Records:
-    from cynosure.data.fits.alternates import records_of
-
-    return records_of(header)
 
 
 @dataclass(frozen=True, eq=False)
@@ -432,6 +425,7 @@ class Headerlet:
         targets = [c.target for c in self.chips]
         if len(set(targets)) < len(targets):
             out.append("two of its chips belong to the same image")
+        corrected = self.wcsname.startswith("IDC_") and not self.wcsname.endswith("-TAN")
         for chip in self.chips:
             where = f"SIPWCS,{chip.version}"
             terms = [k for k in chip.distortion if k[0] in "AB"]
@@ -442,10 +436,19 @@ class Headerlet:
                 out.append(f"{where} has SIP terms, but its CTYPE does not say -SIP")
             elif any(says) and not (chip.get("A_ORDER") and chip.get("B_ORDER")):
                 out.append(f"{where} has a CTYPE that says -SIP, but no SIP terms")
+            elif corrected and "TAN" in chip.kinds[0] and not any(says):
+                out.append(f"{where} is called distortion corrected, but has no SIP terms")
+            point = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
+            if any(math.isnan(chip.number(k, math.nan)) for k in point):
+                out.append(f"{where} has no reference point")
             linear = chip.linear
             a, b, c, d = linear[4:].tolist()
             if not all(map(math.isfinite, linear.tolist())) or a * d - b * c == 0.0:
                 out.append(f"{where} has no usable CD matrix")
+            named = {table for table, _ in chip.lookups}
+            out += [f"{where} does not say which {t} it looks up"
+                    for k, t in zip(("CPDIS1", "D2IMDIS1"), TABLES)
+                    if t not in named and str(chip.get(k, "")).upper() == "LOOKUP"]
             missing = [t for t in chip.lookups if self.table(*t) is None]
             out += [f"{where} names {n},{v}, which is not in it" for n, v in missing]
         return out
@@ -540,10 +543,9 @@ def _padding(data: bytes) -> bytes:
 
 
 def new_head(cards: dict[str, Value], history: Sequence[str] = ()) -> Records:
-    """Return primary cards in their order; DATE and UPWCSVER are given where they are not."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    """Return primary cards in their order, with UPWCSVER; DATE is empty where it is not known."""
     full: dict[str, Value] = {
-        **dict.fromkeys(HEAD, ""), "RMS_RA": 0.0, "RMS_DEC": 0.0, "NMATCH": 0, "DATE": now,
+        **dict.fromkeys(HEAD, ""), "RMS_RA": 0.0, "RMS_DEC": 0.0, "NMATCH": 0,
         **{k: v for k, v in cards.items() if v is not None},
     }
     full["UPWCSVER"] = full["UPWCSVER"] or f"cynosure {__version__}"

@@ -18,6 +18,7 @@ The roll of an aperture is Cox's (spherical triangle of pole, V1 and aperture).
 
 from __future__ import annotations
 
+import datetime
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -533,4 +534,5 @@ def _default_head(given: _Given, chip: ChipWcs) -> Records:
         "DISTNAME": distname(held.rootname, roots),
         "SIPNAME": f"{held.rootname}_{roots.idctab}", **stated,
         "DESCRIP": wcstype(name), "AUTHOR": "cynosure",
+        "DATE": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S"),
     })

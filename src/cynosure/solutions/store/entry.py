@@ -7,7 +7,7 @@ which span the chip, or only assumed.
 
 from __future__ import annotations
 
-import datetime
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.ground import sky
-from cynosure.ground.errors import ImageError
+from cynosure.ground.errors import ImageError, SettingError
 
 __all__ = [
-    "EXTENTS", "FITS", "JSON", "MAX_COUNT", "MAX_NAME", "Entry", "Extent", "checked_name",
-    "circles", "iso_date",
+    "EXTENTS", "FITS", "JSON", "MAX_COUNT", "MAX_NAME", "Entry", "Extent", "GuideStars",
+    "checked_name", "circles",
 ]
 
 FITS, JSON = "application/fits", "application/json"
@@ -61,8 +61,8 @@ class Entry:
     extent : str
         How the size of the chips is known: ``image``, ``tables``, ``assumed`` (twice the
         reference pixel); empty where a place on the sky is not.
-    created : str
-        Date and time, ISO 8601; empty where unknown.
+    created : str or None
+        Date and time, ISO 8601 (UTC); None where nothing says when it was made.
     author, descrip, software : str
         Who made it, with what.
     settings : dict
@@ -75,6 +75,11 @@ class Entry:
         The headerlet, or the record as JSON.
     tables : tuple of (int, int, bytes)
         Start, size and SHA-256 of the units of `payload` that other solutions share.
+    identity : str
+        Of the WCS (:mod:`cynosure.solutions.store.identity`): two files of the same WCS have the
+        same, whatever else they say. By default that of the content.
+    added : str
+        When it came into the store that it was exported from; empty for a new one.
     """
 
     content_sha256: str
@@ -96,7 +101,7 @@ class Entry:
     nmatch: int | None = None
     corners: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4, 2)))
     extent: Extent = ""
-    created: str = ""
+    created: str | None = None
     author: str = ""
     descrip: str = ""
     software: str = ""
@@ -107,6 +112,13 @@ class Entry:
     media: str = FITS
     payload: bytes = b""
     tables: tuple[tuple[int, int, bytes], ...] = ()
+    identity: str = ""
+    added: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells it from the other solutions of a store."""
+        return self.identity or self.content_sha256[:32]
 
     def circle(self) -> tuple[float, float, float] | None:
         """Return centre and radius in degrees of a circle around the footprint; None for none."""
@@ -153,18 +165,56 @@ def checked_name(rootname: str, where: str) -> str:
     return rootname
 
 
-def iso_date(text: str) -> str:
-    """Return a date and time in UTC without its zone; empty where it is none.
+@dataclass(frozen=True, slots=True)
+class GuideStars:
+    """How far the guide stars of an exposure were off: angles in degrees.
 
-    Examples
-    --------
-    >>> iso_date("2021-01-05T05:23:11+01:00"), iso_date("yesterday")
-    ('2021-01-05T04:23:11', '')
+    Attributes
+    ----------
+    rootname : str
+        The exposure.
+    delta_ra_deg, delta_dec_deg, delta_roll_deg : float
+        What is to be added to the pointing.
+    delta_scale : float
+        Factor of the scale.
+    input_ra_deg, input_dec_deg, output_ra_deg, output_dec_deg : float
+        The guide star as it was, and as it is in `catalog`.
+    catalog : str
+        The catalogue of the new position; empty where there is no offset.
     """
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-        if moment.tzinfo is not None:
-            moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
-        return ""
-    return moment.isoformat(timespec="seconds")
+
+    rootname: str
+    delta_ra_deg: float
+    delta_dec_deg: float
+    delta_roll_deg: float
+    delta_scale: float
+    input_ra_deg: float
+    input_dec_deg: float
+    output_ra_deg: float
+    output_dec_deg: float
+    catalog: str
+
+    @classmethod
+    def from_dict(cls, content: Any) -> GuideStars:
+        """Make it of an object with these fields.
+
+        Raises
+        ------
+        SettingError
+            If a field is missing, of another type, or not finite.
+        """
+        values = content if isinstance(content, dict) else {}
+        texts = {n: values.get(n) for n in ("rootname", "catalog")}
+        numbers = {n: values.get(n) for n in cls.__slots__ if n not in texts}
+        wrong = [n for n, v in texts.items() if not isinstance(v, str)]
+        wrong += [
+            n for n, v in numbers.items()
+            if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)
+        ]
+        if wrong or not texts["rootname"]:
+            raise SettingError(
+                "guide stars: {wrong} missing or of another type",
+                wrong=", ".join(wrong or ["rootname"]),
+                hint=f"The fields are {', '.join(cls.__slots__)}.",
+            )
+        return cls(**texts, **{n: float(v) for n, v in numbers.items()})  # type: ignore[arg-type]

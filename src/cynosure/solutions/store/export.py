@@ -14,17 +14,26 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from sqlalchemy import insert, select
 
 from cynosure._version import __version__
-from cynosure.ground.errors import CatalogDamaged, CynosureError, OutputError, OutputExists
+from cynosure.ground.errors import (
+    CatalogDamaged,
+    CynosureError,
+    OutputError,
+    OutputExists,
+    SettingError,
+)
 from cynosure.ground.files import reason_of
+from cynosure.solutions.store.dates import asked_interval, stamp
 from cynosure.solutions.store.entry import EXTENTS, FITS, Entry
 from cynosure.solutions.store.intake import read_headerlet
 from cynosure.solutions.store.records import read_record
+from cynosure.solutions.store.rows import PROVENANCE, told
 from cynosure.solutions.store.schema import (
     SCHEMA_VERSION,
     Stored,
@@ -166,8 +175,9 @@ def _entries(folder: Path, facts: dict[str, Any]) -> Iterator[Entry]:
     path, count = folder / "solutions.parquet", 0
     try:
         with pq.ParquetFile(path) as file:
-            # What the image's size was is not in a headerlet.
-            known = [n for n in ("corners", "extent") if n in file.schema_arrow.names]
+            # What the image's size was is not in a headerlet, nor what other files said of it.
+            kept = ("corners", "extent", "added", "settings", *PROVENANCE)
+            known = [n for n in kept if n in file.schema_arrow.names]
             wanted = ["content_sha256", "media", "payload", *known]
             for batch in file.iter_batches(ROWS, columns=wanted):
                 for row in batch.to_pylist():
@@ -192,7 +202,21 @@ def _entry(row: dict[str, Any], name: str) -> Entry:
         raise CatalogDamaged(catalog=name, reason=f"damaged ({error})") from error
     if entry.content_sha256 != row["content_sha256"]:
         raise CatalogDamaged(catalog=name, reason="its content is not what its checksum says")
-    return _placed(entry, row.get("corners"), row.get("extent"))
+    return _completed(_placed(entry, row.get("corners"), row.get("extent")), row)
+
+
+def _completed(entry: Entry, row: dict[str, Any]) -> Entry:
+    """Return an entry with what the store knew of it beside its file, and since when it did."""
+    known = dict.fromkeys(PROVENANCE)
+    known.update({k: v for k, v in row.items() if k in known})
+    news = told(entry, SimpleNamespace(**known))
+    if not entry.settings and row.get("settings") not in (None, "", "{}"):
+        news["settings"] = json.loads(row["settings"])
+    try:
+        news["added"] = stamp(asked_interval(row.get("added") or "")[0])
+    except SettingError:  # of a damaged row; it then comes in now
+        news["added"] = ""
+    return dataclasses.replace(entry, **news)
 
 
 def _placed(entry: Entry, corners: Any, extent: Any) -> Entry:

@@ -39,7 +39,9 @@ from cynosure.solutions.files.headerlet import (
 )
 from cynosure.solutions.files.headerletio import headerlet_of_parts, parts_of_headerlet
 from cynosure.solutions.names import parse_wcsname
-from cynosure.solutions.store.entry import EXTENTS, MAX_NAME, Entry, Extent, checked_name, iso_date
+from cynosure.solutions.store.dates import iso_date
+from cynosure.solutions.store.entry import EXTENTS, MAX_NAME, Entry, Extent, checked_name
+from cynosure.solutions.store.identity import wcs_identity
 from cynosure.solutions.store.records import headerlet_of_record, read_record
 
 __all__ = [
@@ -175,8 +177,6 @@ def _own(held: Holdings, name: str) -> Iterator[Entry | CynosureError]:
             )
             if known:
                 continue
-            # When it was made is not said; not later than its file.
-            headerlet = headerlet.replaced(DATE=held.primary.text("DATE"))
             entry = read_headerlet(headerlet.to_bytes(), where, shapes=shapes)
         except CynosureError as error:
             yield error
@@ -237,14 +237,16 @@ def read_headerlet(
             hint="Mend it, or attach it to its exposure with `cynosure wcs attach`.",
         )
     content, tables = _content(parts, data)
+    faults, doubts = tuple(headerlet.faults()), tuple(headerlet.doubts())
+    rootname = checked_name(headerlet.destim, name)
     corners, extent, odd = _footprint(headerlet, shapes or {})
     end = parts[-1].start + padded(parts[-1].size)
     return Entry(
-        content_sha256=content, rootname=checked_name(headerlet.destim, name),
+        content_sha256=content, rootname=rootname,
         wcsname=headerlet.wcsname, hdrname=headerlet.hdrname, **_provenance(headerlet),
-        corners=corners, extent=extent, faults=tuple(_faults(headerlet)),
-        doubts=tuple(headerlet.doubts()), notes=(*headerlet.notes, *odd), payload=data[:end],
-        tables=tables,
+        corners=corners, extent=extent, faults=faults, doubts=doubts,
+        notes=(*headerlet.notes, *odd), payload=data[:end], tables=tables,
+        identity=wcs_identity(headerlet, rootname, sound=not (faults or doubts)),
     )
 
 
@@ -271,24 +273,6 @@ def _provenance(headerlet: Headerlet) -> dict[str, Any]:
             v if v.startswith("cynosure") else f"{k} {v}" for k, v in made_with if v
         ),
     }
-
-
-def _faults(headerlet: Headerlet) -> list[str]:
-    """Return why a headerlet must not be applied; empty where it may."""
-    faults = headerlet.faults()
-    corrected = headerlet.wcsname.startswith("IDC_")
-    for chip in headerlet.chips:
-        where = f"SIPWCS,{chip.version}"
-        sip = chip.get("A_ORDER") or chip.get("B_ORDER")
-        if corrected and "TAN" in chip.kinds[0] and not sip:
-            faults.append(f"{where}: the name says distortion corrected, but it has no SIP terms")
-        if any(math.isnan(chip.number(k, math.nan)) for k in _REFERENCE):
-            faults.append(f"{where} has no reference point")
-        kinds = {table for table, _ in chip.lookups}
-        for card, table in (("CPDIS1", "WCSDVARR"), ("D2IMDIS1", "D2IMARR")):
-            if str(chip.get(card, "")).upper() == "LOOKUP" and table not in kinds:
-                faults.append(f"{where} does not say which {table} it looks up")
-    return faults
 
 
 _REFERENCE = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")

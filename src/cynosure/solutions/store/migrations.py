@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, inspect, select, text, update
+from sqlalchemy import MetaData, insert, inspect, select, text, update
+from sqlalchemy.schema import CreateTable
 
 from cynosure._version import __version__
-from cynosure.ground.errors import StoreUnavailable
+from cynosure.ground.errors import CynosureError, StoreUnavailable
 from cynosure.solutions.store import schema
-from cynosure.solutions.store.entry import FITS
+from cynosure.solutions.store.entry import FITS, Entry
+from cynosure.solutions.store.intake import read_headerlet
+from cynosure.solutions.store.records import read_record
+from cynosure.solutions.store.rows import said_of, stored_files
 from cynosure.solutions.store.schema import SCHEMA_VERSION, store_facts
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ __all__ = ["STEPS", "check_version", "create", "migrate", "version_of"]
 
 # An arbitrary number that PostgreSQL locks while a store is made or changed.
 LOCK = 7_263_541
+ROWS = 500  # solutions at a time
 
 
 def _decisions(connection: Connection) -> None:
@@ -43,10 +48,84 @@ def _extents(connection: Connection) -> None:
     )
 
 
+def _identities(connection: Connection) -> None:
+    """Tell solutions by their WCS, and let it be unknown when one was made.
+
+    What came in twice under the old rule stays: decisions name it. What is asked of a solution's
+    file (whether it is sound) is asked anew.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("ALTER TABLE solutions ALTER COLUMN created DROP NOT NULL"))
+        connection.execute(text("ALTER TABLE solutions ADD COLUMN identity VARCHAR(32)"))
+        connection.execute(text("UPDATE solutions SET identity = substr(content_sha256, 1, 32)"))
+        connection.execute(text("ALTER TABLE solutions ALTER COLUMN identity SET NOT NULL"))
+    else:
+        _rebuild(connection)
+    connection.execute(
+        update(schema.solutions).where(schema.solutions.c.created == "").values(created=None))
+    _identify(connection)
+    index = next(i for i in schema.solutions.indexes if i.name == "solutions_identity")
+    index.create(connection)
+
+
+def _rebuild(connection: Connection) -> None:
+    """Make the table of solutions anew, as SQLite cannot change a column."""
+    new = schema.solutions.to_metadata(MetaData(), name="solutions_new")
+    old = [c.name for c in new.columns if c.name != "identity"]
+    connection.execute(CreateTable(new))
+    columns = ", ".join(old)
+    connection.execute(text(
+        f"INSERT INTO solutions_new ({columns}, identity) "
+        f"SELECT {columns}, substr(content_sha256, 1, 32) FROM solutions"
+    ))
+    connection.execute(text("DROP TABLE solutions"))
+    connection.execute(text("ALTER TABLE solutions_new RENAME TO solutions"))
+    for index in schema.solutions.indexes:
+        if index.name != "solutions_identity":
+            index.create(connection)
+
+
+def _identify(connection: Connection) -> None:
+    """Read every file again for its identity and for what is wrong with it."""
+    c = schema.solutions.c
+    seen: set[str] = set()
+    last = 0
+    while True:
+        part = connection.execute(
+            select(c.id, c.content_sha256, c.media).where(c.id > last).order_by(c.id).limit(ROWS)
+        ).all()
+        if not part:
+            return
+        last = part[-1].id
+        files = dict(stored_files(connection, [row.content_sha256 for row in part]))
+        for row in part:
+            entry = _read_again(files.get(row.content_sha256), row.media)
+            if entry is None:  # damaged: told when its file is asked for
+                continue
+            values = {"valid": not entry.faults, "faults": said_of(entry)}
+            if entry.key not in seen:
+                values["identity"] = entry.key
+            seen.add(entry.key)
+            connection.execute(
+                update(schema.solutions).where(c.id == row.id).values(values))
+
+
+def _read_again(payload: bytes | None, media: str) -> Entry | None:
+    try:
+        if payload is None:
+            return None
+        if media == FITS:
+            return read_headerlet(payload)
+        return read_record(payload.decode("utf-8"))
+    except (CynosureError, UnicodeDecodeError):
+        return None
+
+
 # Version that a step leads to: what it does, in words and in deed.
 STEPS: dict[int, tuple[str, Callable[[Connection], None]]] = {
     2: ("keep decisions and guide-star offsets", _decisions),
     3: ("say how the size of the chips is known", _extents),
+    4: ("tell solutions by their WCS, and leave unknown dates unknown", _identities),
 }
 
 

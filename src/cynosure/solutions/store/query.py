@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func
 
+from cynosure.solutions.store.dates import asked_interval, stamp
 from cynosure.solutions.store.schema import solutions
 
 __all__ = ["Query", "conditions", "escaped"]
@@ -28,8 +30,9 @@ class Query:
         1 … 4: this quality or better.
     max_rms_mas : float
         Residuals per axis, of the larger axis.
-    created_since, created_until, added_since, added_until : str
-        ISO 8601, UTC, both ends included.
+    created_since, created_until, added_since, added_until : str, date, datetime or Time
+        A year, month, day or moment in UTC, all of it included: until a day means until that day
+        is over. A solution of which nobody knows when it was made is neither since nor until.
     cone : (float, float, float)
         Right ascension, declination and radius in degrees that the footprint must touch.
     valid : bool
@@ -42,10 +45,10 @@ class Query:
     kind: str | None = None
     max_quality: int | None = None
     max_rms_mas: float | None = None
-    created_since: str | None = None
-    created_until: str | None = None
-    added_since: str | None = None
-    added_until: str | None = None
+    created_since: Any = None
+    created_until: Any = None
+    added_since: Any = None
+    added_until: Any = None
     cone: tuple[float, float, float] | None = None
     valid: bool | None = None
 
@@ -64,8 +67,29 @@ def _matches(column: Any, pattern: str) -> Any:
     return column.like(like.replace("\0", "*"), escape="!")
 
 
+def _second(given: Any, name: str, end: int) -> str:
+    """Return a bound as `created` is kept, to a second; one within a second takes all of it in."""
+    moment = asked_interval(given, name)[end]
+    if moment.microsecond:
+        moment = moment.replace(microsecond=0) + datetime.timedelta(seconds=end)
+    return moment.isoformat(timespec="seconds")
+
+
+def _stamp(given: Any, name: str, end: int) -> str:
+    """Return a bound as `added` is kept, to a millisecond."""
+    moment = asked_interval(given, name)[end]
+    over = moment.microsecond % 1000
+    return stamp(moment + datetime.timedelta(microseconds=1000 * end - over) if over else moment)
+
+
 def conditions(query: Query) -> list[Any]:
-    """Return what the rows of ``solutions`` must fulfil, but for the circle."""
+    """Return what the rows of ``solutions`` must fulfil, but for the circle.
+
+    Raises
+    ------
+    SettingError
+        If a date is none.
+    """
     c = solutions.c
     worst = func.coalesce(c.rms_ra_mas, c.fit_rms_mas), func.coalesce(c.rms_dec_mas, c.fit_rms_mas)
     tests = [
@@ -75,10 +99,10 @@ def conditions(query: Query) -> list[Any]:
         (query.kind, lambda v: c.kind == v),
         (query.max_quality, lambda v: c.quality.between(1, v)),
         (query.max_rms_mas, lambda v: (worst[0] <= v) & (worst[1] <= v)),
-        (query.created_since, lambda v: c.created >= v),
-        (query.created_until, lambda v: (c.created <= v) & (c.created != "")),
-        (query.added_since, lambda v: c.added >= v),
-        (query.added_until, lambda v: c.added <= v),
+        (query.created_since, lambda v: c.created >= _second(v, "created_since", 0)),
+        (query.created_until, lambda v: c.created < _second(v, "created_until", 1)),
+        (query.added_since, lambda v: c.added >= _stamp(v, "added_since", 0)),
+        (query.added_until, lambda v: c.added < _stamp(v, "added_until", 1)),
         (query.valid, lambda v: c.valid == v),
     ]
     return [test(value) for value, test in tests if value is not None]

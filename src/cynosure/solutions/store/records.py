@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cynosure.data.fits.alternates import records_of
 from cynosure.data.fits.wcsread import read_wcs, sky_of_pixels
-from cynosure.ground.errors import ImageError, SettingError
+from cynosure.ground.errors import CynosureError, ImageError, SettingError
 from cynosure.solutions.files.compare import converted
 from cynosure.solutions.files.headerlet import (
     ChipWcs,
@@ -34,6 +34,7 @@ from cynosure.solutions.names import (
     wcstype,
 )
 from cynosure.solutions.solution import Solution
+from cynosure.solutions.store.dates import iso_date
 from cynosure.solutions.store.entry import (
     JSON,
     MAX_COUNT,
@@ -41,8 +42,8 @@ from cynosure.solutions.store.entry import (
     Entry,
     Extent,
     checked_name,
-    iso_date,
 )
+from cynosure.solutions.store.identity import wcs_identity
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -99,6 +100,7 @@ def _entry_of(solution: Solution, rootname: str) -> Entry:
     corners, notes = _corners(solution)
     rms = [v if math.isfinite(v) else None for v in (solution.rms_ra_mas, solution.rms_dec_mas)]
     extent: Extent = "image" if len(corners) else ""
+    faults, doubts, identity = _judged(solution, rootname)
     return Entry(
         content_sha256=hashlib.sha256(
             json.dumps(says, sort_keys=True, ensure_ascii=False).encode()
@@ -112,8 +114,21 @@ def _entry_of(solution: Solution, rootname: str) -> Entry:
         nmatch=solution.n_used if 0 < solution.n_used < MAX_COUNT else None, corners=corners,
         extent=extent, created=iso_date(solution.created), descrip=_printable(solution.reason),
         software=_printable(solution.software), settings=solution.settings, notes=notes,
-        media=JSON, payload=payload,
+        faults=faults, doubts=doubts, media=JSON, payload=payload, identity=identity,
     )
+
+
+def _judged(solution: Solution, rootname: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Return faults, doubts and identity of a record's WCS, as of the headerlet that it makes.
+
+    One of which no headerlet can be made has none of them; it stays what it is.
+    """
+    try:
+        made, _ = _plain(solution, rootname)
+    except CynosureError:
+        return (), (), ""
+    faults, doubts = tuple(made.faults()), tuple(made.doubts())
+    return faults, doubts, wcs_identity(made, rootname, sound=not (faults or doubts))
 
 
 def _printable(text: str) -> str:
@@ -183,7 +198,10 @@ def plain_headerlet(text: str, name: str = "solution") -> tuple[Headerlet, Shape
     HeaderletDamaged
         If its chips cannot be told apart.
     """
-    solution = _parsed(text, name)
+    return _plain(_parsed(text, name), name)
+
+
+def _plain(solution: Solution, name: str) -> tuple[Headerlet, Shapes]:
     try:
         rootname = _printable(exposure_of(solution.image))
         chips = [_chip(number, chip, solution) for number, chip in
@@ -247,7 +265,7 @@ def _head(solution: Solution, rootname: str, chips: list[ChipWcs]) -> list[tuple
     rms = [v if math.isfinite(v) else 0.0 for v in (solution.rms_ra_mas, solution.rms_dec_mas)]
     return new_head({
         "DESTIM": rootname, "HDRNAME": hdrname(rootname, wcsname), "WCSNAME": wcsname,
-        "DATE": iso_date(solution.created), "SIPNAME": sipname, "NPOLFILE": "N/A",
+        "DATE": iso_date(solution.created) or "", "SIPNAME": sipname, "NPOLFILE": "N/A",
         "D2IMFILE": "N/A", "IDCTAB": "N/A",
         "DISTNAME": f"{sipname}-NOMODEL-NOMODEL", "AUTHOR": "cynosure",
         "DESCRIP": wcstype(wcsname), "RMS_RA": rms[0], "RMS_DEC": rms[1],

@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam
+from sqlalchemy import bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cynosure.solutions.store.entry import Entry
-from cynosure.solutions.store.schema import NO_FAULTS
+from cynosure.solutions.store.schema import NO_FAULTS, payloads, pieces, solutions
 from cynosure.solutions.store.selection import Decision
 
 if TYPE_CHECKING:
-    from sqlalchemy import Dialect, Table
+    from sqlalchemy import Connection, Dialect, Table
 
 __all__ = [
-    "PIECE", "decision_row", "insert_many", "payload_row", "put_together", "solution_row",
+    "PIECE", "PROVENANCE", "decision_row", "insert_many", "payload_row", "put_together",
+    "said_of", "solution_row", "stored_files", "told",
 ]
 
 PIECE = struct.Struct("<QI32s")  # offset in the file, size, digest
@@ -30,6 +31,13 @@ _PLAIN = (
     "d2im", "catalog", "method", "quality", "status", "rms_ra_mas", "rms_dec_mas", "fit_rms_mas",
     "nmatch", "created", "author", "descrip", "software", "media", "extent",
 )
+
+# What a file of a solution may say and another leave out; blank is None or an empty text.
+_PROVENANCE = (
+    ("created",), ("quality",), ("status",), ("rms_ra_mas", "rms_dec_mas", "fit_rms_mas"),
+    ("nmatch",), ("catalog",), ("author",), ("descrip",), ("software",),
+)
+PROVENANCE = tuple(name for group in _PROVENANCE for name in group)
 
 
 def insert_many(connection: Any, table: Table, rows: Sequence[dict[str, Any]]) -> None:
@@ -61,21 +69,43 @@ def solution_row(
 ) -> dict[str, Any]:
     """Return the row of ``solutions``, without its number."""
     ra, dec, radius = circle or (None, None, None)
-    said = NO_FAULTS
-    if entry.faults or entry.doubts or entry.notes:
-        said = json.dumps(
-            {"doubts": entry.doubts, "faults": entry.faults, "notes": entry.notes},
-            ensure_ascii=False,
-        )
     return {
         **{name: getattr(entry, name) for name in _PLAIN},
         "ra_deg": ra, "dec_deg": dec, "radius_deg": radius,
         "corners": entry.corners.astype("<f8").tobytes(), "added": added,
         "settings": json.dumps(entry.settings, sort_keys=True, default=str)
         if entry.settings else "{}",
-        "valid": not entry.faults, "faults": said,
-        "size_bytes": len(entry.payload),
+        "valid": not entry.faults, "faults": said_of(entry),
+        "size_bytes": len(entry.payload), "identity": entry.key,
     }
+
+
+def said_of(entry: Entry) -> str:
+    """Return why a solution is not sound, and what was odd, as JSON."""
+    if not (entry.faults or entry.doubts or entry.notes):
+        return NO_FAULTS
+    return json.dumps(
+        {"doubts": entry.doubts, "faults": entry.faults, "notes": entry.notes},
+        ensure_ascii=False,
+    )
+
+
+def told(known: Any, entry: Any) -> dict[str, Any]:
+    """Return what an entry says of a solution that is not known of it yet.
+
+    Parameters
+    ----------
+    known : Entry, or row of ``solutions``
+        What is known.
+    entry : Entry, or row of ``solutions``
+        Another account of the same solution.
+    """
+    out: dict[str, Any] = {}
+    for group in _PROVENANCE:
+        if all(getattr(known, name) in (None, "") for name in group):
+            given = {name: getattr(entry, name) for name in group}
+            out.update({k: v for k, v in given.items() if v not in (None, "")})
+    return out
 
 
 def payload_row(entry: Entry, number: int, shared: dict[bytes, bytes]) -> dict[str, Any]:
@@ -115,6 +145,24 @@ def put_together(
         position += len(own)
         written = start + size
     return b"".join([*parts, body[position:]])
+
+
+def stored_files(
+    connection: Connection, contents: Sequence[str]
+) -> Iterator[tuple[str, bytes | None]]:
+    """Give the files of some solutions with the content that each is of; None for a damaged one."""
+    rows = connection.execute(
+        select(solutions.c.content_sha256, payloads.c.sha256, payloads.c.layout, payloads.c.body)
+        .join(payloads, payloads.c.solution_id == solutions.c.id)
+        .where(solutions.c.content_sha256.in_(contents))
+    ).all()
+    needed = {digest for row in rows for _, _, digest in PIECE.iter_unpack(row[2])}
+    found = connection.scalars(
+        select(pieces.c.body).where(pieces.c.digest.in_(list(needed)))
+    ) if needed else ()
+    bodies = {hashlib.sha256(piece).digest(): bytes(piece) for piece in found}
+    for content, digest, layout, body in rows:
+        yield content, put_together(digest, bytes(layout), bytes(body), bodies)
 
 
 def decision_row(decision: Decision) -> dict[str, Any]:

@@ -42,12 +42,13 @@ __all__ = [
     "metadata",
     "payloads",
     "pieces",
+    "rms_per_axis",
     "solutions",
     "store_facts",
 ]
 
 # Raise it with every change of a table, and add the step to `migrations.STEPS`.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = MetaData()
 
@@ -84,7 +85,7 @@ solutions = Table(
     Column("dec_deg", Double),
     Column("radius_deg", Double),
     Column("corners", LargeBinary, nullable=False),  # float64 ra, dec of 4 corners a chip
-    Column("created", String(40), nullable=False),
+    Column("created", String(40)),  # to a second, UTC; null where nobody knows
     Column("added", String(40), nullable=False),
     Column("author", Text, nullable=False),
     Column("descrip", Text, nullable=False),
@@ -96,9 +97,12 @@ solutions = Table(
     Column("size_bytes", Integer, nullable=False),
     # How the size of the chips is known; of a store of schema 2 nobody said.
     Column("extent", String(10), nullable=False, server_default="assumed"),
+    # Of the WCS: what has the same is the same solution, whatever file it came in.
+    Column("identity", String(32), nullable=False),
     Index("solutions_rootname", "rootname"),
     Index("solutions_created", "created"),
     Index("solutions_added", "added"),
+    Index("solutions_identity", "identity", unique=True),
 )
 
 Index("solutions_catalog", func.upper(solutions.c.catalog), solutions.c.created)
@@ -160,6 +164,15 @@ guide_stars = Table(
 NO_FAULTS = json.dumps({"doubts": [], "faults": [], "notes": []})
 
 
+def rms_per_axis(ra: float | None, dec: float | None, both: float | None) -> float | None:
+    """Return residuals per axis of those in right ascension, in declination, and of both axes."""
+    if ra is not None and dec is not None:
+        return math.hypot(ra, dec) / math.sqrt(2.0)
+    if both is not None:
+        return both / math.sqrt(2.0)
+    return ra if dec is None else dec
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
     """One solution as the store has it: a row of ``solutions``.
@@ -202,7 +215,7 @@ class Stored:
     dec_deg: float | None
     radius_deg: float | None
     corners: NDArray[np.float64]
-    created: str
+    created: str | None
     added: str
     author: str
     descrip: str
@@ -213,6 +226,7 @@ class Stored:
     media: str
     size_bytes: int
     extent: str = ""
+    identity: str = ""
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -232,11 +246,7 @@ class Stored:
     @property
     def rms_mas(self) -> float | None:
         """Residuals of the fit per axis; None where unknown."""
-        if self.rms_ra_mas is not None and self.rms_dec_mas is not None:
-            return math.hypot(self.rms_ra_mas, self.rms_dec_mas) / math.sqrt(2.0)
-        if self.fit_rms_mas is not None:
-            return self.fit_rms_mas / math.sqrt(2.0)
-        return self.rms_ra_mas if self.rms_dec_mas is None else self.rms_dec_mas
+        return rms_per_axis(self.rms_ra_mas, self.rms_dec_mas, self.fit_rms_mas)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, JSON-safe."""

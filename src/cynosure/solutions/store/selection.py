@@ -16,26 +16,32 @@ pipeline                the telescope's pointing, ``OPUS``
 Before all classes come the solutions that nothing speaks against: one whose chips hold different
 solutions would tear the chips apart, so it is only taken where there is nothing else, and says so.
 Within a class the *hierarchy* asks for the newest distortion model, then for quality and the newest
-catalogue; *measured* asks for quality and residuals first. The decision is a record: what was
-chosen, by which rule, and for every other solution the first point on which it lost.
+catalogue; *measured* asks for quality and residuals first. Where all that is alike, the last made
+comes first; one of which nobody knows when it was made counts as the oldest.
+
+The decision is a record: what was chosen, by which rule, and for every other solution the first
+point on which it lost.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cynosure._version import __version__
 from cynosure.ground.settings import Range, Unit
 from cynosure.solutions.names import parse_wcsname
+from cynosure.solutions.store.schema import NO_FAULTS, rms_per_axis
 
 if TYPE_CHECKING:
     from cynosure.solutions.store.schema import Stored
 
-__all__ = ["Considered", "Decision", "distortion_date", "select_best"]
+__all__ = ["Brief", "Considered", "Decision", "best_place", "distortion_date", "select_best"]
 
 Policy = Literal["hierarchy", "measured"]
 
@@ -195,13 +201,78 @@ def select_best(
     )
 
 
+class Brief(NamedTuple):
+    """What of a solution its rank depends on, and its place: columns of ``solutions``."""
+
+    rootname: str
+    content_sha256: str
+    wcsname: str
+    hdrname: str
+    idctab: str
+    catalog: str
+    method: str
+    quality: int | None
+    status: str
+    rms_ra_mas: float | None
+    rms_dec_mas: float | None
+    fit_rms_mas: float | None
+    nmatch: int | None
+    created: str | None
+    valid: bool
+    faults: Any
+    ra_deg: float
+    dec_deg: float
+
+    @property
+    def rms_mas(self) -> float | None:
+        """Residuals of the fit per axis."""
+        return rms_per_axis(self.rms_ra_mas, self.rms_dec_mas, self.fit_rms_mas)
+
+    @property
+    def doubts(self) -> Sequence[str]:
+        """Why another is better used."""
+        return () if self.faults == NO_FAULTS else json.loads(self.faults).get("doubts", ())
+
+
+def best_place(stored: Sequence[Brief], choice: str = "") -> Brief:
+    """Return the solution that says where an exposure is: the best by :func:`select_best`'s rule.
+
+    Parameters
+    ----------
+    stored : sequence of Brief
+        The exposure's solutions that have a place, one at least.
+    choice : str
+        `content_sha256` of the solution that the user chose.
+    """
+    if len(stored) == 1:
+        return stored[0]
+    if chosen := [s for s in stored if s.content_sha256 == choice]:
+        return chosen[0]
+    limits = _default_limits()
+    left = [s for s in stored if not _exclusion(s, limits)] or list(stored)
+    for criterion in _ORDERS["hierarchy"]:  # most are told apart by the first two
+        if len(left) == 1:
+            break
+        keys = [criterion.key(s) for s in left]
+        highest = max(keys)
+        left = [s for s, key in zip(left, keys, strict=True) if key == highest]
+    return left[0]
+
+
+@cache
+def _default_limits() -> _Limits:
+    given = select_best.__kwdefaults__ or {}
+    return _Limits(given["max_rms_mas"], given["min_matches"])
+
+
 def _why(
     best: Stored, good: Sequence[Stored], rule: str, order: Sequence[_Criterion], limits: _Limits
 ) -> str:
     """Say why the best is the best: what it is, and on what it beat the next."""
     if rule == "user":
         fault = _exclusion(best, limits)
-        return "chosen by the user" + (f"; it would have been excluded: {fault}" if fault else "")
+        text = "chosen by the user" + (f"; it would have been excluded: {fault}" if fault else "")
+        return f"{text}; doubtful: {'; '.join(best.doubts)}" if best.doubts else text
     text = _describe_group(best)
     others = [s for s in good if s is not best]
     if others:
@@ -228,7 +299,7 @@ def _consider(
     )
 
 
-def _exclusion(s: Stored, limits: _Limits) -> str:
+def _exclusion(s: Stored | Brief, limits: _Limits) -> str:
     """Return why a solution must not be used; empty where it may."""
     if not s.valid:
         return "; ".join(s.faults) or "not valid"
@@ -291,6 +362,7 @@ def _quality(s: Stored) -> int | None:
 _STAMP = re.compile(r"([0-9a-z])([1-9a-c])([1-9a-v])(\d\d)(\d\d)[0-9a-z]{1,2}")
 
 
+@lru_cache(maxsize=1024)
 def distortion_date(root: str) -> str:
     """Return when a distortion file was made, told from its name; empty where it does not say.
 
@@ -315,7 +387,11 @@ _CATALOGS = (
 
 
 def _catalog_rank(s: Stored) -> tuple[int, int]:
-    catalog = (s.catalog or parse_wcsname(s.wcsname).catalog).upper()
+    return _rank_of((s.catalog or parse_wcsname(s.wcsname).catalog).upper())
+
+
+@lru_cache(maxsize=1024)
+def _rank_of(catalog: str) -> tuple[int, int]:
     for pattern, rank in _CATALOGS:
         if found := re.fullmatch(pattern, catalog):
             number = found[2] if rank == 2 else ""
@@ -327,7 +403,7 @@ def _catalog_rank(s: Stored) -> tuple[int, int]:
 class _Criterion:
     """One point of comparison: larger keys are better; what is said of the loser and winner."""
 
-    key: Callable[[Stored], Any]
+    key: Callable[[Any], Any]
     lost: Callable[[Stored, Stored], str]
     won: str
 
@@ -383,7 +459,14 @@ _BY_MATCHES = _Criterion(
     lambda s: s.nmatch or 0, lambda a, b: f"{a.nmatch or 0} stars against {b.nmatch or 0}",
     "more stars",
 )
-_BY_DATE = _Criterion(lambda s: s.created, lambda a, b: "made earlier", "made later")
+_BY_FORM = _Criterion(
+    lambda s: not parse_wcsname(s.wcsname).form, lambda a, b: "converted from another form",
+    "not converted rather",
+)
+_BY_DATE = _Criterion(  # unknown is the oldest
+    lambda s: s.created or "",
+    lambda a, b: "made earlier" if a.created else "nobody knows when it was made", "made later",
+)
 _BY_NAME = _Criterion(  # two of the same: any, but always the same one
     lambda s: (s.hdrname, s.content_sha256), lambda a, b: "the same but for its name",
     "first by name rather",
@@ -391,7 +474,7 @@ _BY_NAME = _Criterion(  # two of the same: any, but always the same one
 
 _ORDERS: dict[str, tuple[_Criterion, ...]] = {
     "hierarchy": (_BY_DOUBT, _BY_GROUP, _BY_DISTORTION, _BY_QUALITY, _BY_CATALOG, _BY_METHOD,
-                  _BY_RMS, _BY_MATCHES, _BY_DATE, _BY_NAME),
+                  _BY_RMS, _BY_MATCHES, _BY_FORM, _BY_DATE, _BY_NAME),
     "measured": (_BY_DOUBT, _BY_GROUP, _BY_QUALITY, _BY_RMS, _BY_MATCHES, _BY_DISTORTION,
-                 _BY_CATALOG, _BY_METHOD, _BY_DATE, _BY_NAME),
+                 _BY_CATALOG, _BY_METHOD, _BY_FORM, _BY_DATE, _BY_NAME),
 }

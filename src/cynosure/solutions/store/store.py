@@ -2,17 +2,15 @@
 
 :class:`Store` adds solutions, finds them by exposure, sky, catalogue, quality and time, gives
 their files back byte for byte, decides which is best
-(:mod:`cynosure.solutions.store.selection`), and keeps the decisions. It may be used by many threads and many processes at once.
+(:mod:`cynosure.solutions.store.selection`), and keeps the decisions. It may be used by many
+threads and many processes at once.
 """
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,15 +21,17 @@ from cynosure.ground.errors import CatalogDamaged, SettingError, StoreUnavailabl
 from cynosure.solutions.store import footprints as skyquery
 from cynosure.solutions.store import migrations
 from cynosure.solutions.store.database import Database
-from cynosure.solutions.store.entry import EXTENTS, Entry, circles
+from cynosure.solutions.store.dates import now
+from cynosure.solutions.store.entry import EXTENTS, Entry, GuideStars, circles
 from cynosure.solutions.store.query import Query, conditions, escaped
 from cynosure.solutions.store.rows import (
-    PIECE,
+    PROVENANCE,
     decision_row,
     insert_many,
     payload_row,
-    put_together,
     solution_row,
+    stored_files,
+    told,
 )
 from cynosure.solutions.store.schema import (
     SCHEMA_VERSION,
@@ -43,7 +43,7 @@ from cynosure.solutions.store.schema import (
     pieces,
     solutions,
 )
-from cynosure.solutions.store.selection import Decision, Policy, select_best
+from cynosure.solutions.store.selection import Brief, Decision, Policy, best_place, select_best
 
 __all__ = ["Added", "GuideStars", "Known", "Store"]
 
@@ -73,61 +73,6 @@ class Added:
 
 
 @dataclass(frozen=True, slots=True)
-class GuideStars:
-    """How far the guide stars of an exposure were off: angles in degrees.
-
-    Attributes
-    ----------
-    rootname : str
-        The exposure.
-    delta_ra_deg, delta_dec_deg, delta_roll_deg : float
-        What is to be added to the pointing.
-    delta_scale : float
-        Factor of the scale.
-    input_ra_deg, input_dec_deg, output_ra_deg, output_dec_deg : float
-        The guide star as it was, and as it is in `catalog`.
-    catalog : str
-        The catalogue of the new position; empty where there is no offset.
-    """
-
-    rootname: str
-    delta_ra_deg: float
-    delta_dec_deg: float
-    delta_roll_deg: float
-    delta_scale: float
-    input_ra_deg: float
-    input_dec_deg: float
-    output_ra_deg: float
-    output_dec_deg: float
-    catalog: str
-
-    @classmethod
-    def from_dict(cls, content: Any) -> GuideStars:
-        """Make it of an object with these fields.
-
-        Raises
-        ------
-        SettingError
-            If a field is missing, of another type, or not finite.
-        """
-        values = content if isinstance(content, dict) else {}
-        texts = {n: values.get(n) for n in ("rootname", "catalog")}
-        numbers = {n: values.get(n) for n in cls.__slots__ if n not in texts}
-        wrong = [n for n, v in texts.items() if not isinstance(v, str)]
-        wrong += [
-            n for n, v in numbers.items()
-            if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)
-        ]
-        if wrong or not texts["rootname"]:
-            raise SettingError(
-                "guide stars: {wrong} missing or of another type",
-                wrong=", ".join(wrong or ["rootname"]),
-                hint=f"The fields are {', '.join(cls.__slots__)}.",
-            )
-        return cls(**texts, **{n: float(v) for n, v in numbers.items()})  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, slots=True)
 class Known:
     """An exposure that has solutions.
 
@@ -138,7 +83,7 @@ class Known:
     n_solutions : int
         How many it has.
     ra_deg, dec_deg : float or None
-        About where it is.
+        Where it is: the mean direction of the corners of its chips by its best solution.
     fitted : bool
         Whether one of them is a posteriori.
     last_added : str
@@ -230,38 +175,50 @@ class Store:
     def _add_batch(self, connection: Any, batch: Sequence[Entry]) -> Added:
         unique: dict[str, Entry] = {}
         for e in batch:
-            other = unique.get(e.content_sha256)
-            if other is None or _knows_more(e, other.extent):
-                unique[e.content_sha256] = e
-        known = self._known(connection, list(unique))
+            other = unique.get(e.key)
+            unique[e.key] = e if other is None else _together(other, e)
+        known = self._known(connection, unique.values())
+        self._learn(connection, [(known[k], e) for k, e in unique.items() if k in known])
         fresh = [e for key, e in unique.items() if key not in known]
-        self._place(connection, [
-            (known[key][0], e) for key, e in unique.items()
-            if key in known and _knows_more(e, known[key][1])
-        ])
         if not fresh:
             return Added(0, len(batch))
-        added = _now()
+        added = now()
         around = circles(fresh)
-        rows = [solution_row(e, circle, added) for e, circle in zip(fresh, around, strict=True)]
+        rows = [solution_row(e, circle, e.added or added)
+                for e, circle in zip(fresh, around, strict=True)]
         insert_many(connection, solutions, rows)
-        ids = {k: v[0] for k, v in self._known(
-            connection, [e.content_sha256 for e in fresh]).items()}
-        # Another writer may have been faster with some; its file and footprint are the same.
-        self._cover(connection, [ids[e.content_sha256] for e in fresh], around)
+        ids = {k: row.id for k, row in self._known(connection, fresh).items()}
+        # Another writer may have been faster with some; its file and footprint serve as well.
+        numbers = [ids[e.key] for e in fresh]
+        self._cover(connection, numbers, around)
         shared: dict[bytes, bytes] = {}
-        files = [payload_row(e, ids[e.content_sha256], shared) for e in fresh]
+        files = [payload_row(e, number, shared) for e, number in zip(fresh, numbers, strict=True)]
         self._insert_pieces(connection, shared)
         insert_many(connection, payloads, files)
         return Added(len(fresh), len(batch) - len(fresh))
 
-    def _known(self, connection: Any, contents: list[str]) -> dict[str, tuple[int, str]]:
-        """Return number and extent of the solutions that are there, by content."""
+    def _known(self, connection: Any, entries: Iterable[Entry]) -> dict[str, Any]:
+        """Return the rows of the solutions that are there, by the entries' keys."""
         c = solutions.c
+        contents = {e.content_sha256: e.key for e in entries}
+        columns = [c.id, c.identity, c.content_sha256, c.extent, c.settings]
         rows = connection.execute(
-            select(c.content_sha256, c.id, c.extent).where(c.content_sha256.in_(contents))
-        )
-        return {row[0]: (row[1], row[2]) for row in rows}
+            select(*columns, *(c[n] for n in PROVENANCE)).where(
+                c.identity.in_(list(contents.values())) | c.content_sha256.in_(list(contents)))
+        ).all()
+        by_content = {contents[r.content_sha256]: r for r in rows if r.content_sha256 in contents}
+        return by_content | {r.identity: r for r in rows}
+
+    def _learn(self, connection: Any, twice: list[tuple[Any, Entry]]) -> None:
+        """Keep what another file of a known solution says that was not known of it."""
+        for row, entry in twice:
+            news = told(row, entry)
+            if entry.settings and row.settings == "{}":
+                news["settings"] = solution_row(entry, None, "")["settings"]
+            if news:
+                connection.execute(
+                    update(solutions).where(solutions.c.id == row.id).values(news))
+        self._place(connection, [(row.id, e) for row, e in twice if _knows_more(e, row.extent)])
 
     def _cover(self, connection: Any, numbers: list[int], around: list[Any]) -> None:
         cells = skyquery.footprint_cells(around)
@@ -307,10 +264,17 @@ class Store:
     def find(
         self, query: Query | None = None, *, limit: int | None = None, offset: int = 0
     ) -> list[Stored]:
-        """Return the solutions that a query asks for, by exposure and date."""
+        """Return the solutions that a query asks for, by exposure and date, the unknown first.
+
+        Raises
+        ------
+        SettingError
+            If a date or the circle is none.
+        """
         query = query or Query()
         statement = select(solutions).where(*conditions(query))
-        statement = statement.order_by(solutions.c.rootname, solutions.c.created, solutions.c.id)
+        c = solutions.c
+        statement = statement.order_by(c.rootname, c.created.asc().nulls_first(), c.id)
         with self.database.read() as connection:
             if query.cone is None:
                 if limit is not None or offset:
@@ -331,20 +295,45 @@ class Store:
                 Stored.of_row(row)
                 for row in connection.execute(statement.where(solutions.c.id.in_(part)))
             ]
-        return sorted(found, key=lambda s: (s.rootname, s.created, s.id))
+        return sorted(found, key=lambda s: (s.rootname, s.created or "", s.id))
 
     def exposures(self, *, after: str = "", limit: int | None = None) -> list[Known]:
         """Return the exposures by name, those after a name first to last."""
         c = solutions.c
         fitted = func.max(case((c.kind == "a posteriori", 1), else_=0))
         statement = (
-            select(c.rootname, func.count(), func.min(c.ra_deg), func.min(c.dec_deg), fitted,
-                   func.max(c.added))
+            select(c.rootname, func.count(), fitted, func.max(c.added))
             .where(c.rootname > after).group_by(c.rootname).order_by(c.rootname).limit(limit)
         )
         with self.database.read() as connection:
-            return [Known(row[0], row[1], row[2], row[3], bool(row[4]), row[5])
-                    for row in connection.execute(statement)]
+            rows = connection.execute(statement).all()
+            until = rows[-1][0] if rows and limit is not None else None
+            places = self._places(connection, after, until) if rows else {}
+        out = []
+        for rootname, n_solutions, is_fitted, last in rows:
+            ra, dec = places.get(rootname, (None, None))
+            out.append(Known(rootname, n_solutions, ra, dec, bool(is_fitted), last))
+        return out
+
+    def _places(
+        self, connection: Any, after: str, until: str | None
+    ) -> dict[str, tuple[float, float]]:
+        """Return where exposures are: each by the best of its solutions that has a place."""
+        c, d = solutions.c, decisions.c
+        asked = [c.rootname > after, c.ra_deg.is_not(None)]
+        asked += [c.rootname <= until] if until is not None else []
+        made = connection.execute(
+            select(d.rootname, d.content_sha256).where(d.rule == "user").order_by(d.made, d.id))
+        choices = {row[0]: row[1] for row in made}
+        found: dict[str, list[Brief]] = {}
+        rows = connection.execute(select(*(c[name] for name in Brief._fields)).where(*asked))
+        for row in map(Brief._make, rows):
+            found.setdefault(row.rootname, []).append(row)
+        out = {}
+        for rootname, briefs in found.items():
+            best = best_place(briefs, choices.get(rootname, ""))
+            out[rootname] = best.ra_deg, best.dec_deg
+        return out
 
     def get(self, content_sha256: str) -> Stored | None:
         """Return the solution of a content, None where there is none."""
@@ -370,21 +359,10 @@ class Store:
 
     def payloads(self, contents: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Give the files of solutions, with what each belongs to."""
-        statement = select(
-            solutions.c.content_sha256, payloads.c.sha256, payloads.c.layout, payloads.c.body
-        ).join(payloads, payloads.c.solution_id == solutions.c.id)
         for part in _batches(contents, BATCH):
             with self.database.read() as connection:
-                rows = connection.execute(
-                    statement.where(solutions.c.content_sha256.in_(part))
-                ).all()
-                needed = {digest for row in rows for _, _, digest in PIECE.iter_unpack(row[2])}
-                found = connection.scalars(
-                    select(pieces.c.body).where(pieces.c.digest.in_(list(needed)))
-                ) if needed else ()
-                bodies = {hashlib.sha256(piece).digest(): bytes(piece) for piece in found}
-            for content, digest, layout, body in rows:
-                payload = put_together(digest, bytes(layout), bytes(body), bodies)
+                files = list(stored_files(connection, part))
+            for content, payload in files:
                 if payload is None:
                     raise CatalogDamaged(
                         catalog=self.name, reason=f"the file of {content} is damaged",
@@ -406,14 +384,16 @@ class Store:
         c = decisions.c
         return connection.scalar(
             select(c.content_sha256).where(c.rootname == rootname, c.rule == "user")
-            .order_by(c.id.desc()).limit(1)
+            .order_by(c.made.desc(), c.id.desc()).limit(1)
         ) or ""
 
     def record(self, decision: Decision) -> None:
         """Keep a decision."""
-        self.database.write(lambda c: c.execute(insert(decisions), [decision_row(decision)]))
+        self.database.write(partial(_keep, rows=[decision_row(decision)]))
 
-    def choose(self, rootname: str, solution: str, *, made_by: str = "") -> Decision:
+    def choose(
+        self, rootname: str, solution: str, *, made_by: str = "", dry_run: bool = False
+    ) -> Decision:
         """Keep the user's choice, which stands above all rules.
 
         Parameters
@@ -421,16 +401,26 @@ class Store:
         rootname : str
             The exposure.
         solution : str
-            WCSNAME, HDRNAME or content of one of its solutions; empty takes a choice back.
+            WCSNAME, HDRNAME or content of one of its solutions; empty takes a choice back, where
+            there is one.
         made_by : str
             Who chose.
+        dry_run : bool
+            Whether nothing is written.
 
         Raises
         ------
         SettingError
-            If the exposure has no such solution, or more than one of this name.
+            If the exposure is not known, has no such solution, or more than one of this name.
         """
         stored = self.find(Query(rootname=escaped(rootname)))
+        with self.database.read() as connection:
+            before = self._choice(connection, rootname)
+        if not stored and not before:
+            raise SettingError(
+                "{rootname}: no such exposure in {store}", rootname=rootname, store=self.name,
+                hint="`cynosure store find` lists the exposures; * stands for any characters.",
+            )
         named = [s for s in stored if solution in (s.content_sha256, s.hdrname, s.wcsname)]
         exact = [s for s in named if solution in (s.content_sha256, s.hdrname)]
         named = exact or named
@@ -443,24 +433,24 @@ class Store:
         choice = named[0].content_sha256 if solution else ""
         decision = select_best(rootname, stored, choice=choice, made_by=made_by)
 
-        def keep(connection: Any) -> None:
-            if not solution:
-                withdrawn = {**decision_row(decision), "content_sha256": "", "rule": "user",
-                             "wcsname": ""}
-                connection.execute(insert(decisions), [withdrawn])
-            connection.execute(insert(decisions), [decision_row(decision)])
-
-        self.database.write(keep)
+        rows = [decision_row(decision)]
+        if not solution:
+            withdrawn = {**rows[0], "content_sha256": "", "rule": "user", "wcsname": ""}
+            rows = [withdrawn, *rows] if before else []
+        if rows and not dry_run:
+            self.database.write(partial(_keep, rows=rows))
         return decision
 
     def history(self, rootname: str) -> list[dict[str, Any]]:
         """Return all that happened to an exposure, oldest first: solutions and decisions."""
         with self.database.read() as connection:
-            rows = connection.execute(select(solutions).where(solutions.c.rootname == rootname))
+            rows = connection.execute(
+                select(solutions).where(solutions.c.rootname == rootname).order_by(solutions.c.id))
             events = [{"when": s.added, "what": "solution", **s.to_dict()}
                       for s in map(Stored.of_row, rows)]
             made = connection.execute(
-                select(decisions).where(decisions.c.rootname == rootname).order_by(decisions.c.id)
+                select(decisions).where(decisions.c.rootname == rootname)
+                .order_by(decisions.c.made, decisions.c.id)
             ).mappings()
             for row in made:
                 withdrawn = row["rule"] == "user" and not row["content_sha256"]
@@ -474,17 +464,17 @@ class Store:
             record = connection.scalar(
                 select(decisions.c.record).where(
                     decisions.c.rootname == rootname, decisions.c.content_sha256 != ""
-                ).order_by(decisions.c.id.desc()).limit(1)
+                ).order_by(decisions.c.made.desc(), decisions.c.id.desc()).limit(1)
             )
         return Decision.from_dict(json.loads(record)) if record else None
 
     def proposals(self, *, limit: int = 100) -> list[tuple[Decision, Decision]]:
         """Return exposures whose best solution is not the one last decided on: (last, best now)."""
         c, s = decisions.c, solutions.c
-        last = (
-            select(c.rootname, func.max(c.id).label("id")).where(c.content_sha256 != "")
-            .group_by(c.rootname).subquery()
-        )
+        latest = func.row_number().over(
+            partition_by=c.rootname, order_by=(c.made.desc(), c.id.desc()))
+        ranked = select(c.id, latest.label("place")).where(c.content_sha256 != "").subquery()
+        last = select(ranked.c.id).where(ranked.c.place == 1).subquery()
         newest = (
             select(s.rootname, func.max(s.added).label("added")).group_by(s.rootname).subquery()
         )
@@ -511,7 +501,7 @@ class Store:
         """Keep the offsets of an exposure's guide stars; the last ones count."""
         values = {name: getattr(offsets, name) for name in offsets.__slots__}
         self.database.write(
-            lambda c: c.execute(insert(guide_stars), [{**values, "added": _now()}])
+            lambda c: c.execute(insert(guide_stars), [{**values, "added": now()}])
         )
 
     def guide_stars(self, rootname: str) -> GuideStars | None:
@@ -521,7 +511,7 @@ class Store:
             row = connection.execute(
                 select(*(guide_stars.c[n] for n in names))
                 .where(guide_stars.c.rootname.in_({rootname, rootname.lower(), rootname.upper()}))
-                .order_by(guide_stars.c.id.desc()).limit(1)
+                .order_by(guide_stars.c.added.desc(), guide_stars.c.id.desc()).limit(1)
             ).first()
         return GuideStars(*row) if row is not None else None
 
@@ -563,6 +553,25 @@ def _knows_more(entry: Entry, extent: str) -> bool:
     return extent in worse
 
 
+def _together(first: Entry, second: Entry) -> Entry:
+    """Return the first of two files of a solution, with what only the second one says."""
+    news = told(first, second)
+    if second.settings and not first.settings:
+        news["settings"] = second.settings
+    if _knows_more(second, first.extent):
+        news |= {"corners": second.corners, "extent": second.extent}
+    return replace(first, **news) if news else first
+
+
+def _keep(connection: Any, rows: list[dict[str, Any]]) -> None:
+    """Add decisions, none dated before the last one, whatever the clock says."""
+    for row in rows:
+        last = connection.scalar(
+            select(func.max(decisions.c.made)).where(decisions.c.rootname == row["rootname"])
+        ) or ""
+        connection.execute(insert(decisions), [{**row, "made": max(row["made"], last)}])
+
+
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     batch: list[T] = []
     for item in items:
@@ -572,7 +581,3 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
             batch = []
     if batch:
         yield batch
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

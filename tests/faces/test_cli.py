@@ -47,7 +47,7 @@ def door(monkeypatch):
 
     def run_solve(images, refcat, out, *, settings, workers, timeout_s, overwrite, watch,
                   on_record, facts, **options):
-        asked.update(options, refcat=refcat, settings=settings)
+        asked.update(options, refcat=refcat, settings=settings, workers=workers)
         out = Path(out)
 
         def work(payload, log):
@@ -273,6 +273,13 @@ def test_center_that_is_none(center):
         sky_position(center, "--center")
 
 
+def test_workers_are_a_number_or_a_cluster_and_memory_has_a_unit(door, images):
+    assert solve(*images(a="good"), "--workers", "3", "--memory", "1.5G") == 0
+    assert (door["workers"], door["memory_bytes"]) == (3, 1_500_000_000)
+    assert solve(*images(b="good"), "--workers", "dask://127.0.0.1:8786", "--memory", "800") == 0
+    assert (door["workers"], door["memory_bytes"]) == ("dask://127.0.0.1:8786", 800)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -285,6 +292,9 @@ def test_center_that_is_none(center):
         (["a.fits", "--order", "9"], ["1 to 7"]),
         (["a.fits", "--form", "zpn"], ["zpn", "tpv"]),
         (["a.fits", "--workers", "0"], ["positive"]),
+        (["a.fits", "--workers", "many"], ["'many'", "dask://HOST:PORT"]),
+        (["a.fits", "--workers", "dask://host"], ["'dask://host'", "dask://HOST:PORT"]),
+        (["a.fits", "--memory", "much"], ["'much'", "8G"]),
         (["a.fits", "--frobnicate"], ["frobnicate", "--help"]),
         ([], ["IMAGE", "--help"]),
     ],

@@ -3,10 +3,12 @@
 import io
 import time
 
+import pytest
+
 from cynosure.faces import progress
-from cynosure.faces.progress import Progress, Steps
+from cynosure.faces.progress import Pace, Progress, Steps
 from cynosure.ground.errors import NoMatch
-from cynosure.pipelines.workers import Done
+from cynosure.pipelines.tasks.done import Done, Planned
 
 
 class Terminal(io.StringIO):
@@ -38,6 +40,42 @@ def test_one_image_alone_needs_no_line(monkeypatch):
     play(1)
     play(2, quiet=True)
     assert stream.getvalue() == ""
+
+
+def test_the_time_left_is_the_rest_of_each_kind_at_its_own_rate():
+    tasks = [Planned(f"crop:{k}", "crop", 1.0 + k) for k in range(3)]
+    tasks += [Planned("coadd", "coadd", 10.0), Planned("match", "match", 1.0)]
+    pace = Pace(tasks, 1)
+    assert pace.left_s([]) is None
+    pace.ended("crop:0", 4.0)
+    assert pace.left_s([]) == pytest.approx((2 + 3 + 10 + 1) * 4.0)
+    pace.ended("coadd", 2.0)  # 0.2 s a weight; the match goes at (4 + 2) / (1 + 10)
+    assert pace.left_s([]) == pytest.approx((2 + 3) * 4.0 + 6 / 11)
+    assert pace.left_s([3.0]) == pytest.approx((2 + 3) * 4.0 + 6 / 11 - 3.0)
+    pace.ended("crop:2", 0.0, ran=False)
+    assert pace.left_s([]) == pytest.approx(2 * 4.0 + 6 / 11), "a failure tells no rate"
+    pace.ended("crop:1", 8.0)
+    pace.ended("match", 1.0)
+    pace.ended("match", 1.0)
+    assert pace.left_s([]) == 0.0
+    half = Pace(tasks, 2)
+    half.ended("crop:0", 4.0)
+    assert half.left_s([]) == pytest.approx((2 + 3 + 10 + 1) * 4.0 / 2)
+
+
+def test_a_long_time_left_is_told(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    with Progress(9) as watch:
+        watch.planned([Planned(f"{k}.fits", "image") for k in range(3)], 1)
+        watch.started("0.fits")
+        watch.finished(Done("0.fits", None, None, 100.0))
+        watch.started("1.fits")
+        watch.finished(Done("1.fits", None, None, 2.0))
+    assert stream.getvalue().splitlines() == [
+        "[1/3] 0.fits: done in 100.0 s, about 3 min left",
+        "[2/3] 1.fits: done in 2.0 s, about 51 s left",
+    ]
 
 
 def test_a_long_step_is_told(monkeypatch):

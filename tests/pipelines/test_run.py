@@ -136,6 +136,62 @@ def test_a_product_that_is_gone_is_made_again(night, tmp_path):
     assert worked == ["a.fits"]
 
 
+def test_an_image_that_was_changed_itself_is_done(tmp_path):
+    """The row knows the checksum that the run gave the file; another change is another file."""
+    image = tmp_path / "a.fits"
+    image.write_text("sky")
+
+    def run():
+        worked = []
+
+        def door(payload, log):
+            worked.append(payload)
+            before = file_sha256(image)
+            write_text(image, image.read_text() + " solved", overwrite=True)
+            return Solution(
+                str(image), before, status="solved", quality=1, files=(str(image),)
+            )
+
+        result = run_images(
+            door, [image], tmp_path / "out", endings=(), failed=Solution.from_error
+        )
+        return result, len(worked)
+
+    assert run()[1] == 1
+    result, worked = run()
+    assert worked == 0
+    assert result.exit_code == ExitCode.NOTHING_TO_DO
+    assert image.read_text() == "sky solved"
+    image.write_text("another sky")
+    assert run()[1] == 1
+    assert image.read_text() == "another sky solved"
+
+
+def test_a_manifest_of_before_is_read(night, tmp_path):
+    """Rows without what was added since, and no table of tasks."""
+    night({"a.fits": "1"})
+    path = tmp_path / "out" / "run.json"
+    content = json.loads(path.read_text())
+    assert "tasks" not in content
+    del content["images"]["a"]["written"]
+    path.write_text(json.dumps(content))
+    _, worked, _ = night({"a.fits": "1"})
+    assert worked == []
+
+
+def test_images_of_which_too_many_would_not_fit_run_one_by_one(night):
+    asked = []
+
+    def memory_of(image):
+        asked.append(Path(image).name)
+        return 10**15
+
+    run, worked, _ = night({"a.fits": "1", "b.fits": "2"}, memory_of=memory_of, memory_bytes=10)
+    assert worked == ["a.fits", "b.fits"]
+    assert set(asked) == {"a.fits", "b.fits"}
+    assert run.exit_code == ExitCode.OK
+
+
 def test_two_images_of_one_name_are_refused(tmp_path):
     with pytest.raises(SettingError, match="would both write"):
         run_images(

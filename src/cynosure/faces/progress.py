@@ -1,7 +1,7 @@
-"""How a run goes, on standard error: a bar on a terminal, a line an image elsewhere.
+"""How a run goes, on standard error: a bar on a terminal, a line a task elsewhere.
 
-A long silence looks like a hang: the step that an image is at is shown at once on a terminal,
-and at most every ten seconds elsewhere.
+A long silence looks like a hang: the step that a task is at is shown at once on a terminal, and
+at most every ten seconds elsewhere. The time left is estimated from the tasks that have ended.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cynosure.pipelines.workers import Done
+    from cynosure.pipelines.tasks.done import Done, Planned
 
-__all__ = ["Progress", "Steps"]
+__all__ = ["Pace", "Progress", "Steps", "duration"]
 
 HEARTBEAT_S = 10.0
+# A time left below this is not worth a word.
+SOON_S = 10.0
 LOG = logging.getLogger("cynosure.run")
 
 
@@ -30,25 +32,103 @@ def _nothing(text: str) -> None:
     """Show nothing."""
 
 
+class Pace:
+    """Estimate the time left of a run from the tasks that have ended.
+
+    A task is expected to take its weight times the mean rate (seconds a weight) of its kind; a
+    kind of which none has ended yet goes at the rate of all kinds together.
+
+    Parameters
+    ----------
+    tasks : sequence of Planned
+    at_once : int
+        How many run at the same time.
+
+    Examples
+    --------
+    >>> from cynosure.pipelines.tasks.done import Planned
+    >>> pace = Pace([Planned("a", "crop"), Planned("b", "crop"), Planned("c", "coadd", 3.0)], 1)
+    >>> pace.ended("a", 2.0)
+    >>> pace.left_s([])
+    8.0
+    """
+
+    def __init__(self, tasks: Sequence[Planned], at_once: int):
+        self.at_once = max(1, at_once)
+        self._tasks = {task.key: task for task in tasks}
+        self._left: dict[str, float] = {}
+        self._spent: dict[str, tuple[float, float]] = {}
+        for task in tasks:
+            self._left[task.kind] = self._left.get(task.kind, 0.0) + task.weight
+
+    def ended(self, key: str, seconds: float, *, ran: bool = True) -> None:
+        """Take note that a task ended; one that did not really run tells nothing of the rate."""
+        task = self._tasks.pop(key, None)
+        if task is None:
+            return
+        self._left[task.kind] -= task.weight
+        if ran:
+            weight, spent = self._spent.get(task.kind, (0.0, 0.0))
+            self._spent[task.kind] = (weight + task.weight, spent + seconds)
+
+    def left_s(self, running_s: Iterable[float]) -> float | None:
+        """Return the seconds that are left, None where nothing has ended yet.
+
+        Parameters
+        ----------
+        running_s : iterable of float
+            For how long each running task has been running.
+        """
+        weight = sum(w for w, _ in self._spent.values())
+        if not weight:
+            return None
+        mean = sum(s for _, s in self._spent.values()) / weight
+        work = 0.0
+        for kind, left in self._left.items():
+            own, spent = self._spent.get(kind, (0.0, 0.0))
+            work += left * (spent / own if own else mean)
+        return max(0.0, work - sum(running_s)) / min(self.at_once, max(1, len(self._tasks)))
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it.
+
+    Examples
+    --------
+    >>> duration(42.4), duration(200), duration(9000)
+    ('42 s', '3 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Progress:
-    """Watch the tasks of a run (:class:`cynosure.pipelines.workers.Watch`).
+    """Watch the tasks of a run (:class:`cynosure.pipelines.tasks.done.Watch`).
 
     Parameters
     ----------
     total : int
-        Number of images.
+        Number of tasks, until the run says which of them it has to do.
     quiet : bool
         Show nothing.
     first : callable, optional
-        Called when the first image begins, with what shows a line: not before, so that a mistake
-        in the settings is all there is to read about it.
+        Called when the first task begins, with what shows a line: not before, so that a mistake in
+        the settings is all there is to read about it.
+    what : str
+        What the tasks are, for the bar.
     """
 
-    def __init__(self, total: int, *, quiet: bool = False, first: First | None = None):
+    def __init__(
+        self, total: int, *, quiet: bool = False, first: First | None = None,
+        what: str = "images",
+    ):
         self.total = total
         self.quiet = quiet
         self.first = first
+        self.what = what
         self.count = 0
+        self.pace = Pace((), 1)
         self.active: dict[str, tuple[float, str]] = {}
         self._bar: Any = None
         self._rows: dict[str, Any] = {}
@@ -75,8 +155,15 @@ class Progress:
         if self._thread is not None:
             self._thread.join()
 
+    def planned(self, tasks: Sequence[Planned], at_once: int) -> None:
+        """Take note of what has to be done."""
+        self.total = len(tasks)
+        self.pace = Pace(tasks, at_once)
+        if self._bar is not None:
+            self._bar.update(self._all, total=self.total)
+
     def started(self, key: str) -> None:
-        """Show that an image began."""
+        """Show that a task began."""
         first, self.first = self.first, None
         if first is not None:
             first(_nothing if self.quiet else self._line)
@@ -85,14 +172,14 @@ class Progress:
             self._rows[key] = self._bar.add_task(key, total=None, step="reading")
 
     def step(self, key: str, text: str) -> None:
-        """Show the step that an image is at."""
+        """Show the step that a task is at."""
         LOG.debug("%s: %s", key, text)
         self.active[key] = (self.active.get(key, (time.monotonic(), ""))[0], text)
         if self._bar is not None and key in self._rows:
             self._bar.update(self._rows[key], step=text)
 
     def finished(self, done: Done) -> None:
-        """Show that an image ended, and log how; of a defect also where it happened."""
+        """Show that a task ended, and log how; of a defect also where it happened."""
         LOG.info("%s: %s", done.key, _outcome(done))
         if done.error is not None:
             LOG.info("%s: %s", done.key, done.error)
@@ -100,12 +187,20 @@ class Progress:
                 LOG.error("%s", done.error.facts["traceback"])
         self.active.pop(done.key, None)
         self.count += 1
+        self.pace.ended(done.key, done.seconds, ran=done.error is None)
         if self._bar is not None:
             if done.key in self._rows:
                 self._bar.remove_task(self._rows.pop(done.key))
-            self._bar.update(self._all, completed=self.count)
+            self._bar.update(self._all, completed=self.count, step=self._left())
         elif not self.quiet and self.total > 1:
-            self._line(f"[{self.count}/{self.total}] {done.key}: {_outcome(done)}")
+            left = self._left(", ")
+            self._line(f"[{self.count}/{self.total}] {done.key}: {_outcome(done)}{left}")
+
+    def _left(self, before: str = "") -> str:
+        """Return the time left in words, nothing where it is short or not known."""
+        now = time.monotonic()
+        left = self.pace.left_s(now - start for start, _ in self.active.values())
+        return "" if left is None or left < SOON_S else f"{before}about {duration(left)} left"
 
     def tick(self) -> None:
         """Do nothing: bar and heartbeat have clocks of their own."""
@@ -121,7 +216,7 @@ class Progress:
             console=Console(stderr=True), transient=True,
         )
         self._bar.start()
-        self._all = self._bar.add_task("images", total=self.total, step="")
+        self._all = self._bar.add_task(self.what, total=self.total, step="")
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -96,17 +97,33 @@ class Shell:
     verbose: int = 0
     quiet: bool = False
     json: bool = False
-    workers: int = 1
+    workers: int | str = 1
     timeout_s: float | None = None
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or (self.timeout_s is not None and not self.timeout_s > 0):
+        if self.workers in (0, "") or (self.timeout_s is not None and not self.timeout_s > 0):
             raise SettingError(
                 "--workers {workers}, --timeout {timeout}: both must be positive",
                 workers=self.workers, timeout=self.timeout_s,
                 hint="Leave them out for one image at a time without a limit.",
             )
+
+    @property
+    def processes(self) -> int:
+        """The number of --workers, for commands that do not run on a cluster.
+
+        Raises
+        ------
+        SettingError
+            If the address of a cluster was given.
+        """
+        if isinstance(self.workers, str):
+            raise SettingError(
+                "--workers {workers}: this command does not run on a cluster",
+                workers=self.workers, hint="Give the number of processes, --workers N.",
+            )
+        return self.workers
 
     def settings(self) -> Settings:
         """Return the settings: built-in < user < project < --config < `changes` < --set."""
@@ -137,6 +154,41 @@ class Shell:
         return Path(self.out if self.out is not None else default)
 
 
+class Workers(click.ParamType):
+    """``--workers``: a number of processes, or the address of a Dask scheduler."""
+
+    name = "workers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Return the number, or the address as it is."""
+        if isinstance(value, int):
+            return value
+        if re.fullmatch(r"dask://\S+:\d+", value):
+            return str(value)
+        if not re.fullmatch(r"[+-]?\d+", value):
+            self.fail(
+                f"{value!r}: a number of processes, or dask://HOST:PORT, is expected", param, ctx
+            )
+        return max(int(value), 0)
+
+
+class Bytes(click.ParamType):
+    """A size in bytes, or with one of the letters k, M, G, T."""
+
+    name = "bytes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the number of bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", str(value))
+        if found is None or not float(found[1]):
+            self.fail(f"{value!r}: a size such as 800M or 8G is expected", param, ctx)
+        return int(float(found[1]) * 1000 ** (" kMGT".index(found[2] or " ")))
+
+
 SHARED = (
     ("--out", {"metavar": "DIR", "help": "Folder (or file) to write to."}),
     ("--overwrite", {"is_flag": True, "help": "Do it again and replace what is there."}),
@@ -147,8 +199,9 @@ SHARED = (
     ("--verbose", {"count": True, "help": "Say more; twice for the finest detail."}),
     ("--quiet", {"is_flag": True, "help": "Print nothing but errors."}),
     ("--json", {"is_flag": True, "help": "One JSON object a line on standard output."}),
-    ("--workers", {"type": int, "default": 1, "show_default": True, "metavar": "N",
-                   "help": "Images at a time."}),
+    ("--workers", {"type": Workers(), "default": 1, "show_default": True,
+                   "metavar": "N|dask://HOST:PORT",
+                   "help": "Images at a time, or the scheduler of a cluster."}),
     ("--timeout", {"type": float, "metavar": "SECONDS",
                    "help": "Give an image up after this long."}),
 )

@@ -2,6 +2,7 @@
 
 ``run.json`` is written anew, whole, after every image, so that a run that is killed can be taken
 up where it stood: an image whose content and settings are those of its row is not done again.
+The rows of a graph of tasks stand beside those of images (:mod:`cynosure.pipelines.tasks`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from cynosure.ground.files import reason_of, write_text
 __all__ = [
     "Manifest",
     "Row",
+    "TaskRow",
+    "content_of",
     "exit_code_of",
     "fingerprint",
     "stem_of",
@@ -36,6 +39,8 @@ FILE_NAME = "run.json"
 PACKAGES = ("numpy", "scipy", "astropy", "pyerfa", "numba", "pyarrow")
 
 PENDING = "pending"
+# The coarsest clock of a file system in use: two seconds, FAT's.
+CLOCK_NS = 2_000_000_000
 # How an image may fail and still be worth another try without any change.
 PASSING = (ExitCode.INTERNAL, ExitCode.TEMPORARY, ExitCode.INTERRUPTED, ExitCode.OUTPUT_UNWRITABLE)
 
@@ -64,6 +69,8 @@ class Row:
         Wall-clock time.
     products : tuple of str
         Files that were written, relative to the folder of the run.
+    written : str
+        Checksum that the image's file was given, where it was changed itself.
     """
 
     image: str
@@ -75,6 +82,37 @@ class Row:
     exit_code: int = int(ExitCode.OK)
     seconds: float = 0.0
     products: tuple[str, ...] = ()
+    written: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """One task of a graph.
+
+    Attributes
+    ----------
+    status : str
+        ``done``, ``failed``, ``skipped``, or ``pending`` while it is not run.
+    reason : str
+        Why it is not done.
+    exit_code : int
+        What the command would return for this task alone.
+    seconds : float
+        Wall-clock time.
+    fingerprint : str
+        Checksum of all that the task depends on.
+    inputs, outputs : dict of str to str
+        Checksum of each file that it read and wrote, relative to the folder of the run where
+        they lie in it.
+    """
+
+    status: str = PENDING
+    reason: str = ""
+    exit_code: int = int(ExitCode.OK)
+    seconds: float = 0.0
+    fingerprint: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -95,6 +133,10 @@ class Manifest:
         Versions (:func:`versions`).
     started : str
         Date and time in UTC.
+    tasks : dict of str to TaskRow
+        By the name of the task, in the order of the graph.
+    files : dict of str to list
+        Size, time of change (ns) and checksum of files as they were last read.
     """
 
     folder: Path
@@ -103,6 +145,8 @@ class Manifest:
     state: str = "running"
     software: dict[str, str] = field(default_factory=lambda: versions())
     started: str = field(default_factory=lambda: _now())
+    tasks: dict[str, TaskRow] = field(default_factory=dict)
+    files: dict[str, list[Any]] = field(default_factory=dict)
     _clock: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -127,8 +171,10 @@ class Manifest:
                 for stem, values in content["images"].items()
             }
             facts = {k: v for k, v in content.items() if k not in _OWN}
-            own = (content[name] for name in ("state", "software", "started"))
-            return cls(folder, rows, facts, *own)
+            state, software, started = (content[n] for n in ("state", "software", "started"))
+            tasks = {name: TaskRow(**row) for name, row in content.get("tasks", {}).items()}
+            files = dict(content.get("files", {}))
+            return cls(folder, rows, facts, state, software, started, tasks, files)
         except (KeyError, TypeError, ValueError) as error:
             raise CatalogDamaged(
                 catalog=str(path), reason=f"not a manifest of schema {SCHEMA}",
@@ -152,6 +198,9 @@ class Manifest:
             "seconds": round(time.monotonic() - self._clock, 3),
             "tally": tally(r.status for r in self.rows.values()),
             "images": {stem: asdict(row) for stem, row in self.rows.items()},
+            **({"tasks": {name: asdict(row) for name, row in self.tasks.items()}}
+               if self.tasks else {}),
+            **({"files": self.files} if self.files else {}),
             **self.facts,
         }
         text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
@@ -169,7 +218,28 @@ class Manifest:
             return False
         if not all((self.folder / product).exists() for product in row.products):
             return False
-        return file_sha256(file) == row.sha256
+        return content_of(file_sha256(file), row.sha256, row.written) == row.sha256
+
+    def content(self, path: Path) -> str:
+        """Return the checksum of a file, "" if it cannot be read.
+
+        A file with the size and the time of change that it had when it was last read is not read
+        again, unless it was written so shortly before that it may have been written once more
+        within the resolution of the clock.
+        """
+        from cynosure.data.fits.file import file_sha256
+
+        try:
+            now = path.stat()
+            seen = self.files.get(str(path))
+            if seen is None or seen[:2] != [now.st_size, now.st_mtime_ns]:
+                trusted = time.time_ns() - now.st_mtime_ns > CLOCK_NS
+                seen = [now.st_size, now.st_mtime_ns if trusted else 0, file_sha256(path)]
+                self.files[str(path)] = seen
+            return str(seen[2])
+        except OSError:
+            self.files.pop(str(path), None)
+            return ""
 
     def is_ours(self, stem: str) -> bool:
         """Say whether files of this image were left by a run that did not come to its end."""
@@ -177,7 +247,30 @@ class Manifest:
         return row is not None and (row.status == PENDING or row.exit_code in PASSING)
 
 
-_OWN = {"schema", "software", "state", "started", "written", "seconds", "tally", "images"}
+_OWN = {
+    "schema", "software", "state", "started", "written", "seconds", "tally", "images", "tasks",
+    "files",
+}
+
+
+def content_of(now: str, read: str, written: str) -> str:
+    """Return the checksum of the input that a file stands for.
+
+    A file that was changed by what read it counts as what had been read, as long as nobody else
+    has changed it since.
+
+    Parameters
+    ----------
+    now, read, written : str
+        Checksum of the file as it is, as it was read, and as it was then written ("" if it was
+        not).
+
+    Examples
+    --------
+    >>> content_of("b", "a", "b"), content_of("c", "a", "b"), content_of("a", "a", "")
+    ('a', 'c', 'a')
+    """
+    return read if written and now == written else now
 
 
 def _now() -> str:

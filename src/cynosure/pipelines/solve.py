@@ -41,14 +41,14 @@ from cynosure.pipelines.extract import Extraction, extract_sources, load_kernels
 from cynosure.pipelines.gather import gather
 from cynosure.pipelines.outcome import Chips, Outcome, SolvedChip
 from cynosure.pipelines.plate import Plate, solve_plate
-from cynosure.pipelines.run import Run, default_settings, run_images
+from cynosure.pipelines.run import Run, default_settings, expected_bytes, placed, run_images
 from cynosure.pipelines.verdict import conclude, now, steps_tried
 from cynosure.solutions.solution import Solution
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
 
-    from cynosure.pipelines.workers import Watch
+    from cynosure.pipelines.tasks.done import Watch
 
 __all__ = ["Outcome", "run_solve", "solve", "write"]
 
@@ -413,6 +413,10 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------- many images
+# The arguments of solve() that may be paths.
+PLACES = ("index", "instrument")
+
+
 @dataclass(frozen=True, slots=True)
 class _Door:
     """What a worker does with one image; it travels to the worker's process."""
@@ -527,8 +531,8 @@ def _check_once(
 
 def run_solve(
     images: Sequence[str | Path], refcat: str | Path, out: str | Path, *,
-    settings: Settings | None = None, workers: int = 1, timeout_s: float | None = None,
-    overwrite: bool = False, watch: Watch | None = None,
+    settings: Settings | None = None, workers: int | str = 1, timeout_s: float | None = None,
+    memory_bytes: int | None = None, overwrite: bool = False, watch: Watch | None = None,
     on_record: Callable[[Any], None] | None = None, facts: Mapping[str, Any] | None = None,
     header_only: bool = False, in_place: bool = False, **arguments: Any,
 ) -> Run:
@@ -540,7 +544,7 @@ def run_solve(
     refcat : path or URL
     out : path
         The folder of the run.
-    settings, workers, timeout_s, overwrite, watch, on_record, facts
+    settings, workers, timeout_s, memory_bytes, overwrite, watch, on_record, facts
         As in :func:`cynosure.pipelines.run.run_images`.
     header_only, in_place : bool
         Write headers alone; change the images themselves.
@@ -554,9 +558,14 @@ def run_solve(
     import os
 
     settings = settings or default_settings()
+    if isinstance(workers, str):  # the workers of a cluster stand in folders of their own
+        images, out = [str(Path(i).absolute()) for i in images], Path(out).absolute()
+        refcat = placed(refcat)
+        arguments = {k: placed(v) if k in PLACES else v for k, v in arguments.items()}
     _check_once(refcat, settings, arguments)
     cores = os.cpu_count() or 1
-    arguments.setdefault("threads", max(1, cores // max(workers, 1)) if len(images) else 1)
+    at_once = cores if isinstance(workers, str) else max(workers, 1)  # a cluster's are not ours
+    arguments.setdefault("threads", max(1, cores // at_once) if len(images) else 1)
     door = _Door(str(refcat), str(out), settings, dict(arguments), header_only, in_place)
 
     def failed(image: str, error: CynosureError) -> Solution:
@@ -574,5 +583,6 @@ def run_solve(
         endings=(".wcs.fits",) if header_only else () if in_place else ("_wcs.fits",),
         options=options,
         settings=settings, facts={"catalog": str(refcat), **(facts or {})}, failed=failed,
-        on_record=on_record, workers=workers, timeout_s=timeout_s, overwrite=overwrite, watch=watch,
+        on_record=on_record, workers=workers, timeout_s=timeout_s, memory_bytes=memory_bytes,
+        memory_of=expected_bytes, overwrite=overwrite, watch=watch,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cynosure.faces.shell import Command, Shell, is_first_run, log_to, option, shared
+from cynosure.faces.shell import COMMON, Bytes, Command, Shell, is_first_run, log_to, option, shared
 from cynosure.ground.errors import CatalogMissing, ExitCode, SettingError
 from cynosure.ground.quantities import angle_in, julian_year, scale_in_arcsec, sky_position
 
@@ -60,6 +60,8 @@ ASTAP = {
 @option("--region", is_flag=True, group="Output", help="Write DS9 regions, NAME.reg.")
 @option("--ini", is_flag=True, group="Output",
         help="Write ASTAP's NAME.ini and end with ASTAP's exit codes.")
+@option("--memory", "memory_bytes", type=Bytes(), metavar="SIZE", group=COMMON,
+        help="What the images at work may take together, as 8G; default: 80 % of what is free.")
 @option("--report/--no-report", default=True, group="Output", help="Write report.html.")
 @shared
 def solve(shell: Shell, images: tuple[str, ...], **options: Any) -> int:

@@ -76,7 +76,7 @@ def add(shell: Shell, files: tuple[str, ...], url: str) -> int:
         for path in exports:
             total += import_store(opened, path)
         rest = [f for f in files if Path(f) not in exports]
-        total += opened.add(_entries(rest, refused, shell.workers))
+        total += opened.add(_entries(rest, refused, shell.processes))
         shell.emit({"store": opened.name, "new": total.new, "known": total.known,
                     "refused": [str(error) for error in refused]})
         shell.say(f"{opened.name}: {total.new} new, {total.known} known, {len(refused)} refused")

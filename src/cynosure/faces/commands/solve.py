@@ -128,7 +128,7 @@ def _solve_into(
     from cynosure.faces.progress import Progress
     from cynosure.pipelines.solve import run_solve
 
-    if shell.workers > 1:  # or each worker would compile them all
+    if shell.workers != 1:  # or each worker would compile them all
         _compile(shell.tell)
     settings = shell.settings()
     records = []

@@ -21,7 +21,7 @@ ENV PATH=/opt/cynosure/bin:$PATH \
 # Compile the kernels and list the fonts once, here, so that no run waits for it; any user of the
 # container may write there.
 RUN mkdir -p /var/cache/cynosure /local/scratch \
- && cynosure doctor \
+ && cynosure doctor --compile \
  && chmod -R a+rwX /var/cache/cynosure
 WORKDIR /local/scratch
 ENTRYPOINT ["cynosure", "task"]

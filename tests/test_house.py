@@ -131,7 +131,7 @@ def test_sizes_and_names(name):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) is not None else node.body
             lines = node.end_lineno - body[0].lineno + 1 if body else 0
-            compiled = any("jit" in ast.unparse(d) for d in node.decorator_list)
+            compiled = any("compiled" in ast.unparse(d) for d in node.decorator_list)
             most = MAX_KERNEL_LINES if compiled else MAX_FUNCTION_LINES
             assert lines <= most, f"{path.name}: {node.name} has {lines} lines"
 

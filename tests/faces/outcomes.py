@@ -5,7 +5,7 @@ import numpy as np
 from cynosure.data.tables import MATCHES, SOURCES
 from cynosure.ground.numeric import rms
 from cynosure.pipelines.evidence import thumbnail
-from cynosure.solutions.quality import judge
+from cynosure.solutions.quality import Measured, judge
 from cynosure.solutions.solution import Solution
 
 NX, NY, SCALE = 2400, 1800, 0.8
@@ -100,11 +100,11 @@ def make_solution(image="demo.fits", matches=None, **changes):
         "rms_reserved_ra_mas": rms(reserved["dra_mas"]),
         "rms_reserved_dec_mas": rms(reserved["ddec_mas"]),
     }
-    verdict = judge(
+    verdict = judge(Measured(
         n_used=len(used), n_reserved=len(reserved), rms_mas=numbers["rms_ra_mas"],
         rms_reserved_mas=numbers["rms_reserved_ra_mas"], scale_arcsec=SCALE, log_odds=812.0,
         chi2_dof=1.02, coverage=1.0, before_ratio=0.01, wcs_error_mas=4.0,
-    )
+    ))
     solution = Solution(
         image, "0" * 64, software="cynosure 0.1.0", created="2026-01-02T03:04:05+00:00",
         settings={"quality": {"min_used": 6}}, status=verdict.status, quality=verdict.quality,

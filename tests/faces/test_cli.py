@@ -142,21 +142,29 @@ def test_exit_codes(door, images, fates, code):
 
 def test_a_first_run_is_told_once_and_not_before_an_image_begins(door, images, capsys, monkeypatch):
     monkeypatch.setattr("cynosure.faces.commands.solve.is_first_run", lambda: True)
+    compiled = []
+
+    def compile_kernels(names, say):
+        compiled.append(names)
+        say(1, len(names))
+
+    monkeypatch.setattr("cynosure.pipelines.compiling.compile_kernels", compile_kernels)
     names = images(a="good", b="good")
     assert solve(*names) == 0
-    assert capsys.readouterr().err.count("first run: the kernels are compiled") == 1
+    err = capsys.readouterr().err
+    assert err.count("first run: the kernels are compiled") == 1
+    assert "kernels: 1 of 4 compiled" in err
+    assert len(compiled) == 1
     assert cli.run(["solve", *names, "--refcat", "g", "--order", "9"]) == ExitCode.USAGE
     assert "first run" not in capsys.readouterr().err
     assert solve(*names, "--overwrite", "--quiet") == 0
     assert capsys.readouterr().err == ""
 
 
-def test_kernels_that_were_compiled_are_found(monkeypatch, tmp_path):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("cynosure.faces.shell.__file__", str(tmp_path / "faces" / "shell.py"))
+def test_kernels_that_were_compiled_are_found(monkeypatch):
+    monkeypatch.setattr("cynosure.ground.cache.marked", lambda names: False)
     assert shell.is_first_run()
-    (tmp_path / "pixels").mkdir()
-    (tmp_path / "pixels" / "kernels.nbi").touch()
+    monkeypatch.setattr("cynosure.ground.cache.marked", lambda names: True)
     assert not shell.is_first_run()
 
 

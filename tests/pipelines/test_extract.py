@@ -60,3 +60,15 @@ def test_pixels_without_a_value_are_no_colour_of_a_mosaic(blank):
     # Warnings are errors here: none may come of it.
     part = extract_sources(frame.replaced(data=data), default_settings())
     assert not any("Bayer" in note for note in part.notes)
+
+
+def test_the_noise_of_a_mosaic_makes_few_sources():
+    """The sum of the colours correlates the noise: sums over a star scatter more than it says.
+
+    Without NOISE_FACTOR the threshold would be at 3.3 sigma, and near a thousand would exceed it.
+    """
+    rng = np.random.default_rng(5)
+    data = rng.normal(np.tile([[100.0, 140.0], [140.0, 190.0]], (256, 256)), 5.0)
+    part = extract_sources(Frame(data.astype(np.float32)), default_settings())
+    assert any("Bayer" in note for note in part.notes)
+    assert len(part.sources) < 100

@@ -34,10 +34,8 @@ def test_cells_are_sampled_as_the_twin_says(step):
         assert np.all(np.isinf(values[c, count[c] :]))
 
 
-def level_and_noise(values, least=0.3, count=None, total=None):
+def clipped(values, least=0.3, count=None, total=None):
     """Clip and sum the values of one cell, of which all pixels are in the sample."""
-    from cynosure.pixels.background import _level_and_noise
-
     values = np.asarray(values, np.float32)
     n = np.array([values.size if count is None else count])
     total = n if total is None else np.array([total])
@@ -45,6 +43,14 @@ def level_and_noise(values, least=0.3, count=None, total=None):
     few, sums = np.empty(1, bool), np.empty((1, 4))
     kernels.clip_cells(np.sort(values)[None], n, total, least, low, high, pivot, few)
     kernels.sum_cells(values[None], NO_MASK, 0, 1, 1, 1, low, high, pivot, sums)
+    return sums, low, high, pivot, few
+
+
+def level_and_noise(values, **limits):
+    """Return the level and the noise of one cell."""
+    from cynosure.pixels.background import _level_and_noise
+
+    sums, low, high, pivot, few = clipped(values, **limits)
     level, sigma = _level_and_noise(sums, low, high, pivot, few)
     return level[0], sigma[0]
 
@@ -63,9 +69,17 @@ def test_clipped_mode_is_that_of_the_twin(kind):
         values = np.maximum(rng.normal(-1, 2, 1000), 0)
     mode, std = twins.clipped_mode(values.astype(np.float32))
     level, sigma = level_and_noise(values)
-    assert sigma == pytest.approx(std, rel=3e-5)
-    # The loop takes the median from a count and the density there, its twin from the values.
-    assert level == pytest.approx(mode, abs=0.06 * std if kind != "coarse" else 1e-5)
+    # The loop sums n values and their squares, taken from a pivot, in single precision: either sum
+    # is off by at most (n + 4) / 2^24 of the sum of magnitudes, in whatever order it is taken, the
+    # variance by three times that part of the mean square about the pivot.
+    pivot = float(clipped(values)[3][0])
+    rounding = (len(values) + 4) / 2**24
+    square = (std / 1.0136) ** 2 + (pivot - mode) ** 2
+    assert sigma == pytest.approx(std, rel=1.5 * rounding * square / (std / 1.0136) ** 2)
+    # The loop takes the median from a count and the density there, its twin from the values; few
+    # different values have a mean only.
+    few = kind in ("coarse", "floor")
+    assert level == pytest.approx(mode, abs=rounding * square**0.5 if few else 0.06 * std)
 
 
 @pytest.mark.parametrize("masked", [False, True])

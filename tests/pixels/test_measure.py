@@ -109,6 +109,10 @@ def test_errors_of_faint_stars_are_true_too():
         part = z[(snr > low) & (snr < high)]
         assert len(part) > 600
         assert np.sqrt(np.mean(part[np.abs(part) < 5] ** 2)) == pytest.approx(1, abs=0.06)
+    # What the errors lack, as the coefficient of 1 / snr^2 in the variance; 7 of it is assumed.
+    faint = (snr < 8) & (np.abs(z) < 5)
+    lack = (z[faint] ** 2 - 1) * snr[faint] ** 2
+    assert abs(np.mean(lack)) < 3
 
 
 def test_correlation_of_x_and_y_follows_the_psf():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cynosure.solutions.quality import coverage_4x4, judge
+from cynosure.solutions.quality import Measured, coverage_4x4, judge
 
 GOOD = {
     "n_used": 200, "n_reserved": 30, "rms_mas": 30.0, "rms_reserved_mas": 31.0,
@@ -15,7 +15,7 @@ GOOD = {
 
 
 def test_a_good_solution_passes_every_check():
-    verdict = judge(**GOOD)
+    verdict = judge(Measured(**GOOD))
     assert (verdict.status, verdict.quality, verdict.reasons) == ("solved", 1, ())
     assert [c.name for c in verdict.checks] == [
         "odds", "stars", "rms", "coverage", "reserved", "chi2", "corner", "before",
@@ -38,7 +38,7 @@ def test_a_good_solution_passes_every_check():
     ],
 )
 def test_each_fault_trips_its_check_alone(name, fault, status, quality):
-    verdict = judge(**{**GOOD, **fault})
+    verdict = judge(Measured(**{**GOOD, **fault}))
     assert [c.name for c in verdict.checks if not c.passed] == [name]
     assert (verdict.status, verdict.quality) == (status, quality)
     assert len(verdict.reasons) == 1
@@ -50,22 +50,22 @@ def test_each_fault_trips_its_check_alone(name, fault, status, quality):
 )
 def test_limits_follow_the_pixel(rms_mas, quality):
     numbers = {**GOOD, "rms_mas": rms_mas, "rms_reserved_mas": rms_mas}
-    assert judge(**numbers).quality == quality
+    assert judge(Measured(**numbers)).quality == quality
     half = {**numbers, "rms_mas": rms_mas / 2, "rms_reserved_mas": rms_mas / 2, "scale_arcsec": 0.5}
-    assert judge(**half).quality == quality
+    assert judge(Measured(**half)).quality == quality
 
 
 @pytest.mark.parametrize(("rms_mas", "quality"), [(9.9, 1), (10.0, 3), (20.0, 3)])
 def test_limits_of_the_archives(rms_mas, quality):
     numbers = {**GOOD, "rms_mas": rms_mas, "rms_reserved_mas": rms_mas, "scale_arcsec": 0.05}
-    assert judge(**numbers, fine_rms_mas=10.0, coarse_rms_mas=1000.0).quality == quality
+    assert judge(Measured(**numbers), fine_rms_mas=10.0, coarse_rms_mas=1000.0).quality == quality
 
 
 def test_what_is_not_known_is_not_held_against_a_solution():
     unknown = {k: math.nan for k in ("rms_reserved_mas", "chi2_dof", "before_ratio",
                                      "wcs_error_mas")}
-    assert judge(**{**GOOD, **unknown, "n_reserved": 0}).quality == 1
-    assert judge(**{**GOOD, "rms_mas": math.nan}).status == "failed"
+    assert judge(Measured(**{**GOOD, **unknown, "n_reserved": 0})).quality == 1
+    assert judge(Measured(**{**GOOD, "rms_mas": math.nan})).status == "failed"
 
 
 def test_honest_reserved_stars_rarely_trip():
@@ -74,13 +74,13 @@ def test_honest_reserved_stars_rarely_trip():
     for _ in range(2000):
         n_used, n_reserved = rng.integers(8, 200), rng.integers(2, 40)
         used, reserved = rng.normal(size=2 * n_used), rng.normal(size=2 * n_reserved)
-        verdict = judge(**{**GOOD, "n_used": int(n_used), "n_reserved": int(n_reserved),
+        verdict = judge(Measured(**{**GOOD, "n_used": int(n_used), "n_reserved": int(n_reserved),
                            "rms_mas": float(np.sqrt(np.mean(used**2))),
-                           "rms_reserved_mas": float(np.sqrt(np.mean(reserved**2)))})
+                           "rms_reserved_mas": float(np.sqrt(np.mean(reserved**2)))}))
         tripped += not next(c for c in verdict.checks if c.name == "reserved").passed
     assert tripped <= 2
     # and twice the residuals on as many stars do
-    verdict = judge(**{**GOOD, "n_reserved": 40, "rms_reserved_mas": 62.0})
+    verdict = judge(Measured(**{**GOOD, "n_reserved": 40, "rms_reserved_mas": 62.0}))
     assert verdict.reasons
 
 
@@ -94,6 +94,6 @@ def test_coverage():
     passed = 0
     for _ in range(300):
         coverage = coverage_4x4(*rng.uniform(0, 100, (2, 8)), 100, 100)
-        verdict = judge(**{**GOOD, "n_used": 8, "n_reserved": 0, "coverage": coverage})
+        verdict = judge(Measured(**{**GOOD, "n_used": 8, "n_reserved": 0, "coverage": coverage}))
         passed += not verdict.reasons
     assert passed > 294

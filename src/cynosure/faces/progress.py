@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,13 @@ HEARTBEAT_S = 10.0
 # A time left below this is not worth a word.
 SOON_S = 10.0
 LOG = logging.getLogger("cynosure.run")
+
+
+First = Callable[[Callable[[str], None]], None]
+
+
+def _nothing(text: str) -> None:
+    """Show nothing."""
 
 
 class Pace:
@@ -105,19 +112,20 @@ class Progress:
         Number of tasks, until the run says which of them it has to do.
     quiet : bool
         Show nothing.
-    notice : str
-        A line that is told when the first task begins: not before, so that a mistake in the
-        settings is all there is to read about it.
+    first : callable, optional
+        Called when the first task begins, with what shows a line: not before, so that a mistake in
+        the settings is all there is to read about it.
     what : str
         What the tasks are, for the bar.
     """
 
     def __init__(
-        self, total: int, *, quiet: bool = False, notice: str = "", what: str = "images"
+        self, total: int, *, quiet: bool = False, first: First | None = None,
+        what: str = "images",
     ):
         self.total = total
         self.quiet = quiet
-        self.notice = notice
+        self.first = first
         self.what = what
         self.count = 0
         self.pace = Pace((), 1)
@@ -156,9 +164,9 @@ class Progress:
 
     def started(self, key: str) -> None:
         """Show that a task began."""
-        if self.notice and not self.quiet:
-            self._line(self.notice)
-        self.notice = ""
+        first, self.first = self.first, None
+        if first is not None:
+            first(_nothing if self.quiet else self._line)
         self.active[key] = (time.monotonic(), "reading")
         if self._bar is not None:
             self._rows[key] = self._bar.add_task(key, total=None, step="reading")

@@ -242,11 +242,11 @@ def describe_error(error: CynosureError) -> str:
 
 
 def is_first_run() -> bool:
-    """Say whether the compiled kernels have yet to be compiled; it takes about a minute, once."""
-    kernels = Path(__file__).parent.parent / "pixels"
-    cache = os.environ.get("NUMBA_CACHE_DIR")
-    places = [kernels / "__pycache__", *([Path(cache)] if cache else [])]
-    return not any(any(place.rglob("*.nbi")) for place in places if place.is_dir())
+    """Say whether the kernels have yet to be compiled; it takes half a minute, once."""
+    from cynosure.ground.cache import marked
+    from cynosure.pipelines.compiling import SOLVE
+
+    return not marked(SOLVE)
 
 
 class _RunLog(logging.FileHandler):

@@ -30,7 +30,7 @@ from cynosure.ground.sky import (
 from cynosure.pipelines.keep import kept_header
 from cynosure.pipelines.plate import Plate
 from cynosure.solutions.names import wcsname
-from cynosure.solutions.quality import Verdict, coverage_4x4, judge
+from cynosure.solutions.quality import Measured, Verdict, coverage_4x4, judge
 from cynosure.solutions.solution import Solution
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def conclude(
     scale = _geometry(chips[0])["scale_arcsec"]
     error = _wcs_error(chips)
     odds = min(plate.match.log_odds for plate in plates)
-    verdict = judge(
+    measured = Measured(
         n_used=numbers["n_used"], n_reserved=numbers["n_reserved"],
         rms_mas=float(np.hypot(numbers["rms_ra_mas"], numbers["rms_dec_mas"]) / np.sqrt(2)),
         rms_reserved_mas=float(
@@ -114,8 +114,9 @@ def conclude(
         ),
         scale_arcsec=scale, log_odds=odds, chi2_dof=numbers["chi2_dof"],
         coverage=_coverage(chips), before_ratio=ratio,
-        wcs_error_mas=error["corner"], **settings["quality"],
+        wcs_error_mas=error["corner"],
     )
+    verdict = judge(measured, **settings["quality"])
     old_name = _old_name(exposure.frames[0])
     new_name = wcsname(old_name, "IMG", refcat.name)
     form, said = _form_of_cubes(form, chips)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from cynosure.ground.cache import compiled
 from cynosure.pixels.kernels import F32, F64, FAST, I64
 from cynosure.pixels.psfkernels import mix, solve_positive, stamp
 
@@ -25,14 +25,14 @@ LEAST_SNR = 2.0
 SETTLING = 2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mix_all(coefficients: F64, terms: F64, nodes: F64) -> None:
     """Fill nodes[n] with the PSF's nodes at the place of star n."""
     for n in range(terms.shape[0]):
         mix(coefficients, terms[n], nodes[n])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fit_groups(
     image: F32, residual: F32, variance: F32, gain: float, nodes: F64, spacing: float,
     groups: I64, x: F64, y: F64, flux: F64, fit_radius: I64, draw_radius: I64, sweeps: int,
@@ -120,14 +120,14 @@ def fit_groups(
             settled[g] = still
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _half_width(radius: int, dy: int) -> int:
     """How far a row of a disk reaches to each side; -1 where the row is outside."""
     room = (radius + 0.5) ** 2 - dy * dy
     return int(math.sqrt(room)) if room >= 0.0 else -1
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _accumulate(
     image: F32, residual: F32, variance: F32, gain: float, nodes: F64, spacing: float, x: float,
     y: float, flux: float, radius: int, p: F64, px: F64, py: F64, a: F64, b: F64, at: int,
@@ -175,7 +175,7 @@ def _accumulate(
     chi2[k] = q / max(count - 3, 1)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _couple(
     image: F32, residual: F32, variance: F32, gain: float, x: F64, y: F64, flux: F64,
     fit_radius: I64, m: int, n: int, p1: F64, px1: F64, py1: F64, p2: F64, px2: F64, py2: F64,
@@ -216,7 +216,7 @@ def _couple(
     a[at1 + 2, at2 + 2] = f1 * f2 * s22
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _draw(
     residual: F32, nodes: F64, spacing: float, radius: int, x: float, y: float, flux: float,
     new: F64,
@@ -236,7 +236,7 @@ def _draw(
             target[i] += np.float32(flux * source[i])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def draw_stars(
     residual: F32, nodes: F64, spacing: float, x: F64, y: F64, flux: F64, radius: I64
 ) -> None:
@@ -250,7 +250,7 @@ def draw_stars(
         _draw(residual, psf, spacing, radius[k], x[k], y[k], -flux[k], new)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _inverse_block(a: F64, n: int, first: int, out: F64) -> None:
     """Fill `out` (3, 3) with the block of the inverse at `first`, from the factor in `a`."""
     z = np.empty((n, 3))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from cynosure.ground.cache import compiled
 from cynosure.pixels.kernels import F32, F64, FAST, I64, disk_pixel_area
 from cynosure.pixels.psfkernels import solve_positive, stamp
 
@@ -27,7 +27,7 @@ LEAST_SNR_TO_MOVE = 4.0
 
 
 # ------------------------------------------------------------------------------------ PSF fluxes
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _products(
     image: F32, residual: F32, variance: F32, gain: float, x: F64, y: F64, radius: I64, m: int,
     n: int, pm: F64, pn: F64, terms: int, a: F64, b: F64, at_m: int, at_n: int, chi2: F64,
@@ -67,7 +67,7 @@ def _products(
         chi2[m] = q / max(count - terms, 1)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _subtract(
     residual: F32, nodes: F64, spacing: float, radius: int, x: float, y: float, flux: float,
     room: F64,
@@ -83,7 +83,7 @@ def _subtract(
             residual[y0 + j, x0 + i] -= np.float32(flux * model[j, i])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _blocks_of_inverse(a: F64, n: int, terms: int, s: int, out: F64) -> None:
     """Fill `out` (3, 3) with the block of star `s` of the inverse, from the factor in `a`."""
     first = terms * s
@@ -102,7 +102,7 @@ def _blocks_of_inverse(a: F64, n: int, terms: int, s: int, out: F64) -> None:
             out[c, d] = total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fit_fluxes(
     image: F32, residual: F32, variance: F32, gain: float, nodes: F64, spacing: float, groups: I64,
     x: F64, y: F64, flux: F64, fit_radius: I64, draw_radius: I64, sweeps: int, shifts: int,
@@ -205,7 +205,7 @@ def fit_fluxes(
 
 
 # ------------------------------------------------------------------------------------- apertures
-@njit(cache=True, nogil=True)
+@compiled
 def ring_levels(
     data: F32, unusable: BOOL, x: F64, y: F64, inner: float, outer: float, clip: float, out: F64
 ) -> None:
@@ -248,7 +248,7 @@ def ring_levels(
             kept = kept[low:high]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def aperture_sums(
     data: F32, unusable: BOOL, given: F32, level: F64, sigma: F64, gain: float, saturation: float,
     x: F64, y: F64, radius: float, mirror: bool, out: F64, flags: I32,

@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from cynosure.ground.cache import compiled
 
 __all__ = [
     "clip_cells",
@@ -47,7 +48,7 @@ FEW_SHARE = 0.45
 
 
 # --------------------------------------------------------------------------------- background
-@njit(cache=True, nogil=True)
+@compiled
 def sample_cells(
     data: F32, mask: NDArray[np.bool_], step: int, first: int, last: int, rows: int, columns: int,
     values: F32, count: I64, total: I64,
@@ -78,7 +79,7 @@ def sample_cells(
         count[c], total[c] = n, m
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def clip_cells(
     values: F32, count: I64, total: I64, least: float, low: F32, high: F32, pivot: F32,
     few: NDArray[np.bool_],
@@ -103,7 +104,7 @@ def clip_cells(
         few[c] = _share(part, lo, hi) > FEW_SHARE
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def sum_cells(
     data: F32, mask: NDArray[np.bool_], first: int, last: int, rows: int, columns: int, low: F32,
     high: F32, pivot: F32, sums: F64,
@@ -141,7 +142,7 @@ def sum_cells(
         sums[c, 0], sums[c, 1], sums[c, 2], sums[c, 3] = n, below, s1, s2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _first(values: F32, lo: int, hi: int, v: np.float32, beyond: bool) -> int:
     """The first place of sorted values lo … hi that is at least v, or beyond it."""
     while lo < hi:
@@ -153,7 +154,7 @@ def _first(values: F32, lo: int, hi: int, v: np.float32, beyond: bool) -> int:
     return lo
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _clip(values: F32, s1: F64, s2: F64) -> tuple[int, int, np.float32, np.float32]:
     """Which sorted values lie within three standard deviations of their median, and the bounds."""
     n = values.size
@@ -183,14 +184,14 @@ def _clip(values: F32, s1: F64, s2: F64) -> tuple[int, int, np.float32, np.float
     return lo, hi, low, high
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _share(values: F32, lo: int, hi: int) -> float:
     """The part of sorted values lo … hi that equals their median."""
     v = values[lo + (hi - lo) // 2]
     return (_first(values, lo, hi, v, True) - _first(values, lo, hi, v, False)) / (hi - lo)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _grouped_median(values: F32, lo: int, hi: int) -> float:
     """Median of sorted values; among equal ones (integers) it is interpolated over their bin."""
     middle = lo + (hi - lo) // 2
@@ -206,7 +207,7 @@ def _grouped_median(values: F32, lo: int, hi: int) -> float:
     return low + (lo + 0.5 * (hi - lo) - first) / (last - first) * (high - low)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _cubic(t: float, w: F64) -> None:
     """Catmull-Rom weights of the four nodes around a point a fraction t past the second."""
     w[0] = 0.5 * t * (-1.0 + t * (2.0 - t))
@@ -215,13 +216,13 @@ def _cubic(t: float, w: F64) -> None:
     w[3] = 0.5 * t * t * (t - 1.0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _linear(t: float, w: F64) -> None:
     """The same for linear interpolation."""
     w[0], w[1], w[2], w[3] = 0.0, 1.0 - t, t, 0.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _beyond(line: F64, i: int, cubic: bool) -> float:
     """A node of a line, which goes on straight beyond its ends where it is cubic, else level."""
     last = line.size - 1
@@ -234,7 +235,7 @@ def _beyond(line: F64, i: int, cubic: bool) -> float:
     return line[last] + (i - last) * (line[last] - line[last - 1])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mesh_line(
     mesh: F32, y: float, ny: int, cubic: bool, first: int, last: int, line: F64
 ) -> None:
@@ -261,7 +262,7 @@ def mesh_line(
         line[i] = s
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def segment(line: F64, i: int, cubic: bool) -> tuple[float, float, float, float]:
     """Coefficients of the polynomial in t = 0 … 1 between the centres of cells i and i + 1."""
     p1, p2 = _beyond(line, i, cubic), _beyond(line, i + 1, cubic)
@@ -272,13 +273,13 @@ def segment(line: F64, i: int, cubic: bool) -> tuple[float, float, float, float]
     return p1, 0.5 * (p2 - p0), second, third
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def segment_end(i: int, columns: int, nx: int) -> int:
     """The first pixel beyond the centre of cell i + 1."""
     return nx if i >= columns - 1 else math.ceil((i + 1.5) * nx / columns - 0.5)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def mesh_rows(
     mesh: F32, ny: int, nx: int, y0: int, x0: int, cubic: bool, out: F32
 ) -> None:
@@ -308,7 +309,7 @@ def mesh_rows(
             x = end
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mesh_point(mesh: F32, ny: int, nx: int, x: float, y: float, cubic: bool) -> float:
     """Interpolate the mesh at one position."""
     columns = mesh.shape[1]
@@ -321,14 +322,14 @@ def mesh_point(mesh: F32, ny: int, nx: int, x: float, y: float, cubic: bool) -> 
     return a + t * (b + t * (c + t * d))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mesh_at(mesh: F32, ny: int, nx: int, x: F64, y: F64, cubic: bool, out: F64) -> None:
     """Interpolate the mesh at positions: bicubic or bilinear."""
     for n in range(x.size):
         out[n] = mesh_point(mesh, ny, nx, x[n], y[n], cubic)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fill_boxes(
     data: F32, mask: NDArray[np.bool_], given: F32, level: F32, sigma: F32, saturation: float,
     unit: float, corner_x: int, corner_y: int, x: I64, y: I64, half: I64, image: F32,
@@ -378,7 +379,7 @@ def fill_boxes(
 
 
 # -------------------------------------------------------------------------------- measurement
-@njit(cache=True, nogil=True)
+@compiled
 def _quadrant_area(a: float, b: float, r: float) -> float:
     """Area of the disk of radius r about the origin with x <= a and y <= b."""
     if a <= -r or b <= -r:
@@ -403,14 +404,14 @@ def _quadrant_area(a: float, b: float, r: float) -> float:
     return _half_chord(top, r) - _half_chord(-edge, r) + b * (top + edge)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _half_chord(x: float, r: float) -> float:
     """Antiderivative of sqrt(r^2 - x^2)."""
     x = min(max(x, -r), r)
     return 0.5 * (x * math.sqrt(max(r * r - x * x, 0.0)) + r * r * math.asin(x / r))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def disk_pixel_area(dx: float, dy: float, r: float) -> float:
     """Return the area of the unit pixel centred at (dx, dy) inside the disk of radius r at 0."""
     d = math.hypot(dx, dy)
@@ -425,7 +426,7 @@ def disk_pixel_area(dx: float, dy: float, r: float) -> float:
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _unwindowed(mxx: float, myy: float, mxy: float, w2: float) -> tuple[float, float, float]:
     """Take the share of a Gaussian window of variance w2 out of second moments.
 
@@ -442,7 +443,7 @@ def _unwindowed(mxx: float, myy: float, mxy: float, w2: float) -> tuple[float, f
     return mean + half * cosine, mean - half * cosine, half * sine
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def measure_sources(
     data: F32, mask: NDArray[np.bool_], background: F64, sigma: F64, gain: float,
     saturation: float, window: float, aperture: float, start: F64, out: F64,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from cynosure.ground.cache import compiled
 from cynosure.pixels.kernels import F32, F64, FAST, I64, mesh_line, mesh_point, segment, segment_end
 
 __all__ = ["detect_rows", "join_pairs", "join_runs", "nearest_runs"]
@@ -25,7 +25,7 @@ SCAN_FRACTION = 0.75
 RING_LEAST = 1.4
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _normalise(
     source: F32, level: F64, noise: F64, mask: NDArray[np.bool_], has_mask: bool, out: F32
 ) -> None:
@@ -51,7 +51,7 @@ def _normalise(
             out[k] = np.float32(0.0) if mask[k] else out[k]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _filter_row(padded: F32, kernel: F32, half: int, out: F32) -> None:
     """Convolve a row, padded by `half` on both sides, with a symmetric kernel (half odd)."""
     nx = out.size
@@ -67,7 +67,7 @@ def _filter_row(padded: F32, kernel: F32, half: int, out: F32) -> None:
             out[x] += k1 * (l1[x] + r1[x]) + k2 * (l2[x] + r2[x])
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _filter_columns(rows: F32, y: int, kernel: F32, half: int, out: F32) -> None:
     """The same along y: row r of the frame is rows[r % len(rows)]."""
     depth, nx = rows.shape
@@ -83,7 +83,7 @@ def _filter_columns(rows: F32, y: int, kernel: F32, half: int, out: F32) -> None
             out[x] += k1 * (l1[x] + r1[x]) + k2 * (l2[x] + r2[x])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sort(values: F32) -> None:
     """Sort a few values by insertion."""
     for k in range(1, values.size):
@@ -95,7 +95,7 @@ def _sort(values: F32) -> None:
         values[i + 1] = v
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _ring_level(
     smooth: F32, x: int, y: int, ny: int, ring_x: I64, ring_y: I64, ring: F32
 ) -> tuple[float, float]:
@@ -114,7 +114,7 @@ def _ring_level(
     return base, 1.4826 * np.float64(ring[ring.size // 2])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _summit(below: float, here: float, above: float) -> tuple[float, float]:
     """Offset and rise of the vertex of a parabola through three points, the middle the highest."""
     bend = 2.0 * here - below - above
@@ -124,7 +124,7 @@ def _summit(below: float, here: float, above: float) -> tuple[float, float]:
     return slope / bend, 0.5 * slope * slope / bend
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _row_peaks(
     smooth: F32, normalised: F32, half: int, y: int, ny: int, threshold: float, ring_x: I64,
     ring_y: I64, light: float, contrast: float, ring: F32, sigma: F32, out: F64, found: int,
@@ -177,7 +177,7 @@ def _row_peaks(
     return found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _row_runs(source: F32, saturation: float, y: int, runs: I64, found: int) -> int:
     """Add the runs of saturated pixels of one row, (y, first, last + 1), to `runs`."""
     limit, count = np.float32(saturation), 0
@@ -198,7 +198,7 @@ def _row_runs(source: F32, saturation: float, y: int, runs: I64, found: int) -> 
     return found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def detect_rows(
     data: F32, mask: NDArray[np.bool_], level: F32, sigma: F32, first: int, last: int,
     kernel: F32, threshold: float, ring_x: I64, ring_y: I64, gain: float, contrast: float,
@@ -262,7 +262,7 @@ def detect_rows(
     return found, found_runs
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _join(label: I64, a: int, b: int) -> None:
     """Put two things into one group, whose label is its first member."""
     while label[a] != a:
@@ -272,14 +272,14 @@ def _join(label: I64, a: int, b: int) -> None:
     label[max(a, b)] = min(a, b)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _settle(label: I64) -> None:
     """Let every label be that of its group; a label points to an earlier one."""
     for n in range(label.size):
         label[n] = label[label[n]]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def join_pairs(pairs: I64, label: I64) -> None:
     """Number the groups of things that pairs (m, 2) link, by their first member."""
     for n in range(label.size):
@@ -289,7 +289,7 @@ def join_pairs(pairs: I64, label: I64) -> None:
     _settle(label)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def join_runs(runs: I64, label: I64) -> None:
     """Number the groups of runs that touch, corners included, by their first run.
 
@@ -308,7 +308,7 @@ def join_runs(runs: I64, label: I64) -> None:
     _settle(label)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def nearest_runs(
     runs: I64, label: I64, x: F64, y: F64, reach: float, blob: I64
 ) -> None:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from cynosure.ground.cache import compiled
 from cynosure.pixels.kernels import F32, F64, FAST, I64
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def mix(coefficients: F64, terms: F64, out: F64) -> None:
     """Fill `out` (m, m) with the PSF's nodes at one place: sum over k of terms[k] * c[k]."""
     flat = out.reshape(-1)
@@ -46,7 +46,7 @@ def mix(coefficients: F64, terms: F64, out: F64) -> None:
             flat[n] += t * layer[n]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def spline_weights(
     first: int, count: int, center: float, spacing: float, nodes: int,
     start: NDArray[np.int64], w: F64, dw: F64,
@@ -76,7 +76,7 @@ def spline_weights(
         dw[k, 3] = -0.5 * t * t / spacing
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def stamp(
     nodes: F64, spacing: float, x: float, y: float, x0: int, y0: int, p: F64, px: F64, py: F64,
     gradient: bool,
@@ -134,7 +134,7 @@ def stamp(
                 px[j, i] = w0 * a[i] + w1 * b[i] + w2 * c[i] + w3 * d[i]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def project_stamp(
     values: F64, spacing: float, x: float, y: float, x0: int, y0: int, nodes: F64
 ) -> None:
@@ -170,7 +170,7 @@ def project_stamp(
 
 
 # --------------------------------------------------------------------------- building the PSF
-@njit(cache=True, nogil=True)
+@compiled
 def _factor(a: F64, n: int) -> bool:
     """Cholesky factor, in the lower triangle, of a symmetric matrix given in its upper one."""
     for j in range(n):
@@ -189,7 +189,7 @@ def _factor(a: F64, n: int) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def solve_positive(a: F64, b: F64, n: int) -> bool:
     """Solve a x = b in place for symmetric positive a (upper triangle given, destroyed)."""
     if not _factor(a, n):
@@ -207,7 +207,7 @@ def solve_positive(a: F64, b: F64, n: int) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def forward(
     coefficients: F64, spacing: float, terms: F64, x: F64, y: F64, x0: I64, y0: I64, out: F64
 ) -> None:
@@ -219,7 +219,7 @@ def forward(
         stamp(nodes, spacing, x[n], y[n], x0[n], y0[n], out[n], nothing, nothing, False)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def step_stars(
     coefficients: F64, spacing: float, terms: F64, values: F32, good: NDArray[np.bool_],
     variance: F64, x0: I64, y0: I64, gain: float, fraction: float, max_step: float, steps: int,
@@ -247,7 +247,7 @@ def step_stars(
             y[n] += min(max(g[2], -max_step), max_step)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def judge_stars(
     coefficients: F64, spacing: float, terms: F64, values: F32, good: NDArray[np.bool_],
     variance: F64, x0: I64, y0: I64, gain: float, fraction: float, x: F64, y: F64, flux: F64,
@@ -284,7 +284,7 @@ def judge_stars(
                 taken[n, j, i] = h / noise if good[n, j, i] else 0.0
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _star_normal(
     values: F32, good: NDArray[np.bool_], variance: float, gain: float, fraction: float,
     flux: float, p: F64, px: F64, py: F64, a: F64, g: F64,
@@ -313,7 +313,7 @@ def _star_normal(
     g[0], g[1], g[2] = g0, g1, g2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def gather_normal(
     coefficients: F64, spacing: float, terms: F64, more_terms: F64, values: F32,
     good: NDArray[np.bool_], variance: F64, x0: I64, y0: I64, gain: float, fraction: float,
@@ -358,7 +358,7 @@ def gather_normal(
                 _add_band(band, start_y[j], wy[j], stencil)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _row_band(w: F64, start: I64, wx: F64, band: F32) -> None:
     """Fill band[dx + 3, i] with the sum over a row's pixels of w B_i B_(i + dx)."""
     for j in range(7):
@@ -374,7 +374,7 @@ def _row_band(w: F64, start: I64, wx: F64, band: F32) -> None:
                 band[b - a + 3, s + a] += np.float32(v * wx[k, b])
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _add_band(band: F32, start: int, wy: F64, stencil: F32) -> None:
     """Add a row's band to the rows of nodes that the row of pixels sees."""
     for a in range(4):
@@ -388,7 +388,7 @@ def _add_band(band: F32, start: int, wy: F64, stencil: F32) -> None:
                     target[i] += v * source[i]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _apply_stencil(stencil: F32, z: F32, out: F32) -> None:
     """Add the product of a symmetric stencil with z (m, m) to `out`."""
     m = z.shape[0]
@@ -407,14 +407,14 @@ def _apply_stencil(stencil: F32, z: F32, out: F32) -> None:
                     to_there[i] += weight[i] * here[i]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _add(factor: float, source: F64, out: F64) -> None:
     """Add a multiple of one array (flat) to another."""
     for i in range(out.size):
         out[i] += factor * source[i]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _dot(a: F64, b: F64) -> float:
     """Return the scalar product of two arrays (flat)."""
     total = 0.0
@@ -423,7 +423,7 @@ def _dot(a: F64, b: F64) -> float:
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _smooth(kernel: F64, source: F64, rows: F64, out: F64) -> None:
     """Convolve a square array with a symmetric kernel along both axes; beyond it is nothing."""
     m, half = source.shape[0], kernel.size // 2
@@ -446,7 +446,7 @@ def _smooth(kernel: F64, source: F64, rows: F64, out: F64) -> None:
                 target[i] += w * line[i]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _apply_data(stencils: F32, terms: F64, z: F64, here: F32, there: F32, out: F64) -> None:
     """Fill `out` with (sum over places of T^T N T) z, both (k, m, m)."""
     k, m = z.shape[0], z.shape[1]
@@ -471,7 +471,7 @@ def _apply_data(stencils: F32, terms: F64, z: F64, here: F32, there: F32, out: F
                     out[t, j, i] += w * there[j, i]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _spread(scale: F64, smooth: F64, z: F64, rows: F64, out: F64) -> None:
     """Fill `out` with S G z: from independent unit variables to what the prior allows."""
     for t in range(z.shape[0]):
@@ -481,7 +481,7 @@ def _spread(scale: F64, smooth: F64, z: F64, rows: F64, out: F64) -> None:
                 out[t, j, i] *= scale[t, j, i]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _gather(scale: F64, smooth: F64, source: F64, work: F64, rows: F64, out: F64) -> None:
     """Fill `out` with G S source, the transpose of :func:`_spread`."""
     for t in range(source.shape[0]):
@@ -491,7 +491,7 @@ def _gather(scale: F64, smooth: F64, source: F64, work: F64, rows: F64, out: F64
         _smooth(smooth, work, rows, out[t])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _preconditioner(stencils: F32, terms: F64, scale: F64, smooth: F64, out: F64) -> None:
     """Fill `out` with the inverse diagonal of G S A S G + 1, as if A changed little nearby.
 
@@ -523,7 +523,7 @@ def _preconditioner(stencils: F32, terms: F64, scale: F64, smooth: F64, out: F64
                 out[t, j, i] = 1.0 / (1.0 + curvature)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def solve_normal(
     stencils: F32, terms: F64, scale: F64, smooth: F64, right: F64, offset: F64, steps: int,
     tolerance: float,
@@ -579,7 +579,7 @@ def solve_normal(
     return done
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hide_disks(
     good: NDArray[np.bool_], stamp: I64, x: F64, y: F64, radius: F64
 ) -> None:

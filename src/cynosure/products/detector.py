@@ -12,9 +12,9 @@ from enum import IntFlag
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from cynosure.ground.cache import compiled
 from cynosure.ground.numeric import poly_exponents
 from cynosure.products.scene import Artefacts, Detector
 
@@ -106,7 +106,7 @@ def count_into(image: Pixels, rng: np.random.Generator) -> None:
             block[low] = exact
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _counted(block, normal):  # type: ignore[no-untyped-def]
     """Turn means into Poisson counts by the Cornish-Fisher expansion of their quantiles.
 
@@ -130,7 +130,7 @@ def bleed_into(image: Pixels, full_well_e: float, bleeding: bool) -> None:
     _bleed(image, np.float32(full_well_e), bleeding)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _bleed(image, full_well, bleeding):  # type: ignore[no-untyped-def]
     # One sweep over the rows for each direction, with the charge on its way in each column. The
     # first leaves the overfull pixels as they are, for the second to find them.
@@ -167,7 +167,7 @@ def draw_trail_into(
     _trail(image, truth, x, y, c, s, electrons, np.sqrt(sigma_px**2 + 1.0 / 12.0))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _trail(image, truth, x, y, c, s, electrons, sigma):  # type: ignore[no-untyped-def]
     ny, nx = image.shape
     peak = electrons / (np.sqrt(2 * np.pi) * sigma)
@@ -280,7 +280,7 @@ def digitise(image: Pixels, detector: Detector, rng: np.random.Generator) -> NDA
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _converted(block, out, factor, offset, low, top, rounded):  # type: ignore[no-untyped-def]
     for j in range(block.shape[0]):
         for i in range(block.shape[1]):

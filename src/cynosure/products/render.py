@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from cynosure.ground.cache import compiled
 from cynosure.ground.numeric import n_terms, poly_design
 from cynosure.products.scene import Psf
 
@@ -325,7 +325,7 @@ def _legendre(n: int) -> tuple[Floats, Floats]:
     return nodes, weights
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _render(image, x, y, flux, weight, dx, dy, cxx, cxy, cyy, cutoff, nodes, node_weights):  # type: ignore[no-untyped-def]
     edges = np.empty(image.shape[1] + 1)
     for i in range(x.shape[0]):
@@ -338,7 +338,7 @@ def _render(image, x, y, flux, weight, dx, dy, cxx, cxy, cyy, cutoff, nodes, nod
                 )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _stamps(out, x, y, weight, dx, dy, cxx, cxy, cyy, nodes, node_weights):  # type: ignore[no-untyped-def]
     edges = np.empty(out.shape[2] + 1)
     for i in range(weight.shape[0]):
@@ -349,7 +349,7 @@ def _stamps(out, x, y, weight, dx, dy, cxx, cxy, cyy, nodes, node_weights):  # t
             )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add(image, x, y, flux, cxx, cxy, cyy, cutoff, nodes, node_weights, edges):  # type: ignore[no-untyped-def]
     minor = 0.5 * (cxx + cyy) - math.sqrt(0.25 * (cxx - cyy) ** 2 + cxy * cxy)
     if minor > BROAD_VARIANCE:
@@ -358,7 +358,7 @@ def _add(image, x, y, flux, cxx, cxy, cyy, cutoff, nodes, node_weights, edges): 
         _narrow(image, x, y, flux, cxx, cxy, cyy, cutoff, nodes, node_weights, edges)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _broad(image, x, y, flux, cxx, cxy, cyy, minor, cutoff):  # type: ignore[no-untyped-def]
     ny, nx = image.shape
     cxx, cyy = cxx + 1.0 / 12.0, cyy + 1.0 / 12.0
@@ -402,7 +402,7 @@ def _broad(image, x, y, flux, cxx, cxy, cyy, minor, cutoff):  # type: ignore[no-
                 ratio *= step
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _narrow(image, x, y, flux, cxx, cxy, cyy, cutoff, nodes, node_weights, edges):  # type: ignore[no-untyped-def]
     ny, nx = image.shape
     # The pixel widens the Gaussian; q is generous by the corner of a pixel.

@@ -24,11 +24,50 @@ from typing import Annotated, Any, Literal
 
 from cynosure.ground.settings import Range, Unit
 
-__all__ = ["Check", "Status", "Verdict", "coverage_4x4", "judge"]
+__all__ = ["Check", "Measured", "Status", "Verdict", "coverage_4x4", "judge"]
 
 Status = Literal["solved", "compromised", "failed"]
 
 CELLS = 16  # of the 4 x 4 grid over the frame
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The numbers by which a solution is judged; one that is not known is NaN.
+
+    All rms are about zero, per axis: the root mean square of the two axes' values.
+
+    Attributes
+    ----------
+    n_used, n_reserved : int
+        Stars of the fit, and stars that were held out of it.
+    rms_mas, rms_reserved_mas : float
+        Residuals of the two sets.
+    scale_arcsec : float
+        Size of a pixel.
+    log_odds : float
+        Natural logarithm of the odds of the match against chance.
+    chi2_dof : float
+        Of the residuals under the error model.
+    coverage : float
+        Share of the 4 x 4 cells of the frame that hold a used star (:func:`coverage_4x4`).
+    before_ratio : float
+        How many times larger the residuals are at which the solution predicts its stars (each
+        from the others) than those of the WCS that the image came with.
+    wcs_error_mas : float
+        Predicted 1-sigma error of the WCS at the worst corner.
+    """
+
+    n_used: int
+    n_reserved: int
+    rms_mas: float
+    rms_reserved_mas: float
+    scale_arcsec: float
+    log_odds: float
+    chi2_dof: float
+    coverage: float
+    before_ratio: float
+    wcs_error_mas: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +137,8 @@ def coverage_4x4(x: Any, y: Any, nx: int, ny: int) -> float:
 
 
 def judge(
+    measured: Measured,
     *,
-    n_used: int,
-    n_reserved: int,
-    rms_mas: float,
-    rms_reserved_mas: float,
-    scale_arcsec: float,
-    log_odds: float,
-    chi2_dof: float,
-    coverage: float,
-    before_ratio: float,
-    wcs_error_mas: float,
     min_log_odds: Annotated[float, Range(0, 1e6)] = 21.0,
     min_used: Annotated[int, Range(1, 10_000)] = 6,
     fine_rms_px: Annotated[float, Unit("px"), Range(0, 100)] = 0.2,
@@ -124,28 +154,12 @@ def judge(
 ) -> Verdict:
     """Judge a solution by its numbers.
 
-    A number that is not known is NaN; its check passes, except that of the odds. All rms are
-    about zero, per axis: the root mean square of the two axes' values.
+    The check of a number that is not known (NaN) passes, except that of the odds.
 
     Parameters
     ----------
-    n_used, n_reserved : int
-        Stars of the fit, and stars that were held out of it.
-    rms_mas, rms_reserved_mas : float
-        Residuals of the two sets.
-    scale_arcsec : float
-        Size of a pixel.
-    log_odds : float
-        Natural logarithm of the odds of the match against chance.
-    chi2_dof : float
-        Of the residuals under the error model.
-    coverage : float
-        Share of the 4 x 4 cells of the frame that hold a used star (:func:`coverage_4x4`).
-    before_ratio : float
-        How many times larger the residuals are at which the solution predicts its stars (each
-        from the others) than those of the WCS that the image came with.
-    wcs_error_mas : float
-        Predicted 1-sigma error of the WCS at the worst corner.
+    measured : Measured
+        The numbers.
     min_log_odds : float
         Below these odds the match may be chance, and the solution failed; 21 is one in 10^9.
     min_used : int
@@ -171,29 +185,32 @@ def judge(
 
     Examples
     --------
-    >>> verdict = judge(n_used=100, n_reserved=20, rms_mas=30, rms_reserved_mas=31, scale_arcsec=1,
-    ...     log_odds=200, chi2_dof=1, coverage=1, before_ratio=0.03, wcs_error_mas=5)
+    >>> verdict = judge(Measured(
+    ...     n_used=100, n_reserved=20, rms_mas=30, rms_reserved_mas=31, scale_arcsec=1,
+    ...     log_odds=200, chi2_dof=1, coverage=1, before_ratio=0.03, wcs_error_mas=5))
     >>> verdict.status, verdict.quality
     ('solved', 1)
     """
-    pixel_mas = scale_arcsec * 1000.0
+    m = measured
+    pixel_mas = m.scale_arcsec * 1000.0
     fine = fine_rms_px * pixel_mas if fine_rms_mas is None else fine_rms_mas
     coarse = coarse_rms_px * pixel_mas if coarse_rms_mas is None else coarse_rms_mas
-    needed = min_coverage * (1.0 - (1.0 - 1.0 / CELLS) ** n_used)
-    reserved_limit = _reserved_limit(n_used, n_reserved, max_reserved_ratio, reserved_sigma)
-    reserved = rms_reserved_mas / rms_mas if rms_mas > 0 and n_reserved > 0 else math.nan
-    corner = wcs_error_mas / pixel_mas
+    needed = min_coverage * (1.0 - (1.0 - 1.0 / CELLS) ** m.n_used)
+    reserved_limit = _reserved_limit(m.n_used, m.n_reserved, max_reserved_ratio, reserved_sigma)
+    reserved = math.nan
+    if m.rms_mas > 0 and m.n_reserved > 0:
+        reserved = m.rms_reserved_mas / m.rms_mas
     checks = (
-        _check("odds", log_odds, min_log_odds),
-        _check("stars", n_used, min_used),
-        _check("rms", rms_mas, coarse),
-        _check("coverage", coverage, needed),
+        _check("odds", m.log_odds, min_log_odds),
+        _check("stars", m.n_used, min_used),
+        _check("rms", m.rms_mas, coarse),
+        _check("coverage", m.coverage, needed),
         _check("reserved", reserved, reserved_limit),
-        _check("chi2", chi2_dof, max_chi2_dof),
-        _check("corner", corner, max_wcs_error_px),
-        _check("before", before_ratio, max_before_ratio),
+        _check("chi2", m.chi2_dof, max_chi2_dof),
+        _check("corner", m.wcs_error_mas / pixel_mas, max_wcs_error_px),
+        _check("before", m.before_ratio, max_before_ratio),
     )
-    return _verdict(checks, rms_mas, fine, coarse)
+    return _verdict(checks, m.rms_mas, fine, coarse)
 
 
 # The line of each check; where it says "needed" the value must reach the limit, where it says

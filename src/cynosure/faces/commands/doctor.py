@@ -23,8 +23,10 @@ EXTRAS = {"online": ("pyvo", "fsspec", "aiohttp"), "images": ("PIL",)}
 @click.command(cls=Command, example="cynosure doctor m81.fits")
 @click.argument("files", nargs=-1, metavar="[FILE…]")
 @option("--self-test/--no-self-test", default=True, help="Simulate a small field and solve it.")
+@option("--compile", "compile_all", is_flag=True,
+        help="Compile all kernels now, so that no run waits for it.")
 @shared
-def doctor(shell: Shell, files: tuple[str, ...], self_test: bool) -> int:
+def doctor(shell: Shell, files: tuple[str, ...], self_test: bool, compile_all: bool) -> int:
     """Check the installation, or a file.
 
     Without FILE: versions, settings, catalogue, and a small field simulated and solved. With FILE:
@@ -42,7 +44,7 @@ def doctor(shell: Shell, files: tuple[str, ...], self_test: bool) -> int:
         _line(shell, extra, text)
     _line(shell, "machine", f"{platform.platform()}, {os.cpu_count()} cores")
     _line(shell, "settings", " ".join(user_files()) or "built-in only")
-    codes = [_check_settings(shell), _check_refcat(shell)]
+    codes = [_check_settings(shell), _check_refcat(shell), _check_kernels(shell, compile_all)]
     if self_test:
         codes.append(_solve_small_field(shell))
     return max(codes)
@@ -79,6 +81,23 @@ def _check_refcat(shell: Shell) -> int:
         return _problem(shell, "catalogue", error)
     _line(shell, "catalogue", f"{path}: {facts['name']}, {facts['rows']} stars")
     return int(ExitCode.OK)
+
+
+def _check_kernels(shell: Shell, compile_all: bool) -> int:
+    """Say where compiled kernels are kept, and compile those that are not."""
+    from cynosure.ground.cache import describe, marked
+    from cynosure.pipelines.compiling import GROUPS, compile_kernels
+
+    good = True
+    if compile_all:
+        good = compile_kernels(
+            tuple(GROUPS),
+            say=lambda done, total: shell.tell(f"kernels: {done} of {total} groups compiled"),
+        )
+    here = [name for name in GROUPS if marked([name])]
+    text = f"{len(here)} of {len(GROUPS)} groups compiled, in {describe()}"
+    _line(shell, "kernels", text, good)
+    return int(ExitCode.OK if good else ExitCode.INTERNAL)
 
 
 def _solve_small_field(shell: Shell) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cynosure.ground.quantities import angle_in, julian_year, scale_in_arcsec, s
 
 __all__ = ["solve"]
 
-FIRST_RUN = "first run: the kernels are compiled, which takes about a minute, once"
+FIRST_RUN = "first run: the kernels are compiled, which takes half a minute, once"
 EXAMPLE = "cynosure solve m81.fits --refcat gaia/ --out solved"
 
 # ASTAP's own exit codes and words, which observatory programs read.
@@ -112,6 +113,16 @@ def solve_images(
         return _solve_into(out, shell, images, options, region=region, ini=ini, report=report)
 
 
+def _compile(tell: Callable[[str], None]) -> None:
+    """Compile the kernels where this is the first run."""
+    if not is_first_run():
+        return
+    from cynosure.pipelines.compiling import SOLVE, compile_kernels
+
+    tell(FIRST_RUN)
+    compile_kernels(SOLVE, say=lambda done, total: tell(f"kernels: {done} of {total} compiled"))
+
+
 def _solve_into(
     out: Path, shell: Shell, images: tuple[str, ...], options: dict[str, Any], *,
     region: bool, ini: bool, report: bool,
@@ -119,7 +130,8 @@ def _solve_into(
     from cynosure.faces.progress import Progress
     from cynosure.pipelines.solve import run_solve
 
-    notice = FIRST_RUN if is_first_run() else ""
+    if shell.workers != 1:  # or each worker would compile them all
+        _compile(shell.tell)
     settings = shell.settings()
     records = []
 
@@ -133,7 +145,7 @@ def _solve_into(
             _write_ini(out, record)
 
     refcat = options.pop("refcat")
-    with Progress(len(images), quiet=shell.quiet, notice=notice) as watch:
+    with Progress(len(images), quiet=shell.quiet, first=_compile) as watch:
         run = run_solve(
             images, refcat, out, settings=settings, workers=shell.workers,
             timeout_s=shell.timeout_s, overwrite=shell.overwrite, watch=watch, on_record=show,

@@ -16,10 +16,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from cynosure.geometry.match.verification import bounds
+from cynosure.ground.cache import compiled
 
 __all__ = [
     "BINS",
@@ -44,7 +44,7 @@ BINS = 16  # cells on each axis of code space
 Y_MAX = 0.88  # |y| of C and D is at most sqrt(3)/2, for AB is the longest side
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def select(points: Complexes, radius: float, rank: int, min_sep: float) -> Ints:
     """Return the points with fewer than `rank` earlier ones within `radius`.
 
@@ -147,7 +147,7 @@ class Quads(NamedTuple):
     entry: NDArray[np.int32]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _code(
     a: complex, b: complex, c: complex, d: complex, side: float
 ) -> tuple[complex, complex]:
@@ -155,7 +155,7 @@ def _code(
     return (c - a) * scale, (d - a) * scale
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _longest_side(side: Floats, i: int, j: int, k: int) -> tuple[int, int, int, int]:
     """Return the numbers of A, B, C, D among 0, i, j, k: A and B are the most distant."""
     best, ia, ib, ic, id_ = side[0, i], 0, i, j, k
@@ -172,7 +172,7 @@ def _longest_side(side: Floats, i: int, j: int, k: int) -> tuple[int, int, int, 
     return ia, ib, ic, id_
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def canonical(
     p: Complexes, side: Floats, i: int, j: int, k: int
 ) -> tuple[int, int, int, int, complex, complex]:
@@ -188,7 +188,7 @@ def canonical(
     return a, b, c, d, u, v
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _variants(
     z: Complexes, who: Ints, side: Floats, s: Ints, tol: float, n: int,
     out: tuple[NDArray[np.int32], Floats, Floats],
@@ -220,7 +220,7 @@ def _variants(
     return n
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def reaches(points: Complexes, near: NDArray[np.int32]) -> Floats:
     """Return how far each point's last neighbour is."""
     out = np.zeros(points.size)
@@ -229,7 +229,7 @@ def reaches(points: Complexes, near: NDArray[np.int32]) -> Floats:
     return out
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def listed_earlier(
     who: NDArray[np.int64], side: Floats, reach: Floats, i: int, j: int, k: int
 ) -> bool:
@@ -244,7 +244,7 @@ def listed_earlier(
     return False
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sides(points: Complexes, near: NDArray[np.int32], r: int, who: Ints, side: Floats) -> None:
     """Fill in a point and its neighbours, and how far they are from each other."""
     who[0] = r
@@ -255,7 +255,7 @@ def sides(points: Complexes, near: NDArray[np.int32], r: int, who: Ints, side: F
             side[i, j] = side[j, i] = abs(points[who[i]] - points[who[j]])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _list_quads(
     z: Complexes, near: NDArray[np.int32], tol: float, capacity: int
 ) -> tuple[int, NDArray[np.int32], Floats, Floats]:
@@ -279,13 +279,13 @@ def _list_quads(
     return n, star, code, length
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def bin_of(value: float, low: float, high: float) -> int:
     """Return the cell of a coordinate of code space."""
     return min(max(int((value - low) / (high - low) * BINS), 0), BINS - 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _table(code: Floats, tol: float) -> tuple[Ints, NDArray[np.int32]]:
     """Enter each code in every cell that a code within `tol` of it can fall in."""
     start = np.zeros(BINS**4 + 1, np.int64)

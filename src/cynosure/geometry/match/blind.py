@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from cynosure.geometry.match.asterisms import neighbours, select, source_codes
@@ -55,6 +54,7 @@ from cynosure.geometry.match.verification import (
     grow,
     make_grid,
 )
+from cynosure.ground.cache import compiled
 from cynosure.ground.errors import CatalogDamaged, NoMatch, NotEnoughStars
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.sky import project, radec
@@ -127,7 +127,7 @@ def _nothing(n: int) -> _Blind:
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _gather(
     rows: Rows, x: float, y: float, z: float, radius: float,
     number: Ints, point: Complexes,
@@ -171,7 +171,7 @@ def _gather(
     return n
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _middle(vector: NDArray[np.float32], stars: NDArray[np.int32]) -> tuple[float, float, float]:
     x, y, z = 0.0, 0.0, 0.0
     for k in range(4):
@@ -182,7 +182,7 @@ def _middle(vector: NDArray[np.float32], stars: NDArray[np.int32]) -> tuple[floa
     return x / length, y / length, z / length
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _neighbours_there(
     scene: _Scene, z: Complexes, quad: NDArray[np.int32], rows: Rows, scale: float,
     pole: tuple[float, float, float], similarity: tuple[complex, complex, complex],
@@ -213,7 +213,7 @@ def _neighbours_there(
     return hits >= (2 if tried > 5 else 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _consider(
     scene: _Scene, quad: NDArray[np.int32], stars: NDArray[np.int32], parity: int, rows: Rows
 ) -> float:
@@ -271,7 +271,7 @@ def _consider(
     return growth.log_odds
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _slot(found: _Blind, growth: Growth, aim: Floats, radius: float) -> int:
     """Choose where a hypothesis is kept: over what says the same, or over the worst; or not."""
     slot = 0
@@ -290,13 +290,13 @@ def _slot(found: _Blind, growth: Growth, aim: Floats, radius: float) -> int:
     return slot
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _close(a: Floats, b: Floats, radius: float) -> bool:
     dx, dy, dz = a[0] - b[0], a[1] - b[1], a[2] - b[2]
     return bool(dx * dx + dy * dy + dz * dz < radius * radius)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _search_band(scene: _Scene, band: Band) -> bool:
     """Look the quads of the image up in one band; say whether one was found beyond doubt."""
     low, high = np.empty(4, np.int64), np.empty(4, np.int64)
@@ -331,7 +331,7 @@ def _search_band(scene: _Scene, band: Band) -> bool:
     return False
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _known(quad: NDArray[np.int32], n: int) -> bool:
     """Guard against a damaged file: numbers of stars that do not exist."""
     for k in range(4):

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from cynosure.geometry.match.asterisms import (
@@ -38,6 +37,7 @@ from cynosure.geometry.match.verification import (
     nearest_free,
     terms_of,
 )
+from cynosure.ground.cache import compiled
 
 __all__ = [
     "PREFILTER",
@@ -135,7 +135,7 @@ def no_hypotheses(n_sources: int) -> Found:
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def same(
     found: Found, k: int, parity: int, z0: complex, b: complex, a: complex, norm: float
 ) -> bool:
@@ -201,7 +201,7 @@ def make_scene(
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _places_neighbours(
     scene: Scene, z: Complexes, quad: NDArray[np.int32], a: complex, b: complex, z0: complex,
     size: float,
@@ -223,14 +223,14 @@ def _places_neighbours(
     return tried < 3 or hits >= (2 if tried > 5 else 1)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def neighbour_radius(reach: float, size: float, sigma_px: float) -> float:
     """Return how far off a neighbour may be placed: noise that grows with the lever, distortion."""
     noise = 2.0 * sigma_px**2 * (1.0 + (reach / size) ** 2)
     return 3.0 * np.sqrt(noise + (0.012 * reach) ** 2)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def outward(z: Complexes, z0: complex, c: int, d: int) -> Ints:
     """Return the order of growth: C and D first, then by distance."""
     order = by_distance(z, z0)
@@ -246,7 +246,7 @@ def outward(z: Complexes, z0: complex, c: int, d: int) -> Ints:
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def remember(
     found: Found, growth: Growth, parity: int, z0: complex, coeff: Complexes, match: Ints,
     norm: float,
@@ -275,7 +275,7 @@ def remember(
         found.match[slot, i] = match[i]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _respects(limits: Limits, a: complex, b: complex, z0: complex, parity: int) -> bool:
     """Say whether a similarity respects what is known of scale, rotation and pointing."""
     if not (limits.scale_min <= abs(a) <= limits.scale_max):
@@ -289,7 +289,7 @@ def _respects(limits: Limits, a: complex, b: complex, z0: complex, parity: int) 
     return abs(a * (center - z0) + b) <= limits.radius
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _consider(scene: Scene, quad: NDArray[np.int32], refs: Ints, parity: int) -> float:
     """Judge one agreement of two quads; return the log-odds of its growth, or minus infinity."""
     w, limits, found = scene.w, scene.limits, scene.found
@@ -323,7 +323,7 @@ def _consider(scene: Scene, quad: NDArray[np.int32], refs: Ints, parity: int) ->
     return growth.log_odds
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _agreeing(
     start: Ints, entry: NDArray[np.int32], code: Floats, c: complex, d: complex, tol2: float,
     out: Ints,
@@ -342,13 +342,13 @@ def _agreeing(
     return n
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _spent(found: Found) -> int:
     counts = found.counts
     return counts[0] + AGREEMENT_COST * counts[1] + GROWTH_COST * counts[3]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def search(scene: Scene, budget: int) -> None:
     """Stream the quads of the sky past those of the image.
 

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from cynosure.geometry.match.asterisms import Y_MAX, canonical
 from cynosure.geometry.match.lists import RANK
+from cynosure.ground.cache import compiled
 from cynosure.ground.errors import (
     CatalogDamaged,
     CatalogMissing,
@@ -146,7 +146,7 @@ class QuadIndex:
         )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _thin(ra: Floats, dec: Floats, vector: Floats, radius: float, rank: int) -> Ints:
     """Return the stars, brightest first, with fewer than `rank` brighter ones within `radius`."""
     n = ra.size
@@ -192,7 +192,7 @@ def _thin(ra: Floats, dec: Floats, vector: Floats, radius: float, rank: int) -> 
     return kept[:n_kept]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _quads_of(
     vector: Floats, near: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], Floats]:
@@ -225,7 +225,7 @@ def _quads_of(
     return quad[:q], code[:q]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _listed_before(near: NDArray[np.int32], who: Ints) -> bool:
     """Say whether an earlier star lists the same quad."""
     for s in range(1, 4):
@@ -243,7 +243,7 @@ def _listed_before(near: NDArray[np.int32], who: Ints) -> bool:
     return False
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _plane(vector: Floats, who: Ints, out: NDArray[np.complex128]) -> tuple[float, float, float]:
     """Project four stars on the plane that touches the sky amid them: -xi + i eta, radians."""
     x, y, z = 0.0, 0.0, 0.0
@@ -259,7 +259,7 @@ def _plane(vector: Floats, who: Ints, out: NDArray[np.complex128]) -> tuple[floa
     return x, y, z
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def project_one(vx: float, vy: float, vz: float, x: float, y: float, z: float) -> complex:
     """Project a direction on the plane that touches the sky at (x, y, z): -xi + i eta, radians.
 
@@ -277,7 +277,7 @@ def project_one(vx: float, vy: float, vz: float, x: float, y: float, z: float) -
     return complex(-(vx * ex + vy * ey) / cosine, (vx * gx + vy * gy + vz * gz) / cosine)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def direction_of(w: complex, x: float, y: float, z: float) -> Floats:
     """Invert :func:`project_one`."""
     h = np.sqrt(x * x + y * y)
@@ -290,7 +290,7 @@ def direction_of(w: complex, x: float, y: float, z: float) -> Floats:
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def quantised(value: float, is_x: bool) -> float:
     """Return a code's coordinate on the scale of the stored 16-bit integers."""
     low = -CODE_MARGIN if is_x else -Y_MAX - CODE_MARGIN
@@ -298,7 +298,7 @@ def quantised(value: float, is_x: bool) -> float:
     return (value - low) / (high - low) * 65535.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _store(code: Floats, bins: int) -> tuple[NDArray[np.uint16], Ints]:
     """Return the codes as integers, and the cell of each."""
     n = code.shape[0]

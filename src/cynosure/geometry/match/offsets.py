@@ -9,7 +9,6 @@ neighbours, not over the frame. Bins of three sizes serve headers of three quali
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from cynosure.geometry.match.hypotheses import Found, Limits, remember, same
@@ -23,6 +22,7 @@ from cynosure.geometry.match.verification import (
     grow,
     order_of,
 )
+from cynosure.ground.cache import compiled
 
 __all__ = ["search_offsets"]
 
@@ -36,7 +36,7 @@ SEEDS = 6  # pairs of a bin that are grown
 MAX_IN_BIN = 4096
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count(
     z: Complexes, w: Complexes, a: complex, center: complex, origin: float, size: float, n: int
 ) -> NDArray[np.int32]:
@@ -53,7 +53,7 @@ def _count(
     return counts
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _insert(best: Ints, at: Ints, total: int, iy: int, ix: int) -> None:
     """Enter a peak in the ranking, in place of one that it touches or of the last."""
     place = best.size - 1
@@ -71,7 +71,7 @@ def _insert(best: Ints, at: Ints, total: int, iy: int, ix: int) -> None:
         place -= 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _peaks(counts: NDArray[np.int32]) -> tuple[Ints, Ints]:
     """Return the highest sums over 2 x 2 bins that do not touch each other, and where they are."""
     n = counts.shape[0]
@@ -88,7 +88,7 @@ def _peaks(counts: NDArray[np.int32]) -> tuple[Ints, Ints]:
     return best, at
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _pairs_in(
     z: Complexes, w: Complexes, a: complex, center: complex, origin: float, size: float,
     at: Ints,
@@ -117,7 +117,7 @@ def _pairs_in(
     return first[:m], order
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def search_offsets(
     z: Complexes, w: Complexes, grid: Grid, limits: Limits, parity: int, slope_error: float,
     found: Found,
@@ -183,7 +183,7 @@ def search_offsets(
     return best_count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sure(found: Found, parity: int, z0: complex, b: complex, a: complex, limits: Limits) -> bool:
     """Say whether this place was found beyond doubt already."""
     for k in range(found.log_odds.size):

@@ -16,11 +16,11 @@ from __future__ import annotations
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from cynosure.geometry.match.verification import Grid, make_grid
 from cynosure.geometry.skymodel import SkyModel
+from cynosure.ground.cache import compiled
 from cynosure.ground.numeric import propagated
 from cynosure.ground.settings import Range, Unit
 from cynosure.ground.sky import MAS_PER_DEG, covariance_on_plane, project
@@ -35,7 +35,7 @@ Ints = NDArray[np.int64]
 MAX_ASSIGNMENT = 200
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _candidates(
     points: NDArray[np.complex128], grid: Grid, radius: Floats
 ) -> tuple[Ints, Ints]:
@@ -245,7 +245,7 @@ def _greedy(i: Ints, j: Ints, q: Floats) -> Ints:
     return np.array(picked, dtype=np.int64)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _deplete(points: NDArray[np.complex128], grid: Grid, depth: Ints, radius: float) -> Ints:
     """Give each point in turn the nearest grid point that is left among its first `depth`."""
     taken = np.zeros(grid.point.size, np.bool_)

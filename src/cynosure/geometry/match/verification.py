@@ -29,8 +29,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from cynosure.ground.cache import compiled
 
 __all__ = [
     "LEVELS",
@@ -198,7 +199,7 @@ class Work(NamedTuple):
 # Loops are written out below where NumPy has a function: numba compiles them many times faster.
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def bounds(points: Complexes) -> tuple[float, float, float, float]:
     """Return the least x and y of points, and how far they spread from there."""
     x0, x1, y0, y1 = np.inf, -np.inf, np.inf, -np.inf
@@ -210,7 +211,7 @@ def bounds(points: Complexes) -> tuple[float, float, float, float]:
     return x0, y0, x1 - x0, y1 - y0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def order_of(key: Floats | Ints) -> Ints:
     """Return the order that sorts a short list (Shell sort; ties keep no particular order)."""
     n = key.size
@@ -231,7 +232,7 @@ def order_of(key: Floats | Ints) -> Ints:
     return order
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def by_distance(z: Complexes, z0: complex) -> Ints:
     """Return the order of points by their distance from `z0`."""
     key = np.empty(z.size)
@@ -240,7 +241,7 @@ def by_distance(z: Complexes, z0: complex) -> Ints:
     return order_of(key)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def make_grid(points: Complexes, per_cell: float) -> Grid:
     """Sort points into square cells of about `per_cell` points each."""
     n = points.size
@@ -278,7 +279,7 @@ def make_grid(points: Complexes, per_cell: float) -> Grid:
     return Grid(x0, y0, size, nx, ny, start, point, label, density, mean_density)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def nearest_free(
     grid: Grid, p: complex, radius: float, owner: Ints, mark: int
 ) -> tuple[int, float]:
@@ -298,7 +299,7 @@ def nearest_free(
     return best, best2
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def density_at(grid: Grid, p: complex) -> float:
     """Return the local density of the points; 0 outside what they cover."""
     i = int(np.floor((p.real - grid.x0) / grid.size))
@@ -308,7 +309,7 @@ def density_at(grid: Grid, p: complex) -> float:
     return grid.density[j * grid.nx + i]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def terms_of(u: complex, phi: Complexes) -> None:
     """Fill `phi` with the terms of the polynomial of the module's head."""
     v = u.conjugate()
@@ -324,7 +325,7 @@ def terms_of(u: complex, phi: Complexes) -> None:
     phi[9] = v * phi[5]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def evaluate(coeff: Complexes, z: Complexes, z0: complex, norm: float) -> Complexes:
     """Return the polynomial of the module's head at the points `z`."""
     out = np.empty(z.size, np.complex128)
@@ -338,7 +339,7 @@ def evaluate(coeff: Complexes, z: Complexes, z0: complex, norm: float) -> Comple
     return out
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@compiled(fastmath={"contract", "reassoc", "nsz"})
 def _predict(
     coeff: Complexes, cov: Complexes, phi: Complexes, gain: Complexes
 ) -> tuple[complex, float]:
@@ -355,7 +356,7 @@ def _predict(
     return value, max(variance, 0.0)
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@compiled(fastmath={"contract", "reassoc", "nsz"})
 def _learn(
     coeff: Complexes, cov: Complexes, gain: Complexes, error: complex, variance: float
 ) -> None:
@@ -381,7 +382,7 @@ class _State(NamedTuple):
     noise_n: Floats
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _begin(
     a: complex, b: complex, norm: float, slope_sd: float, offset_sd: float, sigma_px: float,
     level: int,
@@ -407,14 +408,14 @@ def _begin(
     return state
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _learn_seed(state: _State, phi: Complexes, target: complex) -> None:
     for m in range(LEVELS.size):
         at, var = _predict(state.coeff[m], state.cov[m], phi, state.gain[m])
         _learn(state.coeff[m], state.cov[m], state.gain[m], target - at, var + state.noise[m])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _predict_all(state: _State, phi: Complexes, best: int) -> float:
     """Predict with every level that is still in the race; return the largest variance."""
     widest = 0.0
@@ -427,7 +428,7 @@ def _predict_all(state: _State, phi: Complexes, best: int) -> float:
     return widest
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _score(
     state: _State, best: int, paired: bool, target: complex, fraction: float, rho: float
 ) -> float:
@@ -459,7 +460,7 @@ def _score(
     return sure
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sum_exp(values: Floats, largest: float) -> float:
     total = 0.0
     for value in values:
@@ -467,7 +468,7 @@ def _sum_exp(values: Floats, largest: float) -> float:
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def grow(
     z: Complexes, order: Ints, w: Complexes, grid: Grid, birth: Birth, expected: Expected,
     work: Work,

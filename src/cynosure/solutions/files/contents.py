@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cynosure.data.fits.alternates import Records
 from cynosure.data.fits.parts import FitsParts, Part, Value, open_parts
@@ -54,6 +54,9 @@ from cynosure.solutions.names import (
     wcstype,
 )
 from cynosure.solutions.soundness import FACTS, Exposure, Reason, bare_name
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
 
 __all__ = [
     "Chip",
@@ -129,12 +132,19 @@ class Holdings:
         What was done to it, or found.
     warnings : list of str
         What was done although it is doubtful.
+    meant : (Headerlet, dict) or None
+        The solution that must be active once the file is written, and the WCS of its chips, empty
+        where they cannot be evaluated; None where the active solution stays.
+    exchanged : set of str
+        Letters of the alternates that were added, removed or replaced.
     """
 
     file: FitsParts
     chips: list[Chip]
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    meant: tuple[Headerlet, dict[Target, WCS]] | None = None
+    exchanged: set[str] = field(default_factory=set)
     _read: dict[int, Entry] = field(default_factory=dict)
 
     @property

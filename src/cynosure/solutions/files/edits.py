@@ -275,6 +275,7 @@ def apply_primary(
     if attach:
         attach_to(held, headerlet, force=True)
     _exchange_tables(held, headerlet, other_model)
+    held.meant = headerlet, evaluated
     put_active(held, headerlet, evaluated)
     _state_model(held, headerlet, other_model)
     record_solution(held, headerlet)
@@ -463,6 +464,7 @@ def add_alternate(
             raise Refused(image=held.name, reason=reason)
         cards = lettered_cards(theirs.cards, headerlet, chosen, shared=bool(held.distortion))
         chip.part.replace(inserted(chip.part.records, cards))
+    held.exchanged.add(chosen)
     held.notes.append(f"{headerlet.wcsname} is alternate {chosen}")
     return chosen
 
@@ -499,6 +501,12 @@ def exchange(held: Holdings, letter: str) -> bool:
     results, letters = [r for r, _ in exchanged], {x for _, x in exchanged}
     if len(letters) > 1:
         return False
+    new = held.alternate(letter)
+    try:
+        held.meant = new, {c.target: new.wcs(c.target, shape=c.shape) for c in held.chips}
+    except HeaderletDamaged:
+        held.meant = new, {}
+    held.exchanged |= {letter, *letters}
     for chip, records in zip(held.chips, results):
         chip.part.replace(records)
     name = held.active().wcsname
@@ -510,6 +518,7 @@ def drop_letter(held: Holdings, letter: str, why: str = "") -> None:
     """Remove an alternate from all chips, and say why."""
     for chip in held.chips:
         chip.part.replace(without_letter(chip.part.records, letter))
+    held.exchanged.add(letter)
     held.notes.append(f"alternate {letter} was removed" + (f": {why}" if why else ""))
 
 

@@ -62,7 +62,7 @@ SUMMARY = (
 
 @dataclass(slots=True)
 class Change:
-    """What an operation did.
+    """What an operation did to a file.
 
     Attributes
     ----------
@@ -378,7 +378,7 @@ def restore(
 ) -> Change:
     """Make a solution that the file holds the active one again; see :func:`activate`."""
     with _changing(path, out, overwrite, dry_run) as (held, change):
-        held.find(name)  # a file of that name is not meant
+        held.find(name)  # a solution of the file, not another file of that name
         _activate(held, name, archive=archive, attach=False, force=force)
     return change
 
@@ -423,7 +423,7 @@ def restore_all(
             held.notes.append(f"{name} is active already")
         else:
             edits.check_sound(held, _headerlet(first), key=first.key, force=force)
-            edits.apply_primary(  # another model is what was asked for
+            edits.apply_primary(  # `distname` asks for the other model
                 held, _headerlet(first), attach=False, key=first.key,
                 force=force or wanted != held.distortion,
             )

@@ -1,9 +1,9 @@
-"""Changes of what a file holds, in memory: attach, keep, apply, exchange, remove.
+"""Changes of the solutions of a file, in memory: attach, keep, apply, exchange, remove.
 
-Nothing here writes; a refusal raises before anything is changed on the disk. Two rules hold
-throughout. No WCS is lost: what is replaced stays in the file, as a headerlet or an alternate.
-And nothing is kept twice: what is held already is not added again, so that going back and forth
-between two solutions leaves the file as large as it was.
+No function here writes to the disk; a refusal raises an error. Two rules hold throughout. No WCS
+is lost: a WCS that is replaced stays in the file, as a headerlet or an alternate. No WCS is kept
+twice: a solution that the file has is not added again, so that switching between two solutions
+leaves the size of the file unchanged.
 """
 
 from __future__ import annotations
@@ -336,7 +336,7 @@ def _put_alternates_away(
         whole = _whole(held, other) if lost else None
         if whole is not None:
             if not other_model and same_distortion(whole, headerlet):
-                continue  # it gets back what an earlier change took
+                continue  # the change gives it its distortion back
         elif lost:
             held.warnings.append(f"alternate {letter} {other.wcsname} lacks the distortion that "
                                  "it names, and nothing in the file has it")

@@ -1,12 +1,13 @@
-"""A solution that was fitted to a file: put into its headers, and read again before it is released.
+"""Apply a fitted solution to the headers of its file, and verify files before their release.
 
-The old WCS stays in the cards, as an alternate; so do the alternates that shared its distortion,
-each with a copy, or they would mean another thing. An alternate has one letter in all chips. The
-cards are exchanged by the function that makes a headerlet active.
+:func:`apply_fit` keeps the old WCS as an alternate and gives each alternate that shared its
+distortion a copy of it, so that no alternate changes its meaning. An alternate has one letter in
+all chips. The cards are exchanged by the function that makes a headerlet active.
 
-A written file is read by astropy with the open file, as a user would, and the solutions are listed
-as ``cynosure wcs list`` lists them. Both must give the sky that is meant, over the whole frame.
-Headers and tables are read, pixels are not.
+:func:`check_file` (after a fit) and :func:`check_change` (after a ``wcs`` verb) open the written
+file under its temporary name, as astropy does with the open file and as ``cynosure wcs list`` does,
+and compare what both read with the solution that was to be written, over the frame of each chip.
+They read headers and tables, no pixels.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def _archived(records: Records, name: str, letter: str, known: bool = False) -> 
     out: Records = []
     for keyword, body in records:
         if keyword in own and not known and not is_wcs_keyword(keyword[:-1]):
-            continue  # what an alternate that is gone has left
+            continue  # a remnant of an alternate that was removed
         if keyword in OWN and not is_wcs_keyword(keyword):
             new = lettered(keyword, body, letter)
             out += [] if new[0] in there else [new]
@@ -237,9 +238,13 @@ def put_beside(held: Holdings, headerlet: Headerlet) -> str:
 
 # --- read again -----------------------------------------------------------------------------
 
-# Two readings of the same cards agree to the rounding of a position, some 1e-7 mas.
+# Largest distance of two readings: a microarcsecond, far below any error of a catalogue. Two
+# readings of the same cards agree to the rounding of a position, some 1e-7 mas.
 LIMIT_MAS = 1e-3
+# Points along a side of the frame at which readings are compared: enough for every term of a
+# polynomial of degree 8 to show.
 SIDE = 9
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Meant:
@@ -478,7 +483,7 @@ def _sky_of_others(
         if not flat:
             return sky_of_pixels(wcs, *_grid(one.shape))
         if wcs.sip is None and wcs.cpdis1 is None and wcs.det2im1 is None:
-            WCS(header, hdulist, key=one.letter or " ")  # all axes: distorted ones have two only
+            WCS(header, hdulist, key=one.letter or " ")  # all axes; astropy distorts only two
         return sky_of_pixels(wcs, *_grid(one.shape))
     except (ValueError, KeyError, IndexError, TypeError, AssertionError, OSError) as error:
         said = " ".join(str(error).split())[-200:]

@@ -52,12 +52,12 @@ __all__ = ["NoModel", "aperture_roll_deg", "default_solution"]
 
 Floats = NDArray[np.float64]
 
-# Signs of the detector's axes against V2 and V3.
+# Signs of the detector's axes against V2 and V3 (columns of IDCTAB, as stwcs takes them).
 PARITY = {"WFC": (1.0, -1.0)}
 OTHER_PARITY = (-1.0, 1.0)
-# The chip that the others are laid out around.
+# The chip whose position the pipeline takes from the pointing; the others are placed from it.
 REFERENCE_CHIP = {("ACS", "WFC"): 2, ("WFC3", "UVIS"): 2, ("WFPC2", ""): 3}
-# What the pipeline corrects besides the polynomial.
+# Corrections that the pipeline applies besides the polynomial, by keyword.
 TABLES = {
     "ACS": ("NPOLFILE", "D2IMFILE"), "WFC3": ("NPOLFILE", "D2IMFILE"), "WFPC2": ("D2IMFILE",),
     "STIS": (), "NICMOS": (),

@@ -56,7 +56,6 @@ __all__ = [
     "drop_letter",
     "drop_remnants",
     "exchange",
-    "free_hdrname",
     "keep_active",
     "put_active",
     "record_attached",
@@ -173,16 +172,6 @@ def attach_to(
     held.parts.append(embed(headerlet, version, compress=compress))
     held.notes.append(f"attached {headerlet.hdrname} as HDRLET,{version}")
     return True
-
-
-def free_hdrname(held: Holdings, headerlet: Headerlet) -> str:
-    """Return the name of a headerlet; a new one where another WCS has it in the file."""
-    for entry in map(held.entry, held.embedded):
-        if entry.hdrname == headerlet.hdrname and (
-            entry.headerlet is None or not same_solution(entry.headerlet, headerlet)
-        ):
-            return unique_hdrname(held, headerlet)
-    return headerlet.hdrname
 
 
 def unique_hdrname(held: Holdings, headerlet: Headerlet, avoid: str = "") -> str:
@@ -516,17 +505,20 @@ def exchange(held: Holdings, letter: str) -> bool:
 
 def drop_letter(held: Holdings, letter: str, why: str = "") -> None:
     """Remove an alternate from all chips, and say why."""
-    for chip in held.chips:
-        chip.part.replace(without_letter(chip.part.records, letter))
-    held.exchanged.add(letter)
+    _remove_letter(held, letter)
     held.notes.append(f"alternate {letter} was removed" + (f": {why}" if why else ""))
 
 
 def drop_remnants(held: Holdings, letter: str) -> None:
     """Remove the cards that were left of an alternate, which has no CTYPE any more."""
+    _remove_letter(held, letter)
+    held.notes.append(f"the cards left of alternate {letter} were removed")
+
+
+def _remove_letter(held: Holdings, letter: str) -> None:
     for chip in held.chips:
         chip.part.replace(without_letter(chip.part.records, letter))
-    held.notes.append(f"the cards left of alternate {letter} were removed")
+    held.exchanged.add(letter)
 
 
 def remove(held: Holdings, entry: Entry) -> None:

@@ -212,7 +212,7 @@ def test_an_outcome_writes_itself(field, outcome, tmp_path):
     assert all(f.exists() for f in files)
     x, y = grid(field.truth())
     with fits.open(files[0]) as hdus:
-        apart = apart_mas(WCS(hdus[0].header), outcome.wcs, x, y)
+        apart = apart_mas(wcs_of(hdus[0].header), outcome.wcs, x, y)
     assert np.abs(apart).max() < 1e-3
     with pytest.raises(OutputExists):
         outcome.write(tmp_path / "out", source=field.image)

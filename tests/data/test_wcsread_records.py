@@ -35,7 +35,7 @@ def test_good_records_are_kept(exposure):
 
 
 @pytest.mark.parametrize(("new", "words"), [
-    ("DP1     = 'NAXES: 2'", "DP1.NAXES is there twice"),
+    ("DP1     = 'NAXES: 2'", "DP1.NAXES is repeated"),
     ("DP1     = 'NAXES: 99'", "DP1.NAXES is 99"),
     ("DP1     = 'NAXES: 1e9'", "'NAXES: 1e9' is no record"),
     ("DP1     = 'AXIS.1: 1e9'", "'AXIS.1: 1e9' is no record"),

@@ -130,8 +130,8 @@ def estimate_background(
     """
     if not frame.gain_e_adu > 0:
         raise ImageError(
-            image=frame.name, reason=f"a gain of {frame.gain_e_adu} electrons per ADU is none",
-            hint="Give a positive gain; 1 where it is unknown, and the stars will tell it.",
+            image=frame.name, reason=f"a gain of {frame.gain_e_adu} electrons per ADU is invalid",
+            hint="Give a positive gain; with 1, it is measured from the noise of the stars.",
         )
     sky = _measured(frame, cell_px, filter_cells, threads)
     if _steep(sky):
@@ -190,7 +190,7 @@ def _measured(frame: Frame, cell_px: int, filter_cells: int, threads: int) -> Ba
     if not (sigma > 0).any():
         raise ImageError(
             image=frame.name, reason="the pixels have no noise: no background can be measured",
-            hint="Check the image: all pixels are alike.",
+            hint="Check the image: all pixels have the same value.",
         )
     # A constant patch keeps its level and takes the noise of its neighbours.
     level, sigma = _fill(level, np.isfinite(level)), _fill(sigma, sigma > 0)

@@ -505,7 +505,7 @@ def _hypothesis(
     matched = np.asarray(band.star)[found.match[k][hit]].astype(np.int64)
     if np.any((matched < 0) | (matched >= len(index.ra_deg))):
         raise CatalogDamaged(
-            catalog=str(index.path), reason="a band names stars that are not there",
+            catalog=str(index.path), reason="a band refers to stars that do not exist",
             hint="Build it again with `cynosure index build`.",
         )
     near = _stars_around(index, found.aim[k], 1.25 * sources.norm * scale)

@@ -540,7 +540,7 @@ def _check_shapes(index: QuadIndex) -> None:
     ):
         start = rows.start
         if len(start) < 2 or start[0] != 0 or start[-1] != n or np.any(np.diff(start) < 0):
-            raise CatalogDamaged(catalog=str(index.path), reason=f"{name}: rows begin nowhere")
+            raise CatalogDamaged(catalog=str(index.path), reason=f"{name}: invalid starts of rows")
         if rows.vector.shape != (n, 3) or rows.ra.shape != (n,):
             raise CatalogDamaged(catalog=str(index.path), reason=f"{name}: lengths disagree")
     for k, b in enumerate(index.bands):

@@ -368,7 +368,7 @@ def rows_within(
 # --- HEALPix, nested (Gorski et al. 2005, ApJ 622, 759) -------------------------------------
 # Implemented here because the libraries for it take a third of a second to import.
 
-MAX_ORDER = 29
+MAX_ORDER = 29  # 12 x 4^29 cells: the deepest order whose numbers fit into 64-bit integers
 # Ring number, in units of nside, of the southern corner of each of the twelve base cells, and
 # the longitude of that corner in units of 45 degrees.
 _CORNER_RING = np.array([2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4])

@@ -206,7 +206,7 @@ def _flag_along(place: Floats, members: NDArray[np.int64], fwhm_px: float, out: 
     centre = place[members].mean(axis=0)
     _, _, axes = np.linalg.svd(place[members] - centre, full_matrices=False)
     along, across = (place[members] - centre) @ axes[0], (place[members] - centre) @ axes[1]
-    if np.ptp(along) < 6.0 * fwhm_px:
+    if np.ptp(along) < 6.0 * fwhm_px:  # a blend, not a trail
         return
     out[members] = True
     if np.sqrt(np.mean(across**2)) > fwhm_px:
@@ -215,7 +215,7 @@ def _flag_along(place: Floats, members: NDArray[np.int64], fwhm_px: float, out: 
     near = near[np.argsort((place[near] - centre) @ axes[0], kind="stable")]
     at = (place[near] - centre) @ axes[0]
     # Extend it at either end as long as the next source is nearer than expected by chance: a fifth
-    # of the mean distance of sources in a strip of three FWHM.
+    # of the mean distance of sources in a strip of three FWHM, but at least three FWHM.
     size = np.ptp(place[:, 0]) * np.ptp(place[:, 1])
     gap = min(TRAIL_LINK_FWHM * fwhm_px, 0.2 * size / (3.0 * fwhm_px * len(place)))
     gap = max(gap, 3.0 * fwhm_px)

@@ -252,7 +252,11 @@ def fit_all(
 
 
 def _flag_misfits(sources: NDArray[np.void], psf: Psf) -> None:
-    """Flag sources with a bad fit, as sharper (or elongated) or as broader than a star."""
+    """Flag sources with a bad fit, as sharper (or elongated) or as broader than a star.
+
+    Sharper is a FWHM below 0.9 of the PSF's or an ellipticity above 0.5, broader one above 1.25:
+    outside the variation of a PSF over the frame.
+    """
     with np.errstate(invalid="ignore"):
         limit = MISFIT_CHI2 * (1.0 + (RESIDUAL_FRACTION * sources["snr"]) ** 2)
         misfit = (sources["chi2_dof"] > limit) & (sources["flags"] & SourceFlag.SATURATED == 0)

@@ -266,7 +266,7 @@ class _Fit:
     def weight(self, index: NDArray[np.int64]) -> Floats:
         """Return the weights of stars in the curvature: the (S/N)^2 of their brightest pixel."""
         d = self.data
-        peak = np.maximum(d.flux[index], 0.0) * 0.9 / d.fwhm**2
+        peak = np.maximum(d.flux[index], 0.0) * 0.9 / d.fwhm**2  # 4 ln 2 / pi = 0.88: a Gaussian's
         return peak**2 / (d.variance[index] + peak / d.gain + (MODEL_FRACTION * peak) ** 2)
 
     def gather(self, coefficients: Floats, degree: int) -> list[_Sums]:
@@ -323,6 +323,7 @@ class _Fit:
         noise2 += (MODEL_FRACTION * light) ** 2
         per_star = np.sum(part.good * (part.values - light) ** 2 / noise2, axis=(1, 2))
         per_star /= np.maximum(np.sum(part.good, axis=(1, 2)), 1)
+        # Stars above five times the median, such as blends, do not decide between degrees.
         return float(np.mean(np.minimum(per_star, 5.0 * np.median(per_star))))
 
 

@@ -79,6 +79,8 @@ def choose_stars(
     good = good[keep] if keep.any() else good
     fwhm = float(np.median(sources["fwhm_px"][good]))
     crowd = _neighbours_light(sources, good, 3.0 * fwhm)
+    # Neighbours within 3 FWHM have less than 2 % of the star's light; if that leaves fewer than 60
+    # stars, the 60 with the least, but half of their own at most.
     alone = good[crowd < 0.02]
     if len(alone) < 60:
         order = np.argsort(crowd, kind="stable")

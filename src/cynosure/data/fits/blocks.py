@@ -39,8 +39,7 @@ __all__ = [
     "sum32",
 ]
 
-BLOCK = 2880
-CARD = 80
+BLOCK, CARD = 2880, 80  # bytes (FITS 4.0, 3.1 and 4.1)
 # Pixels are converted in pieces that fit the second-level cache of a core.
 PIECE_BYTES = 1 << 20
 # Limit of a header, against reading a damaged file to its end: 10,000 blocks are 360,000 cards.
@@ -211,7 +210,7 @@ def split_cards(raw: bytes) -> list[tuple[str, bytes]]:
 
 # Keywords by their bytes, to decode each once: a few hundred make up nearly all headers.
 _KEYWORDS: dict[bytes, str] = {}
-MAX_KEYWORDS = 4096
+MAX_KEYWORDS = 4096  # limit of the dictionary, for files with random keywords
 
 
 def card_value(raw: bytes, keyword: str) -> str:

@@ -68,7 +68,7 @@ DISPLAYS = {
     "e-": "E14.6",
 }
 KINDS = ("RICE_1", "GZIP_1", "GZIP_2", "PLIO_1", "HCOMPRESS_1")
-METHODS = {"none": -1, "dither": 1, "dither_zero": 2}
+METHODS = {"none": -1, "dither": 1, "dither_zero": 2}  # numbers of the CFITSIO library
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,11 +158,13 @@ def fit_chip(
     fwhm = float(np.nanmedian(sources["fwhm_px"][good])) if good.any() else 2.5
     alone = _alone(reference, base, fwhm)
     known, lowest = _prior(frame, base) if prior is None else prior
+    # The match is good to 0.7 px an axis, a fit to 0.05 px and its sigma_0. The pairing radius is
+    # first 1.2 FWHM at least, later 0.6 FWHM or five sigma_0, from 1.5 px to the given radius.
     model, sd, sigma0 = base, 0.7, 0.0
     fit: Fit | None = None
     old = b""
     reach = max(radius_px, 1.2 * fwhm)
-    for _ in range(6):
+    for _ in range(6):  # the pairs are usually stable after three rounds
         i, j, _ = pair(
             model, sources["x"][listed], sources["y"][listed], cov[listed], reference.ra_deg,
             reference.dec_deg, reference.cov_mas2, model_sd_px=float(np.hypot(sd, sigma0)),
@@ -189,7 +191,7 @@ def _refitted(
     last: Fit | None, pairs: Pairs, base: SkyModel, shape: tuple[int, int],
     prior: tuple[SkyModel | None, str], settings: Mapping[str, dict[str, Any]],
 ) -> Fit:
-    """Fit pairs; keep the last geometry of a rich field whose number of pairs hardly changed."""
+    """Fit pairs; keep the last geometry where 1000 pairs or more changed by less than 5 %."""
     if len(pairs) < 1000 or (last and abs(len(pairs) / len(last.used) - 1.0) > 0.05):
         last = None
     return fit_wcs(pairs, base, shape, *prior, last, **settings["fit"])

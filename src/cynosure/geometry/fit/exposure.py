@@ -113,6 +113,7 @@ def fit_wcs(
         raise Degenerate(what="WCS fit", n_points=0, n_parameters=2, condition=np.inf)
     lower = linear_part(base, shape) if prior is None else prior
     plane = Plane(pairs, base, lower, Clipping(clipping_threshold, error_threshold, rounds))
+    # With fewer than 30 pairs none is held out: four stars would measure nothing.
     held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
     if geometry != "auto":
         return plane.fit(geometry, ~held)

@@ -153,6 +153,7 @@ def _held_out_loss(
         cov = fit.sigma2_mas2[test]
         q = mahalanobis2(fit.residual_mas[test], cov)
         det = cov[:, 0] * cov[:, 1] - cov[:, 2] ** 2
-        # Student's t with 5 degrees of freedom: a wrong pair costs the same whatever the geometry.
+        # Student's t with 5 degrees of freedom (exponent (5 + 2) / 2): a wrong pair changes the
+        # loss hardly, and equally for all geometries.
         losses.append(0.5 * np.log(det) + 3.5 * np.log1p(q / 5.0))
     return np.concatenate(losses)

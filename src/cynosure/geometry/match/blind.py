@@ -260,6 +260,8 @@ def _consider(
         return -np.inf
     match, chance, owner = np.empty(z.size, np.int64), np.zeros(z.size), np.zeros(n, np.int64)
     coeff = np.empty(N_TERMS, np.complex128)
+    # The slope of A and B is known to 5 % and their middle to 5 % of their distance (a lens of that
+    # size); 15 % of the sources at least are expected to match, and a score of -6 ends the growth.
     growth = grow(
         z, outward(z, z0, quad[2], quad[3]), w, make_grid(w, 2.0), Birth(seeds, refs, a, b, z0, n),
         Expected(scene.norm, 0.05, 0.05 * size, scene.sigma_px, -1.0, 0.15, -6.0),
@@ -401,7 +403,7 @@ def solve_blind(
     scales = _scales(index, shape, min_scale_arcsec, max_scale_arcsec)
     tried: list[str] = []
     known: list[Hypothesis] = []
-    for tol, tiers in zip((0.01, 0.02), TIERS):
+    for tol, tiers in zip((0.01, 0.02), TIERS):  # tolerances of the codes: 0.5 px in 50, and twice
         sizes: set[int] = set()
         for tier in tiers:
             step = _Tier(tier, tol, scales, parity, sigma_px)

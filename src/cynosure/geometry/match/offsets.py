@@ -172,6 +172,7 @@ def search_offsets(
                 if _sure(found, parity, z0, b, a, limits):
                     continue
                 found.counts[3] += 1
+                # The seed is placed to 1 px; 0.15 and -6 as for quads.
                 growth = grow(
                     z, by_distance(z, z0), w, grid, Birth(seed, ref, a, b, z0, found.counts[3]),
                     Expected(limits.norm, slope_sd, 1.0, limits.sigma_px, -1.0, 0.15, -6.0), work,

@@ -293,6 +293,7 @@ class _Field:
         self, pointing: Pointing, sources: Sources, sigma_px: float, tol: float
     ) -> Limits:
         known = pointing.rotation_deg is not None and pointing.rotation_error_deg < 179.0
+        # 0.05 rad more for the local rotation by a lens; 4 rad is any rotation.
         return Limits(
             tol, self.scale_min, self.scale_max, float(np.radians(pointing.rotation_deg or 0.0)),
             float(np.radians(pointing.rotation_error_deg) + 0.05) if known else 4.0,
@@ -376,7 +377,7 @@ def _lists(
     sources: Sources, stars: Stars, n_target: int, dense_z: float, dense_w: float,
     even: bool = True,
 ) -> tuple[Ints, Ints]:
-    """Cut both lists to about the same density; the reference stars nearest the pointing first."""
+    """Thin both lists to about the same density; the reference stars nearest the pointing first."""
     if even:
         i, j = even_lists(sources, stars, n_target, dense_z, dense_w)
     else:

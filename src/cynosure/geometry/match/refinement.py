@@ -80,7 +80,8 @@ def _fit(z: Complexes, w: Complexes, frame: _Frame, sigma_px: float) -> tuple[Sk
         both = np.concatenate([weights / sd**2, 1.0 / prior**2])
         solved = lstsq(rows, values, both, what="match").x
         residual = np.hypot(*(plane - design @ solved).T)
-        # For a two-dimensional Gaussian the median radius is 1.1774 sigma.
+        # For a two-dimensional Gaussian the median radius is 1.1774 sigma. Tukey's biweight with a
+        # cut at 5 sigma; 0.02 px is below the error of any source.
         sd = max(float(np.median(residual)) / 1.1774, 0.02)
         weights = np.clip(1.0 - (residual / (5.0 * sd)) ** 2, 1e-6, None) ** 2
     c = frame.center
@@ -108,7 +109,7 @@ def _polish_many(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Fl
     i, j, z, rms = h.i, h.j, sources.z[:n], h.sigma_px
     plane = frame.project(ra[stars.row[near]], dec[stars.row[near]])
     spacing = np.sqrt(sources.area / max(len(near), 1))
-    for radius in (6.0, 5.0, 4.0):
+    for radius in (6.0, 5.0, 4.0):  # pairing radii in units of the scatter, as the model improves
         w = frame.project(ra[stars.row[j]], dec[stars.row[j]])
         model, residual = _fit(sources.z[i], w, frame, rms)
         rms = max(float(np.median(residual)) / 1.1774, 0.05)

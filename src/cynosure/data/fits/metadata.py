@@ -66,8 +66,8 @@ def pointing_of(frame: Frame, camera: Instrument, primary: Header) -> tuple[Poin
     header = frame.header if frame.header is not None else primary
     ny, nx = frame.shape
     ra = dec = scale = math.nan
-    # Relative error of the scale: 10 % where it comes from a focal length, as in `scale_of`; 5 % for
-    # a header's WCS or an instrument file, which may be nominal.
+    # Relative error of the scale: 10 % where it comes from a focal length, as in `scale_of`; 5 % of
+    # a WCS or an instrument file, which may be nominal.
     scale_error, notes = 0.1, []
     rotation: float | None = None
     if frame.wcs is not None:

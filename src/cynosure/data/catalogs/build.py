@@ -150,7 +150,7 @@ def _canonical(
         position_error_mas=position_error_mas,
     )
     table, meaning = prepared(table, meaning)
-    notes = [n for n in meaning.notes if n.startswith(("column", "the bytes"))]
+    notes = [n for n in meaning.notes if n.startswith(("column", "the byte order"))]
     ra, dec = meaning.values(table, "ra_deg"), meaning.values(table, "dec_deg")
     keep = np.isfinite(ra) & np.isfinite(dec)
     if not keep.all():

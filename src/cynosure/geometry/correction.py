@@ -77,7 +77,7 @@ STEPS = 8
 EXACT_MAS = 1e-5
 # With fewer stars than these the geometry is not chosen by cross-validation, which would leave too
 # few to fit: two stars for each of the six parameters of ``general``.
-TELLING_STARS = 12
+CHOOSE_STARS = 12
 # Points along each side of the grid on which CRVAL and CD are fitted, and of the finer grid on
 # which the fit is checked (with nodes halfway between those of the first). The residual is a smooth
 # quadratic, so that both resolve it many times over.
@@ -324,7 +324,7 @@ def fit_correction(
         raise SettingError("geometry {geometry!r} is not known", geometry=geometry,
                            hint=f"One of auto, {', '.join(LINEAR_GEOMETRIES)}.")
     count = sum(len(pairs) for _, pairs in chips)
-    if geometry == "auto" and count < TELLING_STARS:
+    if geometry == "auto" and count < CHOOSE_STARS:
         simple = LINEAR_GEOMETRIES[: LINEAR_GEOMETRIES.index(lowest) + 1]
         geometry = max((f for f in simple if count >= least_stars(f)), key=simple.index,
                    default="shift")

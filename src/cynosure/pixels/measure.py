@@ -225,7 +225,7 @@ def fit_all(
     """
     group, blended = _groups(sources, how.group_fwhm * psf.fwhm_px)
     fit_radius, draw_radius = _radii(sources, psf)
-    tolerance = np.where(_lonely(sources, fit_radius + draw_radius), 0.1, 0.02)
+    tolerance = np.where(_isolated(sources, fit_radius + draw_radius), 0.1, 0.02)
     out, lost = sources.copy(), np.zeros(len(sources), dtype=bool)
     job = _Job(
         frame, background, psf, sources, how, group, fit_radius, draw_radius, tolerance, out, lost,
@@ -281,7 +281,7 @@ def _radii(sources: NDArray[np.void], psf: Psf) -> tuple[NDArray[np.int64], NDAr
     return fit, drawn.astype(np.int64)
 
 
-def _lonely(sources: NDArray[np.void], reach: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _isolated(sources: NDArray[np.void], reach: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Say which sources have no neighbour whose model reaches their pixels."""
     from scipy.spatial import cKDTree
 

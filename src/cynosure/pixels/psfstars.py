@@ -40,7 +40,7 @@ GAIN_BINS = 30
 MOST_UNEVEN = 2.8
 
 # Residuals whose leverage in the star's own fit exceeds this are left out of the noise.
-MOST_TAKEN = 0.5
+MAX_LEVERAGE = 0.5
 
 
 # --------------------------------------------------------------------------- choosing the stars
@@ -289,7 +289,7 @@ def noise_gain(
         data.gain, MODEL_FRACTION, data.x, data.y, data.flux, light, taken,
     )
     sigma = np.broadcast_to(np.sqrt(data.variance)[:, None, None], light.shape)
-    bright = data.good & (light > 0.3 * sigma) & (taken < MOST_TAKEN)
+    bright = data.good & (light > 0.3 * sigma) & (taken < MAX_LEVERAGE)
     if bright.sum() < 40 * GAIN_BINS:
         return data.gain
     level = light[bright] / sigma[bright]

@@ -103,9 +103,9 @@ def read_wcs(
         return None, _partial(header)
     shape = shape or _image_shape(header)
     cards, notes = _prepared(header, shape)
-    if lost := _nowhere(cards):
+    if lost := _missing_crval(cards):
         return None, (*notes, f"the WCS cannot be used: {lost} is missing or not a number")
-    if absurd := _absurd(cards):
+    if absurd := _impossible_size(cards):
         return None, (*notes, f"the WCS cannot be read: {absurd}")
     if any(k.startswith(("CPDIS", "D2IMDIS")) or "-TAB" in str(cards[k]) for k in cards):
         if hdulist is None:
@@ -130,14 +130,14 @@ def _partial(header: Header) -> tuple[str, ...]:
     return (f"no celestial WCS: CTYPE1 and CTYPE2 are {kinds}",)
 
 
-def _nowhere(cards: Header) -> str:
+def _missing_crval(cards: Header) -> str:
     """Return the CRVALs of the sky without a value; their default, zero, is not a pointing."""
     kinds = [k for k in cards if k.startswith("CTYPE")]
     axes = [k[5:] for k in kinds if CELESTIAL.match(_text(cards, k) + "-")]
     return " and ".join(f"CRVAL{n}" for n in axes if not _is_number(cards.get(f"CRVAL{n}")))
 
 
-def _absurd(cards: Header) -> str:
+def _impossible_size(cards: Header) -> str:
     """Return an impossible size of a WCS; reading it could fill the memory or take minutes."""
     for key, most in (("WCSAXES", 99), *((f"{k}_ORDER", 9) for k in ("A", "B", "AP", "BP"))):
         value = cards.get(key, 0)

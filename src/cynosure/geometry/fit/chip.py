@@ -221,7 +221,7 @@ def _prior(frame: Frame, base: SkyModel) -> tuple[SkyModel | None, str]:
     x, y = (v.ravel() for v in np.meshgrid(np.linspace(0, nx - 1, 15), np.linspace(0, ny - 1, 15)))
     want = np.stack(base.pixel_to_plane(x, y), axis=1)
     plane = np.stack(
-        project(*_pointed(old, base, frame.shape).pixel_to_sky(x, y), base.ra0_deg, base.dec0_deg),
+        project(*_centred(old, base, frame.shape).pixel_to_sky(x, y), base.ra0_deg, base.dec0_deg),
         axis=1,
     )
     lowest = "shift"
@@ -239,7 +239,7 @@ def _prior(frame: Frame, base: SkyModel) -> tuple[SkyModel | None, str]:
     return base.replaced(coeff=fit.x.T), lowest
 
 
-def _pointed(old: SkyModel, base: SkyModel, shape: tuple[int, int]) -> SkyModel:
+def _centred(old: SkyModel, base: SkyModel, shape: tuple[int, int]) -> SkyModel:
     """Return a model with its tangent point moved so that its centre agrees with `base`."""
     x, y = (shape[1] - 1) / 2, (shape[0] - 1) / 2
     ra, dec = base.pixel_to_sky(x, y)

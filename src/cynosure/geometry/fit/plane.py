@@ -48,7 +48,7 @@ SHRUNK_ROUNDS = 4
 
 # Keep the input WCS, corrected, when it lies within this many standard errors (rms over the frame)
 # of the free fit: at 1 the difference is no larger than the error of the free fit itself.
-AS_LIKELY = 1.0
+KEEP_WITHIN_SE = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -239,8 +239,8 @@ class Plane:
     ) -> Fit:
         """Fit a polynomial with a Gaussian prior of its higher terms, estimated from the stars.
 
-        Where `around` is given and, moved by `geometry`, lies within `AS_LIKELY` standard errors of
-        that polynomial, it is returned instead, with the covariance of the polynomial.
+        Where `around` is given and, moved by `geometry`, lies within `KEEP_WITHIN_SE` standard
+        errors of that polynomial, it is returned instead, with the covariance of the polynomial.
         """
         whole = f"poly{degree}"
         tried = self._tried(degree, around, train)
@@ -252,7 +252,7 @@ class Plane:
             low = self.fit(geometry, train)
             change = -p.reshape(2, -1)
             change[:, : low.model.coeff.shape[1]] += low.model.coeff
-            if moved(change.ravel(), covariance, u, v) < AS_LIKELY:
+            if moved(change.ravel(), covariance, u, v) < KEEP_WITHIN_SE:
                 return replace(low, covariance=covariance + np.outer(change, change), spread=whole)
         new, order = simplified(p - best.prior.mean, covariance, u, v, highest)
         left = new + best.prior.mean - p

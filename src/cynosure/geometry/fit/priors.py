@@ -46,11 +46,11 @@ WEIGHT, RADIAL_WEIGHT = 3.0, 0.3
 
 # Prior log-odds of each initial size over the next larger one: a weak preference (0.3 is 1.35 : 1)
 # for little distortion where the evidence is equal.
-SMALLER = 0.3
+SIZE_LOG_ODDS = 0.3
 
 # Terms are left out when that moves the WCS by less than this part of its error (rms over the
 # frame): at 0.5 the total error rises by 12 % at most, and it is added to the covariance.
-MISSED = 0.5
+NEGLIGIBLE_SE = 0.5
 
 # Expectation-maximisation steps for the sizes. They converge linearly and are not iterated to the
 # end: the several initial sizes and their mixture take care of the rest.
@@ -183,7 +183,7 @@ def mixture(tried: list[tuple[float, Floats, Floats]]) -> tuple[Floats, Floats]:
     tried : list of tuple
         Logarithm of the evidence, coefficients (p,) and covariance (p, p).
     """
-    log_weight = np.array([t[0] for t in tried]) - SMALLER * np.arange(len(tried))
+    log_weight = np.array([t[0] for t in tried]) - SIZE_LOG_ODDS * np.arange(len(tried))
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
     mean = sum(w * t[1] for w, t in zip(weight, tried))
@@ -196,7 +196,7 @@ def mixture(tried: list[tuple[float, Floats, Floats]]) -> tuple[Floats, Floats]:
 def simplified(
     p: Floats, covariance: Floats, u: Floats, v: Floats, highest: int
 ) -> tuple[Floats, int]:
-    """Leave out terms of the highest degrees that hardly move the WCS (see `MISSED`).
+    """Leave out terms of the highest degrees that hardly move the WCS (see `NEGLIGIBLE_SE`).
 
     The lower terms get their conditional mean for higher terms of zero.
 
@@ -221,7 +221,7 @@ def simplified(
         out = np.flatnonzero(np.tile(order > degree, 2))
         new = p - covariance[:, out] @ np.linalg.lstsq(covariance[np.ix_(out, out)], p[out])[0]
         new[out] = 0.0
-        if degree == highest or moved(new - p, covariance, u, v) < MISSED:
+        if degree == highest or moved(new - p, covariance, u, v) < NEGLIGIBLE_SE:
             return new, degree
     return p, int(order[-1])
 

@@ -76,7 +76,7 @@ OFFSETS_ROTATION_DEG = 12.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Rung:
+class _Attempt:
     """One attempt with quads: number of sources, relative densities, neighbours, budget."""
 
     n_target: int
@@ -98,19 +98,18 @@ SPARSE = 120  # sources up to which all quads are tried
 # unequal depth (by 2 and 4) with more neighbours, then all quads of the sparse lists, and last the
 # brightest stars without evening out, for clusters. The budget, in quads looked up, limits the time
 # of a failure. The order is that of expected success per unit of time.
-
-LADDER = (
-    _Rung(60, 1, 1, 7, 7, 3_000_000),
-    _Rung(150, 1, 1, 7, 7, 3_000_000),
-    _Rung(60, 1, 2, 7, 10, 3_000_000),
-    _Rung(60, 2, 1, 10, 7, 3_000_000),
-    _Rung(400, 1, 1, 7, 7, 3_000_000),
-    _Rung(40, 1, 1, 13, 13, 3_000_000),
-    _Rung(40, 1, 4, 8, 14, 4_000_000),
-    _Rung(40, 4, 1, 14, 8, 4_000_000),
-    _Rung(40, 1.3, 1.3, ALL, ALL, 4_000_000),
-    _Rung(40, 1, 1, 8, 8, 3_000_000, even=False),
-    _Rung(14, 1, 1, ALL, ALL, 3_000_000, even=False),
+ATTEMPTS = (
+    _Attempt(60, 1, 1, 7, 7, 3_000_000),
+    _Attempt(150, 1, 1, 7, 7, 3_000_000),
+    _Attempt(60, 1, 2, 7, 10, 3_000_000),
+    _Attempt(60, 2, 1, 10, 7, 3_000_000),
+    _Attempt(400, 1, 1, 7, 7, 3_000_000),
+    _Attempt(40, 1, 1, 13, 13, 3_000_000),
+    _Attempt(40, 1, 4, 8, 14, 4_000_000),
+    _Attempt(40, 4, 1, 14, 8, 4_000_000),
+    _Attempt(40, 1.3, 1.3, ALL, ALL, 4_000_000),
+    _Attempt(40, 1, 1, 8, 8, 3_000_000, even=False),
+    _Attempt(14, 1, 1, ALL, ALL, 3_000_000, even=False),
 )
 
 
@@ -169,13 +168,13 @@ def match_pointing(
     width_deg = (pointing.scale_arcsec or 0.0) * float(np.hypot(*shape)) / 3600.0
     if enough and width_deg > REGION_WIDTH_DEG:
         stages.append(_regions)
-    match = _climb(stages, lists, pointing, shape, task)
+    match = _try_stages(stages, lists, pointing, shape, task)
     lens = match.evidence["distortion_level"] == LEVELS.max() or match.evidence["rms_px"] > 1.0
     if not enough or not lens or match.evidence["evenness"] > UNEVEN:
         return match
     # A part of the frame has few pairs, perhaps because of a distortion beyond the priors.
     try:
-        other = _climb([_regions], lists, pointing, shape, task)
+        other = _try_stages([_regions], lists, pointing, shape, task)
     except NoMatch:
         return match
     return other if len(other.source_index) > len(match.source_index) else match
@@ -227,7 +226,7 @@ def match_regions(
     task = _Task(sigma_px, code_tolerance, Acceptance(min_log_odds), name)
     stage = partial(_regions, grid=(columns, rows))
     lists = _Lists(x, y, flux, ra_deg, dec_deg, mag)
-    return _climb([stage], lists, pointing, shape, task)
+    return _try_stages([stage], lists, pointing, shape, task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +250,7 @@ class _Lists(NamedTuple):
     mag: ArrayLike
 
 
-def _climb(
+def _try_stages(
     stages: list[Stage], lists: _Lists, pointing: Pointing, shape: tuple[int, int], task: _Task
 ) -> Match:
     """Try the methods in order, at every scale, until a hypothesis is accepted."""
@@ -370,7 +369,7 @@ def _stages(pointing: Pointing) -> list[Stage]:
     stages: list[Stage] = []
     if pointing.rotation_deg is not None and pointing.rotation_error_deg <= OFFSETS_ROTATION_DEG:
         stages.append(_offsets)
-    return stages + [partial(_quads, rung=rung) for rung in LADDER]
+    return stages + [partial(_quads, attempt=attempt) for attempt in ATTEMPTS]
 
 
 def _lists(
@@ -415,26 +414,26 @@ def _best(found: list[Hypothesis]) -> float:
     return max((h.log_odds for h in found), default=0.0)
 
 
-def _affordable(n: int, quads: int) -> int:
+def _neighbour_count(n: int, quads: int) -> int:
     """Return the number of neighbours with which `n` stars make `quads` quads; at least seven."""
     return int(np.clip(np.cbrt(6.0 * quads / n) + 1.0, 7, max(n - 1, 7)))
 
 
 def _quads(
     sources: Sources, stars: Stars, limits: Limits, pointing: Pointing, tried: list[str],
-    *, rung: _Rung,
+    *, attempt: _Attempt,
 ) -> list[Hypothesis]:
     i, j = _lists(
-        sources, stars, rung.n_target, rung.dense_z, rung.dense_w, rung.even
+        sources, stars, attempt.n_target, attempt.dense_z, attempt.dense_w, attempt.even
     )
     z, w = sources.z[i], stars.w[j]
     if len(z) < MIN_STARS or len(w) < MIN_STARS:
         return []
-    if rung.near_w == ALL and len(sources.z) > SPARSE and len(w) > SPARSE:
+    if attempt.near_w == ALL and len(sources.z) > SPARSE and len(w) > SPARSE:
         return []  # with many stars, the attempts before this one had enough quads
-    near_z = rung.near_z or _affordable(len(z), ALL_QUADS[0])
-    near_w = rung.near_w or _affordable(len(w), ALL_QUADS[1])
-    kind = "" if rung.even else "brightest "
+    near_z = attempt.near_z or _neighbour_count(len(z), ALL_QUADS[0])
+    near_w = attempt.near_w or _neighbour_count(len(w), ALL_QUADS[1])
+    kind = "" if attempt.even else "brightest "
     label = (
         f"quads: {len(z)} {kind}sources with {near_z} neighbours, {len(w)} reference with "
         f"{near_w} at {3600 * stars.scale_deg:.3g} arcsec/px, "
@@ -450,7 +449,7 @@ def _quads(
     scene = make_scene(
         z, close, quads, w, neighbours(w, near_w), make_grid(w, 2.0), limits
     )
-    search(scene, rung.budget)
+    search(scene, attempt.budget)
     found = scene.found
     out = hypotheses_of(found, i, j, limits.norm, "quads")
     tried.append(
@@ -466,9 +465,9 @@ REGION_GRID = (6, 4)
 UNEVEN = 0.4  # evenness of the pairs below which the regions are tried as well
 REGION_WIDTH_DEG = 2.0  # diagonal (deg) of the narrowest frame whose lens distorts that much
 REGION_STARS = 10  # sources that a region needs on average for the regions to be tried
-REGION_RUNG = _Rung(60, 1, 1, 7, 7, 500_000)  # as the first attempt, with a budget for 24 regions
+REGION_ATTEMPT = _Attempt(60, 1, 1, 7, 7, 500_000)  # the first, with a budget for 24 regions
 REGION_ODDS = 12.0  # least log-odds of a region's match: a little above CHANCE_ODDS
-REGION_PATIENCE = 0.25  # give up when this share of the regions was tried and none matched
+REGION_GIVE_UP = 0.25  # give up when this share of the regions was tried and none matched
 # Log-odds that the best of the wrong hypotheses of a region may have: exp(10) is 22,000 hypotheses.
 # Only what exceeds this is added up over the regions.
 CHANCE_ODDS = 10.0
@@ -493,7 +492,7 @@ def _regions(
         member = np.flatnonzero(inside)
         if len(member) < MIN_STARS:
             continue
-        if asked >= REGION_PATIENCE * len(centers) and not proposals:
+        if asked >= REGION_GIVE_UP * len(centers) and not proposals:
             break
         asked += 1
         part = sources.part(member, (int(1.2 * height) + 1, int(1.2 * width) + 1))
@@ -503,7 +502,7 @@ def _regions(
             radius=limits.radius + 1.2 * limits.scale_max * abs(center - sources.center),
             scale_min=0.7 * limits.scale_min, scale_max=1.4 * limits.scale_max,
         )
-        found = _quads(part, stars, local, pointing, [], rung=REGION_RUNG)
+        found = _quads(part, stars, local, pointing, [], attempt=REGION_ATTEMPT)
         if _best(found) > REGION_ODDS:
             best = densify(found[0], part, stars)
             proposals.append(replace(best, i=member[best.i], stage="regions"))

@@ -103,7 +103,7 @@ class _Field(NamedTuple):
     n: int
 
 
-def _polish_many(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Floats]:
+def _refine_many(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Floats]:
     """Alternate between the fit and the pairing of the brightest sources."""
     sources, stars, ra, dec, frame, near, n = field
     i, j, z, rms = h.i, h.j, sources.z[:n], h.sigma_px
@@ -175,7 +175,7 @@ def _fit_few(u: Complexes, w: Complexes, norm: float, density: float) -> _Few:
     return best
 
 
-def _polish_few(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Floats]:
+def _refine_few(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Floats]:
     """Alternate between the fit by evidence and the pairing within each source's own error."""
     sources, stars, ra, dec, frame, near, n = field
     i, j = h.i, h.j
@@ -275,7 +275,7 @@ def conclude(
     frame = _frame(h, sources, stars)
     n = min(MAX_PAIRS, len(sources.z))
     near = _reachable(h, sources, stars, n)
-    way = _polish_few if len(h.i) <= FEW else _polish_many
+    way = _refine_few if len(h.i) <= FEW else _refine_many
     model, i, j, residual = way(h, _Field(sources, stars, ra_deg, dec_deg, frame, near, n))
     c = sources.center
     cd = model.jacobian(c.real, c.imag)

@@ -128,7 +128,7 @@ def mask_dictionary(name: str = "default") -> MaskDictionary:
     Raises
     ------
     SettingError
-        If there is none of that name, or a number or name stands in it twice.
+        If there is none of that name, or a number or name is repeated.
     """
     import tomllib
 

@@ -136,7 +136,7 @@ class Parameters:
     Raises
     ------
     SettingError
-        If a name is there twice.
+        If two blocks have the same name.
     """
 
     def __init__(self, blocks: Iterable[Block]) -> None:

@@ -81,7 +81,7 @@ _YEARS = ("yr", "year", "years", "a", "jyr", "julianyear")
 
 
 def unit_scale(unit: str, wanted: str) -> float | None:
-    """Return the factor that brings a value in `unit` to `wanted`; None where there is none.
+    """Return the factor that converts `unit` to `wanted`; None if they are not compatible.
 
     The common spellings are known here; any other is left to ``astropy.units``, which is imported
     only then.
@@ -416,7 +416,7 @@ _DTYPES = {
 
 
 def array_values(column: pa.ChunkedArray, null: float | None = None) -> NDArray[Any]:
-    """Return the numbers of an Arrow column; with `null` given, it stands for null (as float64).
+    """Return the numbers of an Arrow column; `null`, if given, replaces null (as float64).
 
     ``to_numpy`` would do, but it imports pandas where pandas is installed: a third of a second.
     """

@@ -227,7 +227,7 @@ def from_astropy(table: Any) -> pa.Table:
 
 
 def _from_columns(columns: Mapping[str, tuple[Any, str, Any]]) -> pa.Table:
-    """Return an Arrow table of name → (values, unit, the value that stands for null)."""
+    """Return an Arrow table of name → (values, unit, value of null)."""
     import pyarrow as pa
 
     fields, arrays = [], []

@@ -91,7 +91,7 @@ def confirm_wcs(
     log_odds, fraction = max(
         _log_odds(away**2, len(source), s, density, size) for s in sigma_px * np.array(SIGMAS)
     )
-    if not Acceptance(min_log_odds).believes(log_odds):
+    if not Acceptance(min_log_odds).accepts(log_odds):
         return None
     # A shift of the pixels by s is the model evaluated at x + s.
     moved = model.replaced(x0=model.x0 - refined[0], y0=model.y0 - refined[1])

@@ -110,14 +110,14 @@ class Acceptance(NamedTuple):
     min_log_odds: float
     min_lead: float = 0.0
 
-    def believes(self, log_odds: float, second: float = 0.0) -> bool:
+    def accepts(self, log_odds: float, second: float = 0.0) -> bool:
         """Say whether a match of these odds is accepted beside a second-best one."""
         return log_odds >= self.min_log_odds and log_odds - second >= self.min_lead
 
     def judge(self, best: Hypothesis, known: list[Hypothesis]) -> float | None:
         """Return the log-odds of the second best where the best is accepted, otherwise None."""
         second = max((h.log_odds for h in known if not best.says_the_same(h)), default=0.0)
-        return float(second) if self.believes(best.log_odds, second) else None
+        return float(second) if self.accepts(best.log_odds, second) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

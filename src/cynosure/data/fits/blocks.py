@@ -193,6 +193,16 @@ def image_records(raw: bytes) -> bytes:
 
 def split_cards(raw: bytes) -> list[tuple[str, bytes]]:
     """Return (keyword, 80 bytes) of the records before END; CONTINUE and blank ones included."""
+    end = raw.find(b"END".ljust(CARD))
+    starts = range(0, len(raw) - CARD + 1 if end < 0 or end % CARD else end, CARD)
+    known = [_KEYWORDS.get(raw[start : start + 8]) for start in starts]
+    if None not in known:  # nearly always: the first END is the end
+        return list(zip(known, [raw[start : start + CARD] for start in starts]))  # type: ignore[arg-type]
+    return _split_slowly(raw)
+
+
+def _split_slowly(raw: bytes) -> list[tuple[str, bytes]]:
+    """Split cards of which some are met for the first time, or have no plain keyword."""
     out = []
     for start in range(0, len(raw) - CARD + 1, CARD):
         record = raw[start : start + CARD]
@@ -203,7 +213,7 @@ def split_cards(raw: bytes) -> list[tuple[str, bytes]]:
                 break
             if record.startswith(b"HIERARCH "):
                 keyword = record[9:].split(b"=", 1)[0].decode("latin-1").strip().upper()
-            elif keyword != "END" and len(_KEYWORDS) < MAX_KEYWORDS:
+            elif keyword not in ("END", "HIERARCH") and len(_KEYWORDS) < MAX_KEYWORDS:
                 _KEYWORDS[record[:8]] = keyword
         out.append((keyword, record))
     return out
@@ -266,42 +276,54 @@ def read_units(
         raw = _read_header(stream, name, index)
         if raw is None:
             return
-        _check_axes(raw, name, index)
-        data_start = position + len(raw)
-        data_size = _data_size(raw)
-        if size is not None and data_start + data_size > size:
-            raise ImageError(
-                image=name,
-                n_bytes=size,
-                needed=data_start + data_size,
-                hdu=index,
-                reason=f"truncated: it ends at byte {size}, "
-                f"HDU {index} needs {data_start + data_size}",
-                hint="Fetch or copy the file again.",
-            )
-        yield Unit(index, raw, data_start, data_size)
-        position = data_start + padded(data_size)
+        unit = _unit(index, raw, position, name, size)
+        yield unit
+        position = unit.data_start + padded(unit.data_size)
         index += 1
 
 
-def _check_axes(raw: bytes, name: str, index: int) -> None:
-    """Refuse a number of axes that nobody has; others would count to it for hours."""
+def _unit(index: int, raw: bytes, position: int, name: str, size: int | None) -> Unit:
+    """Return the unit of a header; refuse one that nobody has, or that is cut short."""
+    data_size, keyword, n = _measured(raw)
+    if keyword:
+        raise ImageError(
+            image=name, hdu=index, hint="Fetch or copy the file again.",
+            reason=f"HDU {index} is damaged ({keyword} = {n}, where 0 to {MAX_AXES} is "
+            "possible)",
+        )
+    data_start = position + len(raw)
+    if size is not None and data_start + data_size > size:
+        raise ImageError(
+            image=name,
+            n_bytes=size,
+            needed=data_start + data_size,
+            hdu=index,
+            reason=f"truncated: it ends at byte {size}, "
+            f"HDU {index} needs {data_start + data_size}",
+            hint="Fetch or copy the file again.",
+        )
+    return Unit(index, raw, data_start, data_size)
+
+
+@lru_cache(maxsize=64)  # lookup tables have the same few headers in thousands of files
+def _measured(raw: bytes) -> tuple[int, str, int]:
+    """Return the bytes of data, or else the keyword of a number of axes that nobody has, and it.
+
+    Others would count to it for hours.
+    """
     for keyword in ("NAXIS", "ZNAXIS") if b"BINTABLE" in raw[:CARD] else ("NAXIS",):
         n = card_int(raw, keyword)
         if not 0 <= n <= MAX_AXES:
-            raise ImageError(
-                image=name, hdu=index, hint="Fetch or copy the file again.",
-                reason=f"HDU {index} is damaged ({keyword} = {n}, where 0 to {MAX_AXES} is "
-                "possible)",
-            )
+            return 0, keyword, n
+    return _data_size(raw), "", 0
 
 
 def _read_header(stream: BinaryIO, name: str, index: int) -> bytes | None:
-    raw = bytearray()
+    blocks = []
     for number in range(MAX_HEADER_BLOCKS):
         block = stream.read(BLOCK)
         if number == 0:
-            start = bytes(block[:10])
+            start = block[:10]
             if index == 0 and not start.startswith(b"SIMPLE  ="):
                 raise ImageError(
                     image=name,
@@ -310,9 +332,9 @@ def _read_header(stream: BinaryIO, name: str, index: int) -> bytes | None:
                 )
             if index > 0 and not start.startswith(b"XTENSION"):
                 return None  # the end, or special records after the last unit
-        raw += block
+        blocks.append(block)
         if _has_end(block):
-            return bytes(raw)
+            return b"".join(blocks)
         if len(block) < BLOCK:
             break
     raise ImageError(
@@ -323,17 +345,18 @@ def _read_header(stream: BinaryIO, name: str, index: int) -> bytes | None:
     )
 
 
+_END = b"END".ljust(CARD)
+
+
 def _has_end(block: bytes) -> bool:
-    end = b"END" + b" " * 77
     start = 0
-    while (found := block.find(end, start)) >= 0:
+    while (found := block.find(_END, start)) >= 0:
         if found % CARD == 0:
             return True
         start = found + 1
     return block[-CARD:].rstrip(b" \0") == b"END"
 
 
-@lru_cache(maxsize=64)  # lookup tables have the same few headers in thousands of files
 def _data_size(raw: bytes) -> int:
     """Return the bytes of data: |BITPIX| / 8 GCOUNT (PCOUNT + prod NAXISn) (FITS 4.0, eq. 2)."""
     n = min(card_int(raw, "NAXIS"), MAX_AXES)  # a damaged card may ask for thousands of millions

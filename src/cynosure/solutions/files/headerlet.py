@@ -246,12 +246,11 @@ class ChipWcs:
         return tuple(str(self.get(f"CTYPE{i}", "")).removesuffix("-SIP") for i in (1, 2))  # type: ignore[return-value]
 
 
-_LINEAR, _TERM, _LOOKUP = range(3)
+_TERM, _LOOKUP = 1, 2  # which of the groups
 
 
 @lru_cache(maxsize=4096)
 def _group_of(keyword: str) -> int | None:
-    """Return which of the groups of a chip's cards a keyword belongs to; None for no one."""
     patterns = (soundness.LINEAR, TERM, LOOKUP)
     return next((i for i, p in enumerate(patterns) if p.fullmatch(keyword)), None)
 
@@ -396,11 +395,7 @@ class Headerlet:
 
     def table(self, name: str, version: int) -> LookupTable | None:
         """Return a lookup table."""
-        return self._tables.get((name, version))
-
-    @cached_property
-    def _tables(self) -> dict[Target, LookupTable]:
-        return {(t.name, t.version): t for t in reversed(self.tables)}  # the first one counts
+        return next((t for t in self.tables if t.version == version and t.name == name), None)
 
     def wcs(self, target: Target | int = 1, *, shape: tuple[int, int] | None = None) -> WCS:
         """Return the WCS of a chip as astropy evaluates it: D2IM, then SIP beside NPOL, CD, TAN.

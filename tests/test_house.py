@@ -197,17 +197,17 @@ def test_every_module_can_be_imported_alone():
     assert done.stdout.strip() == "", done.stderr
 
 
-def test_importing_the_package_is_quick():
+def test_importing_the_package_loads_little():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", "import cynosure"], capture_output=True,
         text=True, check=True,
     )
     rows = [line.split("|") for line in done.stderr.splitlines() if line.count("|") == 2]
-    loaded = {row[2].strip().split(".")[0] for row in rows}
+    names = {row[2].strip() for row in rows}
+    assert {n for n in names if n.split(".")[0] == "cynosure"} == {"cynosure", "cynosure._version"}
+    loaded = {n.split(".")[0] for n in names}
     heavy = {"numpy", "scipy", "astropy", "numba", "matplotlib", "sqlalchemy", "pandas", "pyarrow"}
     assert not loaded & heavy
-    total = next(int(row[1]) for row in rows if row[2].strip() == "cynosure")
-    assert total < 300_000, "microseconds"
 
 
 def test_public_names_are_lazy_and_listed():

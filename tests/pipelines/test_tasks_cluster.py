@@ -41,7 +41,7 @@ class Dask:
 
     def _await(self):
         """Wait until the scheduler listens: a busy machine takes its time to start it."""
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while time.monotonic() < until:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1.0).close()

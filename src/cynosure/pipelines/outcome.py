@@ -1,4 +1,4 @@
-"""What came of one image: the solution, its WCS, its tables, and how well all of it is known."""
+"""The outcome of one image: its solution, WCS, tables, and errors."""
 
 from __future__ import annotations
 

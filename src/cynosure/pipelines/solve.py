@@ -6,7 +6,7 @@ writes the files, and leaves a manifest. What happens in between, in order:
 1. the frames are read (:mod:`cynosure.data.fits.reader`), and their sources measured
    (:mod:`cynosure.pipelines.extract`);
 2. the stars are recognised and the WCS is fitted (:mod:`cynosure.pipelines.plate`);
-3. the WCS that the image came with is scored on the same stars, and the verdict is spoken
+3. the WCS that the image came with is scored on the same stars, and the solution is judged
    (:mod:`cynosure.solutions.quality`);
 4. the WCS is written as a header, read again with wcslib, and compared with the fit over the whole
    frame before any file is released.
@@ -207,7 +207,7 @@ class _Known:
         return dataclasses.replace(exposure.pointing, **changes)
 
 
-# A scale that somebody gives is rounded: 5 % covers two digits.
+# Relative error of a scale that the user gives: half a unit of the second digit is at most 5 %.
 SCALE_ERROR = 0.05
 
 

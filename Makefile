@@ -43,7 +43,7 @@ demo: $(CORE)
 	$(BIN)/cynosure solve $(DEMO)/demo.fits --refcat $(DEMO)/refcat --out $(DEMO)/solved --overwrite
 
 test: $(TEST)
-	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-all: $(TEST)
 	@missing=$$(for p in $(DEBIAN_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
@@ -51,7 +51,7 @@ test-all: $(TEST)
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  $$sudo apt-get install --yes --no-install-recommends $$missing; \
 	fi
-	CYNOSURE_TEST_ALL=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	CYNOSURE_TEST_ALL=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 bench: $(TEST)
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -88,25 +89,44 @@ def blocks(page, language):
     return re.findall(rf"```({language})\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
-def test_snippets_run(name, tmp_path):
+def steps(name):
+    """Return the (language, text) of what a page tells one to run, one command line a step."""
+    found = []
+    for language, text in blocks(ROOT / name, "console|python"):
+        if language == "python":
+            found.append((language, text))
+            continue
+        lines = [line for line in text.splitlines() if line.startswith("$ ")]
+        assert len(lines) == len(text.splitlines())
+        found += [(language, line[2:]) for line in lines]
+    assert len(found) >= 2
+    return found
+
+
+@pytest.mark.slow
+def test_snippets_run(tmp_path, monkeypatch, capsys):
+    """README in a shell as a user would; of the quickstart what it adds, in this process."""
+    from cynosure.faces import cli
+
+    monkeypatch.chdir(tmp_path)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONWARNINGS": "error"}
-    found = blocks(ROOT / name, "console|python")
-    assert len(found) >= 2
-    for language, text in found:
+    typed = steps("README.md")
+    for language, text in typed:
+        command = [sys.executable, "-c"] if language == "python" else ["bash", "-c"]
+        done = subprocess.run(
+            [*command, text], env=environment, capture_output=True, text=True, check=False,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    more = [step for step in steps("docs/quickstart.md") if step not in typed]
+    assert len(more) >= 5
+    for language, text in more:
         if language == "python":
-            commands = [[sys.executable, "-c", text]]
+            exec(compile(text, "quickstart.md", "exec"), {})
         else:
-            lines = [line for line in text.splitlines() if line.startswith("$ ")]
-            assert len(lines) == len(text.splitlines())
-            commands = [["bash", "-c", line[2:]] for line in lines]
-        for command in commands:
-            done = subprocess.run(
-                command, cwd=tmp_path, env=environment, capture_output=True, text=True,
-                check=False, timeout=300,
-            )
-            assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+            program, *arguments = shlex.split(text)
+            assert program == "cynosure"
+            assert cli.run(arguments) == 0, f"{text}\n{capsys.readouterr()}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -65,7 +65,7 @@ def exposure(path, root, idc="IDC_0461802ej", fitted=()):
 def run(text, folder, environment):
     done = subprocess.run(
         ["bash", "-c", text], cwd=folder, env=environment, capture_output=True, text=True,
-        check=False, timeout=120,
+        check=False, timeout=600,
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -188,7 +188,7 @@ def served(line, folder, environment, port):
         stdout=log, stderr=subprocess.STDOUT,
     )
     log.close()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

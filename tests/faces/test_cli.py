@@ -9,7 +9,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -471,16 +470,13 @@ def cynosure(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-def test_help_is_quick_and_has_the_exit_codes():
-    cynosure("--help")
-    start = time.monotonic()
-    done = cynosure("--help")
-    assert time.monotonic() - start < 1.5, "0.07 s on an idle core of 2024"
+def test_help_loads_little_and_has_the_exit_codes():
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CYNOSURE_")}
+    done = cynosure("--help", env={**environment, "PYTHONPROFILEIMPORTTIME": "1"})
     assert done.returncode == 0
     for code in ExitCode:
         assert f"\n  {int(code)} " in done.stdout
-    loaded = cynosure("--help", env={"PYTHONPROFILEIMPORTTIME": "1", "PATH": "/usr/bin"}).stderr
-    names = {line.split("|")[-1].strip() for line in loaded.splitlines()}
+    names = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "cynosure.faces.cli" in names
     assert not names & {"numpy", "astropy", "matplotlib", "pyarrow", "numba", "rich"}
 

@@ -184,17 +184,19 @@ def test_activate_is_the_headerlet_to_the_bit_and_keeps_what_was(held):
     assert errors_of(flc) == []
 
 
-def test_a_hundred_switches_leave_no_clutter(held):
+def test_switching_back_and_forth_leaves_no_clutter(held):
     flc = held[0]
     archive.activate(flc, FIT)
     archive.activate(flc, GSC)
     first, size = layout(flc), flc.stat().st_size
     truth = {t: sky(flc, t) for t in CHIPS}
     cards = len(fits.getheader(flc, ("SCI", 1)))
-    for number in range(100):
-        archive.activate(flc, FIT if number % 2 == 0 else GSC)
-    assert layout(flc) == first
-    assert flc.stat().st_size == size
+    # A file that is the same after each pair of switches stays so however often it is switched.
+    for _ in range(8):
+        archive.activate(flc, FIT)
+        archive.activate(flc, GSC)
+        assert layout(flc) == first
+        assert flc.stat().st_size == size
     assert len(fits.getheader(flc, ("SCI", 1))) == cards
     assert all(np.array_equal(sky(flc, t), truth[t]) for t in CHIPS)
     table = fits.getdata(flc, "WCSCORR")
@@ -202,18 +204,18 @@ def test_a_hundred_switches_leave_no_clutter(held):
     assert len(rows) == len(set(rows)) == fits.getval(flc, "TROWS", "WCSCORR")
 
 
-def test_fifty_switches_of_an_image_of_one_unit(tmp_path):
+def test_switches_of_an_image_of_one_unit(tmp_path):
     path = make_tpv(tmp_path / "m81.fits", name="ORIGINAL")
     fit = moved(archive.create(path), 1e-3, "FIT_IMG_GAIADR3", HDRNAME="fit")
     archive.activate(path, fit)
     first = layout(path)
     truth = sky(path, 0)
     original = headerlet_sky(archive.solution_of(path, "ORIGINAL"), ("PRIMARY", 1))
-    for _ in range(25):
+    for _ in range(6):
         archive.activate(path, "ORIGINAL")
         assert np.array_equal(sky(path, 0), original)
         archive.activate(path, "FIT_IMG_GAIADR3")
-    assert layout(path) == first
+        assert layout(path) == first
     assert np.array_equal(sky(path, 0), truth)
     assert fits.getval(path, "OBJECT") == "M 81"
 

@@ -352,7 +352,7 @@ def mutated(data, rng):
 def test_mutated_headerlets_end_in_our_error_or_in_a_headerlet(headerlet):
     rng = np.random.default_rng(11)
     source, good = headerlet.to_bytes(), 0
-    for number in range(1500):
+    for number in range(500):
         data = mutated(source, rng)
         try:
             found = parse_headerlet(data)
@@ -362,7 +362,7 @@ def test_mutated_headerlets_end_in_our_error_or_in_a_headerlet(headerlet):
             good += 1
         except CynosureError:
             pass
-    assert 100 < good < 1400
+    assert 35 < good < 465
 
 
 def test_cards_of_every_kind_come_back():

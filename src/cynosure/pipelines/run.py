@@ -307,5 +307,7 @@ def _written(folder: Path, image: str, files: Sequence[str]) -> str:
     from cynosure.data.fits.file import file_sha256, split_path
 
     path = split_path(image)[0]
+    if not path.exists():  # it never was, or it is at another site
+        return ""
     same = any((folder / f).exists() and (folder / f).samefile(path) for f in files)
     return file_sha256(path) if same else ""

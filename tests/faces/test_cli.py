@@ -90,7 +90,7 @@ def no_user_settings(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("CYNOSURE_REFCAT", raising=False)
-    monkeypatch.setattr("cynosure.faces.commands.solve.is_first_run", lambda: False)
+    monkeypatch.setattr("cynosure.faces.shell.is_first_run", lambda *more: False)
     yield
     logger = logging.getLogger("cynosure")
     for handler in list(logger.handlers):
@@ -141,7 +141,7 @@ def test_exit_codes(door, images, fates, code):
 
 
 def test_a_first_run_is_told_once_and_not_before_an_image_begins(door, images, capsys, monkeypatch):
-    monkeypatch.setattr("cynosure.faces.commands.solve.is_first_run", lambda: True)
+    monkeypatch.setattr("cynosure.faces.shell.is_first_run", lambda *more: True)
     compiled = []
 
     def compile_kernels(names, say):

@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from cynosure.faces.shell import (
-    COMMON, Bytes, Command, Shell, compile_first, log_to, option, shared,
+    COMMON,
+    Bytes,
+    Command,
+    Shell,
+    compile_first,
+    log_to,
+    option,
+    shared,
 )
 from cynosure.ground.errors import CatalogMissing, ExitCode, SettingError
 from cynosure.ground.quantities import angle_in, julian_year, scale_in_arcsec, sky_position

@@ -98,8 +98,9 @@ class Difference:
         The linear map is fitted within the chips, each of which has a shift of its own: so a
         rotation or a scale that all share is told from chips that were moved against each other.
         """
-        moved: Any = self.field_mas.reshape(len(self.field_mas), -1, 2)
-        place: Any = self.place_mas.reshape(len(self.place_mas), -1, 2)
+        n_chips, n_points = len(self.field_mas), int(np.prod(self.field_mas.shape[1:-1]))
+        moved: Any = self.field_mas.reshape(n_chips, n_points, 2)
+        place: Any = self.place_mas.reshape(n_chips, n_points, 2)
         good: Any = np.isfinite(moved + place).all(axis=2)
         apart = np.full((len(moved), 2), np.nan)
         used = [k for k in range(len(moved)) if good[k].sum() >= MIN_POINTS]
@@ -135,7 +136,7 @@ class Difference:
             "rotation_mas": common.rotation_mas, "scale_mas": common.scale_mas,
             "skew_mas": common.skew_mas, "chips_apart_mas": self.apart_mas,
         }
-        safe = {k: None if np.isnan(v) else v for k, v in numbers.items()}
+        safe = {k: v if np.isfinite(v) else None for k, v in numbers.items()}
         return {"content_sha256": self.content_sha256, **safe}
 
 

@@ -157,16 +157,18 @@ def _inner_class() -> type:
         def __init__(self, py_func: Any, options: dict[str, Any]) -> None:
             super().__init__(py_func, targetoptions=options, pipeline_class=Pipeline)
 
-        def compile(self, sig: Any) -> None:
+        def compile(self, sig: Any) -> Any:
             arguments = tuple(unliteral(a) for a in sig)
             with global_compiler_lock, self._compiling_counter:
                 if arguments in self.overloads:
-                    return
-                made = self._compiler.compile(arguments, None)
+                    return None
+                dispatcher: Any = self
+                made = dispatcher._compiler.compile(arguments, None)
                 # What stands for it in the code of its callers has to be hashable, no more.
                 key = object()
                 self.targetctx.insert_user_function(key, made.fndesc, [made.library])
                 self.overloads[arguments] = made._replace(entry_point=key)
+            return None
 
     return Inner
 

@@ -24,6 +24,7 @@ from cynosure.ground.errors import CynosureError
 
 __all__ = ["GROUPS", "SOLVE", "compile_group", "compile_kernels"]
 
+# Image on which the kernels are called, px: the smallest with enough stars of this width for a PSF.
 SIDE = 128
 FWHM_PX = 2.5
 

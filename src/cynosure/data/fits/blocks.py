@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -67,12 +67,23 @@ class Unit:
         The header with END and padding.
     data_start, data_size : int
         Position and size of the data in the file, without padding.
+    first : dict of str to bytes, optional
+        The first card of each keyword, where it is at hand: found faster than in the bytes.
     """
 
     index: int
     raw: bytes
     data_start: int
     data_size: int
+    first: dict[str, bytes] | None = field(default=None, repr=False)
+
+    def value(self, keyword: str) -> str:
+        """Return the text of a value as :func:`card_value` does."""
+        if self.first is None or keyword not in self.first:
+            return "" if self.first is not None else card_value(self.raw, keyword)
+        body = self.first[keyword]
+        plain = body.startswith(keyword.ljust(8).encode() + b"=")
+        return card_value(body if plain else self.raw, keyword)
 
     @cached_property
     def header(self) -> Header:
@@ -87,46 +98,46 @@ class Unit:
         """The keywords of the cards that cannot be read."""
         return readable_header(self.raw)[1]
 
-    @property
+    @cached_property
     def is_compressed(self) -> bool:
         """Whether this is a table that holds a tile-compressed image."""
-        return b"BINTABLE" in self.raw[:CARD] and card_value(self.raw, "ZIMAGE") == "T"
+        return b"BINTABLE" in self.raw[:CARD] and self.value("ZIMAGE") == "T"
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Length of the axes, slowest first, of the image (also of a compressed one)."""
         prefix = "ZNAXIS" if self.is_compressed else "NAXIS"
-        n = min(card_int(self.raw, prefix), MAX_AXES)
-        return tuple(card_int(self.raw, f"{prefix}{i}") for i in range(n, 0, -1))
+        n = min(_integer(self.value(prefix)), MAX_AXES)
+        return tuple(_integer(self.value(f"{prefix}{i}")) for i in range(n, 0, -1))
 
-    @property
+    @cached_property
     def is_image(self) -> bool:
         """Whether it is an image with pixels, compressed or not."""
-        kind = card_value(self.raw, "XTENSION")
-        plain = kind in ("", "IMAGE", "IUEIMAGE") and card_value(self.raw, "GROUPS") != "T"
+        kind = self.value("XTENSION")
+        plain = kind in ("", "IMAGE", "IUEIMAGE") and self.value("GROUPS") != "T"
         return (plain or self.is_compressed) and bool(self.shape) and min(self.shape) > 0
 
     @property
     def is_table(self) -> bool:
         """Whether it is anything but an image unit: a table, compressed or not, or foreign."""
-        return card_value(self.raw, "XTENSION") not in ("", "IMAGE", "IUEIMAGE")
+        return self.value("XTENSION") not in ("", "IMAGE", "IUEIMAGE")
 
     @cached_property
     def name(self) -> str:
         """EXTNAME in capitals."""
-        return card_value(self.raw, "EXTNAME").upper()
+        return self.value("EXTNAME").upper()
 
     @property
     def plane_of(self) -> tuple[int, int] | None:
         """The HDU and plane of a cube whose WCS this unit holds; None for any other unit."""
-        if self.name != "WCS" or not card_value(self.raw, "PLANEHDU"):
+        if self.name != "WCS" or not self.value("PLANEHDU"):
             return None
-        return card_int(self.raw, "PLANEHDU"), card_int(self.raw, "PLANE")
+        return _integer(self.value("PLANEHDU")), _integer(self.value("PLANE"))
 
     @property
     def version(self) -> int:
         """EXTVER, 1 where absent."""
-        return card_int(self.raw, "EXTVER", 1)
+        return _integer(self.value("EXTVER"), 1)
 
 
 def printable(raw: bytes) -> str:
@@ -192,6 +203,16 @@ def image_records(raw: bytes) -> bytes:
 
 def split_cards(raw: bytes) -> list[tuple[str, bytes]]:
     """Return (keyword, 80 bytes) of the records before END; CONTINUE and blank ones included."""
+    end = raw.find(b"END".ljust(CARD))
+    starts = range(0, len(raw) - CARD + 1 if end < 0 or end % CARD else end, CARD)
+    known = [_KEYWORDS.get(raw[start : start + 8]) for start in starts]
+    if None not in known:  # nearly always: the first END is the end
+        return list(zip(known, [raw[start : start + CARD] for start in starts]))  # type: ignore[arg-type]
+    return _split_slowly(raw)
+
+
+def _split_slowly(raw: bytes) -> list[tuple[str, bytes]]:
+    """Split cards of which some are met for the first time, or have no plain keyword."""
     out = []
     for start in range(0, len(raw) - CARD + 1, CARD):
         record = raw[start : start + CARD]
@@ -202,7 +223,7 @@ def split_cards(raw: bytes) -> list[tuple[str, bytes]]:
                 break
             if record.startswith(b"HIERARCH "):
                 keyword = record[9:].split(b"=", 1)[0].decode("latin-1").strip().upper()
-            elif keyword != "END" and len(_KEYWORDS) < MAX_KEYWORDS:
+            elif keyword not in ("END", "HIERARCH") and len(_KEYWORDS) < MAX_KEYWORDS:
                 _KEYWORDS[record[:8]] = keyword
         out.append((keyword, record))
     return out
@@ -229,7 +250,10 @@ def card_value(raw: bytes, keyword: str) -> str:
 
 def card_int(raw: bytes, keyword: str, default: int = 0) -> int:
     """Return the integer value of a structural card; `default` where it is absent or no number."""
-    text = card_value(raw, keyword)
+    return _integer(card_value(raw, keyword), default)
+
+
+def _integer(text: str, default: int = 0) -> int:
     try:
         return int(float(text)) if text else default
     except (ValueError, OverflowError):
@@ -264,42 +288,54 @@ def read_units(
         raw = _read_header(stream, name, index)
         if raw is None:
             return
-        _check_axes(raw, name, index)
-        data_start = position + len(raw)
-        data_size = _data_size(raw)
-        if size is not None and data_start + data_size > size:
-            raise ImageError(
-                image=name,
-                n_bytes=size,
-                needed=data_start + data_size,
-                hdu=index,
-                reason=f"truncated: it ends at byte {size}, "
-                f"HDU {index} needs {data_start + data_size}",
-                hint="Fetch or copy the file again.",
-            )
-        yield Unit(index, raw, data_start, data_size)
-        position = data_start + padded(data_size)
+        unit = _unit(index, raw, position, name, size)
+        yield unit
+        position = unit.data_start + padded(unit.data_size)
         index += 1
 
 
-def _check_axes(raw: bytes, name: str, index: int) -> None:
-    """Refuse an impossible number of axes, over which other readers would loop for hours."""
+def _unit(index: int, raw: bytes, position: int, name: str, size: int | None) -> Unit:
+    """Return the unit of a header; refuse one that nobody has, or that is cut short."""
+    data_size, keyword, n = _measured(raw)
+    if keyword:
+        raise ImageError(
+            image=name, hdu=index, hint="Fetch or copy the file again.",
+            reason=f"HDU {index} is damaged ({keyword} = {n}, where 0 to {MAX_AXES} is "
+            "possible)",
+        )
+    data_start = position + len(raw)
+    if size is not None and data_start + data_size > size:
+        raise ImageError(
+            image=name,
+            n_bytes=size,
+            needed=data_start + data_size,
+            hdu=index,
+            reason=f"truncated: it ends at byte {size}, "
+            f"HDU {index} needs {data_start + data_size}",
+            hint="Fetch or copy the file again.",
+        )
+    return Unit(index, raw, data_start, data_size)
+
+
+@lru_cache(maxsize=64)  # lookup tables have the same few headers in thousands of files
+def _measured(raw: bytes) -> tuple[int, str, int]:
+    """Return the bytes of data, or else the keyword of a number of axes that nobody has, and it.
+
+    Others would count to it for hours.
+    """
     for keyword in ("NAXIS", "ZNAXIS") if b"BINTABLE" in raw[:CARD] else ("NAXIS",):
         n = card_int(raw, keyword)
         if not 0 <= n <= MAX_AXES:
-            raise ImageError(
-                image=name, hdu=index, hint="Fetch or copy the file again.",
-                reason=f"HDU {index} is damaged ({keyword} = {n}, where 0 to {MAX_AXES} is "
-                "possible)",
-            )
+            return 0, keyword, n
+    return _data_size(raw), "", 0
 
 
 def _read_header(stream: BinaryIO, name: str, index: int) -> bytes | None:
-    raw = bytearray()
+    blocks = []
     for number in range(MAX_HEADER_BLOCKS):
         block = stream.read(BLOCK)
         if number == 0:
-            start = bytes(block[:10])
+            start = block[:10]
             if index == 0 and not start.startswith(b"SIMPLE  ="):
                 raise ImageError(
                     image=name,
@@ -308,9 +344,9 @@ def _read_header(stream: BinaryIO, name: str, index: int) -> bytes | None:
                 )
             if index > 0 and not start.startswith(b"XTENSION"):
                 return None  # the end, or special records after the last unit
-        raw += block
+        blocks.append(block)
         if _has_end(block):
-            return bytes(raw)
+            return b"".join(blocks)
         if len(block) < BLOCK:
             break
     raise ImageError(
@@ -321,17 +357,18 @@ def _read_header(stream: BinaryIO, name: str, index: int) -> bytes | None:
     )
 
 
+_END = b"END".ljust(CARD)
+
+
 def _has_end(block: bytes) -> bool:
-    end = b"END" + b" " * 77
     start = 0
-    while (found := block.find(end, start)) >= 0:
+    while (found := block.find(_END, start)) >= 0:
         if found % CARD == 0:
             return True
         start = found + 1
     return block[-CARD:].rstrip(b" \0") == b"END"
 
 
-@lru_cache(maxsize=64)  # lookup tables have the same few headers in thousands of files
 def _data_size(raw: bytes) -> int:
     """Return the bytes of data: |BITPIX| / 8 GCOUNT (PCOUNT + prod NAXISn) (FITS 4.0, eq. 2)."""
     n = min(card_int(raw, "NAXIS"), MAX_AXES)  # a damaged card may have any number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,13 +47,18 @@ def role_of(unit: Unit, camera: Instrument) -> str:
         ``science``, one of ``error``, ``variance``, ``ivar``, ``weight``, ``mask``, ``other`` for
         an image that is not of the sky, or ``unknown``.
     """
-    for role, patterns in camera.layout.items():
-        if any(fnmatchcase(unit.name, p.upper()) for p in patterns):
+    return _role(unit.name, tuple((r, tuple(p)) for r, p in camera.layout.items()))
+
+
+@lru_cache(maxsize=1024)  # the extensions of all files of a camera have the same few names
+def _role(name: str, layout: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
+    for role, patterns in layout:
+        if any(fnmatchcase(name, p.upper()) for p in patterns):
             return role
     for role, names in ROLE_NAMES.items():
-        if unit.name in names:
+        if name in names:
             return role
-    tokens = [_bare(t) for t in _tokens(unit.name)]
+    tokens = [_bare(t) for t in _tokens(name)]
     for role in COMPANIONS:
         if any(t in ROLE_NAMES[role] for t in tokens):
             return role

@@ -185,6 +185,8 @@ class Part:
     data: bytes | None = None
     start: int = 0
     size: int = 0
+    _first: dict[str, bytes] | None = field(default=None, repr=False)
+    _indexed: tuple[Records, int] | None = field(default=None, repr=False)
 
     @property
     def unit(self) -> Unit:
@@ -207,13 +209,20 @@ class Part:
         value = self.get("EXTVER")
         return int(value) if isinstance(value, (int, float)) and abs(value) < 2**31 else 1
 
+    def first(self) -> dict[str, bytes]:
+        """Return the first card of each keyword, found once for as long as the cards are these."""
+        records, known = self.records, self._indexed
+        if self._first is None or known is None or (
+            known[0] is not records or known[1] != len(records)
+        ):
+            self._first, self._indexed = dict(reversed(records)), (records, len(records))
+        return self._first
+
     def get(self, keyword: str, default: Value = None) -> Value:
         """Return the value of the first card of a keyword."""
-        for key, body in self.records:
-            if key == keyword:
-                value = value_of(body)
-                return default if value is None else value
-        return default
+        body = self.first().get(keyword)
+        value = None if body is None else value_of(body)
+        return default if value is None else value
 
     def text(self, keyword: str) -> str:
         """Return a value as a text without blanks around it; empty where there is none."""
@@ -222,7 +231,7 @@ class Part:
 
     def has(self, keyword: str) -> bool:
         """Say whether there is such a card."""
-        return any(key == keyword for key, _ in self.records)
+        return keyword in self.first()
 
     def set(self, keyword: str, value: Value, comment: str = "") -> None:
         """Replace a card, or append it; a card that already has the value is not changed."""
@@ -282,14 +291,18 @@ def parts_of_bytes(data: bytes, name: str, *, max_parts: int = 10_000) -> list[P
         if len(parts) >= max_parts:
             raise ImageError(image=name, reason=f"more than {max_parts} units")
         body = data[unit.data_start : unit.data_start + unit.data_size]
-        records = list(_records(unit.raw))
-        parts.append(Part(records, unit.raw, body, unit.data_start, unit.data_size))
+        cards, first = _indexed(unit.raw)
+        records = list(cards)
+        parts.append(Part(records, unit.raw, body, unit.data_start, unit.data_size,
+                          first, (records, len(records))))
     return parts
 
 
 @lru_cache(maxsize=64)  # those of lookup tables are the same in thousands of files
-def _records(raw: bytes) -> tuple[tuple[str, bytes], ...]:
-    return tuple(records_of(raw))
+def _indexed(raw: bytes) -> tuple[Records, dict[str, bytes]]:
+    """Return the cards of a header, and the first one of each keyword; neither is to be changed."""
+    records = records_of(raw)
+    return records, dict(reversed(records))
 
 
 # --- files ----------------------------------------------------------------------------------

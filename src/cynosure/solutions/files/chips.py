@@ -35,7 +35,9 @@ def chips_of(file: FitsParts) -> list[Chip]:
 
     A unit ``SCI`` counts without one; where no image has one, headers without pixels are taken.
     """
-    units = [Unit(i, p.header_bytes(), p.start, p.size) for i, p in enumerate(file.parts)]
+    units = [
+        Unit(i, p.header_bytes(), p.start, p.size, p.first()) for i, p in enumerate(file.parts)
+    ]
     first = next((u.index for u in units if u.is_image), 0)
     camera = _camera(*(_identifying(file.parts[i]) for i in (0, first)))
     chips = [
@@ -51,6 +53,8 @@ def chips_of(file: FitsParts) -> list[Chip]:
 def _identifying(part: Part) -> Identity:
     """Return the values that may tell the instrument."""
     keywords = identifying_keywords()
+    if keywords.isdisjoint(part.first()):
+        return ()
     return tuple((k, value_of(b)) for k, b in part.records if k in keywords)
 
 
@@ -75,7 +79,7 @@ def _celestial(part: Part, letter: str) -> bool:
 
 
 def _unit(part: Part) -> Unit:
-    return Unit(0, part.header_bytes(), 0, 0)
+    return Unit(0, part.header_bytes(), 0, 0, part.first())
 
 
 def _shape(part: Part) -> tuple[int, int] | None:

@@ -213,7 +213,7 @@ class ChipWcs:
     @cached_property
     def lookups(self) -> list[tuple[str, int]]:
         """EXTNAME and EXTVER of the tables that the cards name."""
-        return lookups_of(self.records)
+        return list(_lookups(self.groups[_LOOKUP]))
 
     @cached_property
     def linear(self) -> NDArray[np.float64]:
@@ -231,12 +231,31 @@ class ChipWcs:
     @cached_property
     def distortion(self) -> dict[str, float]:
         """The SIP and PV terms that are not zero."""
-        return dict(_terms(tuple(r for r in self.records if r[0][:1] in "ABP")))
+        return dict(_terms(self.groups[_TERM]))
 
-    @property
+    @cached_property
+    def groups(self) -> tuple[tuple[tuple[str, bytes], ...], ...]:
+        """The cards of the linear part, of the distortion's terms, and of lookup tables."""
+        out: tuple[Records, ...] = ([], [], [])
+        for record in self.records:
+            group = _group_of(record[0])
+            if group is not None:
+                out[group].append(record)
+        return tuple(map(tuple, out))
+
+    @cached_property
     def kinds(self) -> tuple[str, str]:
         """CTYPE1 and CTYPE2 without ``-SIP``."""
         return tuple(str(self.get(f"CTYPE{i}", "")).removesuffix("-SIP") for i in (1, 2))  # type: ignore[return-value]
+
+
+_TERM, _LOOKUP = 1, 2  # which of the groups
+
+
+@lru_cache(maxsize=4096)
+def _group_of(keyword: str) -> int | None:
+    patterns = (soundness.LINEAR, TERM, LOOKUP)
+    return next((i for i, p in enumerate(patterns) if p.fullmatch(keyword)), None)
 
 
 def lookups_of(records: Records) -> list[tuple[str, int]]:
@@ -316,7 +335,7 @@ class Headerlet:
     def distortion(self) -> Distortion:
         """Roots of the distortion's files."""
         first = self.chips[0]
-        if not Part(self.head).has("IDCTAB") and self.text("DISTNAME"):
+        if "IDCTAB" not in self._first and self.text("DISTNAME"):
             return parse_distname(self.text("DISTNAME")).distortion
         return Distortion(
             model_root(self.text("IDCTAB")),
@@ -379,7 +398,7 @@ class Headerlet:
 
     def table(self, name: str, version: int) -> LookupTable | None:
         """Return a lookup table."""
-        return next((t for t in self.tables if (t.name, t.version) == (name, version)), None)
+        return next((t for t in self.tables if t.version == version and t.name == name), None)
 
     def wcs(self, target: Target | int = 1, *, shape: tuple[int, int] | None = None) -> WCS:
         """Return the WCS of a chip as astropy evaluates it: D2IM, then SIP beside NPOL, CD, TAN.

@@ -110,9 +110,9 @@ def headerlet_of_parts(parts: Sequence[Part], name: str = "headerlet") -> Header
             hint="A FITS image goes with its own commands: cynosure wcs list FILE.",
         )
     places = [("SIPWCS", c.version) for c in chips] + [(t.name, t.version) for t in tables]
-    for number, (kind, version) in enumerate(places):
-        if (kind, version) in places[:number]:
-            raise HeaderletDamaged(headerlet=name, reason=f"two {kind} of EXTVER {version}")
+    if len(set(places)) < len(places):
+        kind, version = next(p for i, p in enumerate(places) if p in places[:i])
+        raise HeaderletDamaged(headerlet=name, reason=f"two {kind} of EXTVER {version}")
     head = [r for r in parts[0].records if not _is_structure(r[0])]
     headerlet = Headerlet(head, tuple(chips), tuple(tables), tuple(notes))
     return _completed(headerlet)

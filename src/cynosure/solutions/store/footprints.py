@@ -96,7 +96,10 @@ def _covered(circles: list[Circle], members: list[int], order: int) -> list[tupl
         disc[0][None, :, None] * east[:, None] + disc[1][None, :, None] * north[:, None]
     )
     cells = sky.healpix_cell(*sky.radec(points), order) + (4 << 2 * order)
-    return [(members[k], int(c)) for k in range(len(members)) for c in np.unique(cells[k])]
+    cells.sort(axis=1)
+    first = np.ones(cells.shape, dtype=bool)
+    first[:, 1:] = cells[:, 1:] != cells[:, :-1]
+    return [(members[k], c) for k, c in zip(np.nonzero(first)[0].tolist(), cells[first].tolist())]
 
 
 def ids_in_cells(ra_deg: float, dec_deg: float, radius_deg: float) -> Any:

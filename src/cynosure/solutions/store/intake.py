@@ -13,7 +13,6 @@ import hashlib
 import io
 import itertools
 import math
-import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -282,8 +281,6 @@ _REFERENCE = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
 
 # --- content --------------------------------------------------------------------------------
 
-_CARDS = struct.Struct("8s72s")
-
 
 def _content(
     parts: Iterable[Part], data: bytes
@@ -309,9 +306,10 @@ def _content(
 
 def _said(part: Part, body: bytes) -> str:
     """Return name, version and hash of what a unit says: its cards in our order, and its data."""
-    pairs = _CARDS.iter_unpack(part.raw[: len(part.raw) // CARD * CARD])
-    said = sorted([pair for pair in pairs if pair[0] not in _VOLATILE])
-    digest = hashlib.sha256(b"".join(itertools.chain.from_iterable(said)))
+    raw = part.raw
+    cards = [raw[i : i + CARD] for i in range(0, len(raw) - CARD + 1, CARD)]
+    said = sorted([card for card in cards if card[:8] not in _VOLATILE])
+    digest = hashlib.sha256(b"".join(said))
     digest.update(body)
     return f"{part.name},{part.version},{digest.hexdigest()}"
 
@@ -400,13 +398,16 @@ def _is_plain(chip: ChipWcs) -> bool:
     )
 
 
+_SQUARES = (("A_2_0", "A_1_1", "A_0_2"), ("B_2_0", "B_1_1", "B_0_2"))
+
+
 def _corners(chip: ChipWcs, size: tuple[float, float]) -> list[tuple[float, float]] | None:
     """Place the corners of a chip by CD and TAN (Paper II) and the quadratic terms of SIP.
 
     Cubic terms and tables move a corner by a few pixels, which a footprint need not know.
     """
     ra0, dec0, px, py, cd11, cd12, cd21, cd22 = chip.linear.tolist()
-    squares = [[chip.number(f"{name}_{t}") for t in ("2_0", "1_1", "0_2")] for name in "AB"]
+    squares = [[chip.number(term) for term in terms] for terms in _SQUARES]
     out = []
     for x, y in ((0.5, 0.5), (size[0] + 0.5, 0.5), (size[0] + 0.5, size[1] + 0.5),
                  (0.5, size[1] + 0.5)):

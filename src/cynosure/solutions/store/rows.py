@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, select
@@ -32,6 +33,8 @@ _PLAIN = (
     "nmatch", "created", "author", "descrip", "software", "media", "extent",
 )
 
+_plain = attrgetter(*_PLAIN)
+
 # Columns that one file of a solution may state and another omit; blank is None or an empty text.
 _PROVENANCE = (
     ("created",), ("quality",), ("status",), ("rms_ra_mas", "rms_dec_mas", "fit_rms_mas"),
@@ -49,7 +52,7 @@ def insert_many(connection: Any, table: Table, rows: Sequence[dict[str, Any]]) -
     if not rows:
         return
     statement, order = _insertion(table, connection.dialect, tuple(rows[0]))
-    given = [tuple(row[n] for n in order) for row in rows] if order else list(rows)
+    given = list(map(itemgetter(*order), rows)) if order else list(rows)
     connection.exec_driver_sql(statement, given)
 
 
@@ -70,7 +73,7 @@ def solution_row(
     """Return the row of ``solutions``, without its number."""
     ra, dec, radius = circle or (None, None, None)
     return {
-        **{name: getattr(entry, name) for name in _PLAIN},
+        **dict(zip(_PLAIN, _plain(entry), strict=True)),
         "ra_deg": ra, "dec_deg": dec, "radius_deg": radius,
         "corners": entry.corners.astype("<f8").tobytes(), "added": added,
         "settings": json.dumps(entry.settings, sort_keys=True, default=str)
@@ -112,7 +115,8 @@ def payload_row(entry: Entry, number: int, shared: dict[bytes, bytes]) -> dict[s
     """Return the row of ``payloads``; the pieces that others share are added to `shared`."""
     layout, kept, position = [], [], 0
     for start, size, digest in sorted(entry.tables):
-        shared[digest] = entry.payload[start : start + size]
+        if digest not in shared:
+            shared[digest] = entry.payload[start : start + size]
         layout.append(PIECE.pack(start, size, digest))
         kept.append(entry.payload[position:start])
         position = start + size

@@ -316,7 +316,12 @@ def _exclusion(s: Stored | Brief, limits: _Limits) -> str:
 
 def _group(s: Stored) -> int:
     """Return the class in the hierarchy, as an index of CLASSES."""
-    name = parse_wcsname(s.wcsname)
+    return _group_of(s.wcsname)
+
+
+@lru_cache(maxsize=4096)  # an archive has few names of solutions
+def _group_of(wcsname: str) -> int:
+    name = parse_wcsname(wcsname)
     if name.kind == "none":
         return 0
     if name.start.startswith("OPUS") and name.kind in ("pipeline", "a priori"):

@@ -54,6 +54,8 @@ T = TypeVar("T")
 BATCH = 500
 # Names in one statement, well below the 32766 parameters that SQLite allows.
 MANY = 5000
+# Fewer exposures than this are asked for by name, more by the range of their names.
+FEW = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,33 +305,43 @@ class Store:
         c = solutions.c
         fitted = func.max(case((c.kind == "a posteriori", 1), else_=0))
         statement = (
-            select(c.rootname, func.count(), fitted, func.max(c.added))
+            select(c.rootname, func.count(), fitted, func.max(c.added), func.min(c.ra_deg),
+                   func.max(c.ra_deg), func.min(c.dec_deg), func.max(c.dec_deg))
             .where(c.rootname > after).group_by(c.rootname).order_by(c.rootname).limit(limit)
         )
         with self.database.read() as connection:
             rows = connection.execute(statement).all()
-            until = rows[-1][0] if rows and limit is not None else None
-            places = self._places(connection, after, until) if rows else {}
+            # Where all solutions say the same place, as one alone does, none need be ranked.
+            places = self._places(
+                connection, [r[0] for r in rows if r[4] != r[5] or r[6] != r[7]])
         out = []
-        for rootname, n_solutions, is_fitted, last in rows:
-            ra, dec = places.get(rootname, (None, None))
+        for rootname, n_solutions, is_fitted, last, ra, _, dec, _ in rows:
+            ra, dec = places.get(rootname, (ra, dec))
             out.append(Known(rootname, n_solutions, ra, dec, bool(is_fitted), last))
         return out
 
     def _places(
-        self, connection: Any, after: str, until: str | None
+        self, connection: Any, names: list[str]
     ) -> dict[str, tuple[float, float]]:
-        """Return where exposures are: each by the best of its solutions that has a place."""
+        """Return where exposures are, whose names are given in the database's own order.
+
+        Each is where the best of its solutions that has a place puts it.
+        """
         c, d = solutions.c, decisions.c
-        asked = [c.rootname > after, c.ra_deg.is_not(None)]
-        asked += [c.rootname <= until] if until is not None else []
+        if not names:
+            return {}
+        asked = [c.ra_deg.is_not(None), c.rootname.between(names[0], names[-1])]
+        if len(names) < FEW:
+            asked.append(c.rootname.in_(names))
         made = connection.execute(
             select(d.rootname, d.content_sha256).where(d.rule == "user").order_by(d.made, d.id))
         choices = {row[0]: row[1] for row in made}
-        found: dict[str, list[Brief]] = {}
-        rows = connection.execute(select(*(c[name] for name in Brief._fields)).where(*asked))
-        for row in map(Brief._make, rows):
-            found.setdefault(row.rootname, []).append(row)
+        found: dict[str, list[Brief]] = {name: [] for name in names}
+        rows = connection.execute(
+            select(*(c[name] for name in Brief._fields)).where(*asked)).all()
+        for row in rows:
+            if row[0] in found:
+                found[row[0]].append(Brief._make(row))
         out = {}
         for rootname, briefs in found.items():
             best = best_place(briefs, choices.get(rootname, ""))

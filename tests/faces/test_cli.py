@@ -17,8 +17,9 @@ from outcomes import make_matches, make_solution
 
 from cynosure.data.fits.file import file_sha256
 from cynosure.data.tables import MATCHES, write_parquet
-from cynosure.faces import cli, shell
+from cynosure.faces import cli
 from cynosure.faces.commands.task import find_file
+from cynosure.faces.shell import is_first_run
 from cynosure.ground.errors import (
     CatalogMissing,
     ExitCode,
@@ -89,7 +90,7 @@ def no_user_settings(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("CYNOSURE_REFCAT", raising=False)
-    monkeypatch.setattr("cynosure.faces.commands.solve.is_first_run", lambda: False)
+    monkeypatch.setattr("cynosure.faces.shell.is_first_run", lambda *more: False)
     yield
     logger = logging.getLogger("cynosure")
     for handler in list(logger.handlers):
@@ -140,7 +141,7 @@ def test_exit_codes(door, images, fates, code):
 
 
 def test_a_first_run_is_told_once_and_not_before_an_image_begins(door, images, capsys, monkeypatch):
-    monkeypatch.setattr("cynosure.faces.commands.solve.is_first_run", lambda: True)
+    monkeypatch.setattr("cynosure.faces.shell.is_first_run", lambda *more: True)
     compiled = []
 
     def compile_kernels(names, say):
@@ -162,9 +163,9 @@ def test_a_first_run_is_told_once_and_not_before_an_image_begins(door, images, c
 
 def test_kernels_that_were_compiled_are_found(monkeypatch):
     monkeypatch.setattr("cynosure.ground.cache.marked", lambda names: False)
-    assert shell.is_first_run()
+    assert is_first_run()
     monkeypatch.setattr("cynosure.ground.cache.marked", lambda names: True)
-    assert not shell.is_first_run()
+    assert not is_first_run()
 
 
 def test_several_images_tell_their_fate_on_standard_error(door, images, capsys):

@@ -109,13 +109,11 @@ def test_what_has_no_content_is_refused():
 
 
 def test_every_kernel_has_a_content():
-    from numba.core.registry import CPUDispatcher
-
     import cynosure.geometry.match.blind
     import cynosure.pixels.measure
     import cynosure.products.detector  # noqa: F401
 
-    kernels = [k for k in gc.get_objects() if issubclass(type(k), CPUDispatcher)]
+    kernels = [k for k in gc.get_objects() if type(k) is cache._dispatcher_class()]
     kernels = [k for k in kernels if k.__module__.startswith("cynosure.")]
     assert len(kernels) > 50
     assert len({cache.content(k) for k in kernels}) == len(kernels)
@@ -138,7 +136,37 @@ def test_literal_arguments_ask_for_no_code_of_their_own(place):
         return inner(inner(x, True), False) + inner(x, x > 0.0)
 
     assert outer(1.0) == 4.0
-    assert len(inner.signatures) == 1
+    assert len(inner._inner.signatures) == 1
+
+
+def test_a_kernel_works_in_others_and_by_itself(place):
+    @compiled
+    def low(x, out):
+        if x.size == 0:
+            raise ValueError("nothing to sum")
+        part = np.zeros(x.size)
+        for i in range(x.size):
+            part[i] = 2.0 * x[i]
+        out[0] = np.sum(part)
+
+    @compiled
+    def middle(x, out):
+        low(x, out)
+        return out[0]
+
+    @compiled
+    def high(x):
+        return middle(x, np.empty(1)) + 1.0
+
+    assert high(np.ones(3)) == 7.0
+    assert [p.name.split("-")[0].split(".")[-1] for p in place.glob("*.kernel")] == ["high"]
+    for empty in (lambda: high(np.ones(0)), lambda: low(np.ones(0), np.empty(1))):
+        with pytest.raises(ValueError, match="nothing to sum"):
+            empty()
+    out = np.empty(1)
+    low(np.ones(2), out)
+    assert out[0] == 4.0
+    assert middle(np.ones(4), out) == 8.0
 
 
 def test_a_damaged_file_is_not_loaded(modules, place):

@@ -22,7 +22,12 @@ from cynosure.ground.files import reason_of
 if TYPE_CHECKING:
     from cynosure.ground.settings import Settings
 
-__all__ = ["Command", "Option", "Shell", "describe_error", "option", "shared", "user_files"]
+__all__ = [
+    "Command", "Option", "Shell", "compile_first", "describe_error", "option", "shared",
+    "user_files",
+]
+
+FIRST_RUN = "first run: the kernels are compiled, which takes half a minute, once"
 
 # The same table stands in the documentation; its numbers are ExitCode's.
 EXIT_TEXTS = {
@@ -241,12 +246,24 @@ def describe_error(error: CynosureError) -> str:
     return "\n".join(lines)
 
 
-def is_first_run() -> bool:
-    """Say whether the kernels have yet to be compiled; it takes half a minute, once."""
+def is_first_run(*more: str) -> bool:
+    """Say whether the kernels of a solve, or of more groups, have yet to be compiled."""
     from cynosure.ground.cache import marked
     from cynosure.pipelines.compiling import SOLVE
 
-    return not marked(SOLVE)
+    return not marked((*SOLVE, *more))
+
+
+def compile_first(tell: Callable[[str], None], *more: str) -> None:
+    """Compile the kernels of a solve, and of more groups, where this is the first run."""
+    if not is_first_run(*more):
+        return
+    from cynosure.pipelines.compiling import SOLVE, compile_kernels
+
+    tell(FIRST_RUN)
+    compile_kernels(
+        (*SOLVE, *more), say=lambda done, total: tell(f"kernels: {done} of {total} compiled")
+    )
 
 
 class _RunLog(logging.FileHandler):

@@ -82,6 +82,7 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 @functools.cache
 def _dispatcher_class() -> type:
+    from numba.core import types as numba_types
     from numba.core.registry import CPUDispatcher
     from numba.core.sigutils import normalize_signature
     from numba.core.types import unliteral
@@ -94,6 +95,12 @@ def _dispatcher_class() -> type:
             defaults["no_cfunc_wrapper"] = True
             super().__init__(py_func, targetoptions={**defaults, **options})
             self._cache = _store_class()(self)
+            self._inner = _inner_class()(py_func, self.targetoptions)
+
+        @property
+        def _numba_type_(self) -> Any:
+            """The type under which another kernel calls this one."""
+            return numba_types.Dispatcher(self._inner)
 
         def compile(self, sig: Any) -> Any:
             """Compile for a signature, or load the code from the cache."""
@@ -103,6 +110,67 @@ def _dispatcher_class() -> type:
                 return super().compile(arguments if result is None else result(*arguments))
 
     return Kernel
+
+
+@functools.cache
+def _inner_class() -> type:
+    """Return the class of kernels as others call them.
+
+    Such a kernel becomes part of whatever calls it, and is optimised and turned into machine code
+    with that alone. By itself it would be so once for every kernel above it, and have a wrapper
+    that takes Python objects apart, which is a quarter of all the time that compiling takes.
+    """
+    from numba.core.codegen import JITCodeLibrary
+    from numba.core.compiler import Compiler
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import CPUDispatcher
+    from numba.core.types import unliteral
+
+    class Part(JITCodeLibrary):
+        """Code to be linked into other code."""
+
+        def _optimize_final_module(self) -> None:
+            passes, builder = self._codegen._module_pass_manager(
+                loop_vectorize=False, slp_vectorize=False, opt=0, cost="cheap"
+            )
+            passes.run(self._final_module, builder)
+
+        def _finalize_final_module(self) -> None:
+            self._finalize_dynamic_globals()
+            self._verify_declare_only_symbols()
+            self._finalized = True
+
+    class Pipeline(Compiler):
+        """Compile without a wrapper and without machine code."""
+
+        def define_pipelines(self) -> Any:
+            # Not in the options: what numba compiles for a kernel it compiles once for all that
+            # have the same options.
+            state = self.state
+            state.flags.no_compile = state.flags.no_cpython_wrapper = True
+            state.library = Part(state.targetctx.codegen(), state.func_id.func_qualname)
+            return super().define_pipelines()
+
+    class Inner(CPUDispatcher):
+        """A kernel that is called in other kernels, and by nobody else."""
+
+        def __init__(self, py_func: Any, options: dict[str, Any]) -> None:
+            super().__init__(py_func, targetoptions=options, pipeline_class=Pipeline)
+
+        def compile(self, sig: Any) -> Any:
+            arguments = tuple(unliteral(a) for a in sig)
+            with global_compiler_lock, self._compiling_counter:
+                if arguments in self.overloads:
+                    return None
+                dispatcher: Any = self
+                made = dispatcher._compiler.compile(arguments, None)
+                # What stands for it in the code of its callers has to be hashable, no more.
+                key = object()
+                self.targetctx.insert_user_function(key, made.fndesc, [made.library])
+                self.overloads[arguments] = made._replace(entry_point=key)
+            return None
+
+    return Inner
 
 
 @contextlib.contextmanager

@@ -85,8 +85,8 @@ class Background:
     def _at(
         self, mesh: NDArray[np.float32], x: ArrayLike, y: ArrayLike, cubic: bool
     ) -> NDArray[np.float64]:
-        x = np.atleast_1d(np.asarray(x, dtype=float))
-        y = np.atleast_1d(np.asarray(y, dtype=float))
+        x = np.ascontiguousarray(x, dtype=float).reshape(-1)
+        y = np.ascontiguousarray(y, dtype=float).reshape(-1)
         out = np.empty(x.size)
         kernels.mesh_at(mesh, *self.shape, x, y, cubic, out)
         return out

@@ -292,7 +292,7 @@ def mesh_rows(
     right = math.floor((last - 0.5) * columns / nx - 0.5)
     for r in range(out.shape[0]):
         mesh_line(
-            mesh, y0 + r, ny, cubic, min(left - 1, columns - 2), max(right + 3, 2), line
+            mesh, float(y0 + r), ny, cubic, min(left - 1, columns - 2), max(right + 3, 2), line
         )
         x = x0
         for i in range(left, right + 1):

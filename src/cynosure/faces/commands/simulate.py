@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cynosure.faces.shell import Command, Shell, option, shared
+from cynosure.faces.shell import Command, Shell, compile_first, option, shared
 from cynosure.ground.errors import CatalogMissing, ExitCode
 from cynosure.ground.settings import read_toml, split_text
 
@@ -53,6 +53,7 @@ def simulate(
         shell.say(f"would simulate {setup.name} into {out}/")
         return int(ExitCode.OK)
     stars = None if refcat is None else _stars_of(refcat, setup)
+    compile_first(shell.tell, "scene")
     files = simulate_scene(setup, out, seed=seed, overwrite=shell.overwrite, refcat=stars)
     paths = {f.name: getattr(files, f.name) for f in dataclasses.fields(files)}
     written = {name: str(path) for name, path in paths.items() if path.exists()}

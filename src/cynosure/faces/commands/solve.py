@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cynosure.faces.shell import COMMON, Bytes, Command, Shell, is_first_run, log_to, option, shared
+from cynosure.faces.shell import (
+    COMMON,
+    Bytes,
+    Command,
+    Shell,
+    compile_first,
+    log_to,
+    option,
+    shared,
+)
 from cynosure.ground.errors import CatalogMissing, ExitCode, SettingError
 from cynosure.ground.quantities import angle_in, julian_year, scale_in_arcsec, sky_position
 
 __all__ = ["solve"]
 
-FIRST_RUN = "first run: the kernels are compiled, which takes half a minute, once"
 EXAMPLE = "cynosure solve m81.fits --refcat gaia/ --out solved"
 
 # ASTAP's own exit codes and words, which observatory programs read.
@@ -113,16 +120,6 @@ def solve_images(
         return _solve_into(out, shell, images, options, region=region, ini=ini, report=report)
 
 
-def _compile(tell: Callable[[str], None]) -> None:
-    """Compile the kernels where this is the first run."""
-    if not is_first_run():
-        return
-    from cynosure.pipelines.compiling import SOLVE, compile_kernels
-
-    tell(FIRST_RUN)
-    compile_kernels(SOLVE, say=lambda done, total: tell(f"kernels: {done} of {total} compiled"))
-
-
 def _solve_into(
     out: Path, shell: Shell, images: tuple[str, ...], options: dict[str, Any], *,
     region: bool, ini: bool, report: bool,
@@ -131,7 +128,7 @@ def _solve_into(
     from cynosure.pipelines.solve import run_solve
 
     if shell.workers != 1:  # or each worker would compile them all
-        _compile(shell.tell)
+        compile_first(shell.tell)
     settings = shell.settings()
     records = []
 
@@ -145,7 +142,7 @@ def _solve_into(
             _write_ini(out, record)
 
     refcat = options.pop("refcat")
-    with Progress(len(images), quiet=shell.quiet, first=_compile) as watch:
+    with Progress(len(images), quiet=shell.quiet, first=compile_first) as watch:
         run = run_solve(
             images, refcat, out, settings=settings, workers=shell.workers,
             timeout_s=shell.timeout_s, overwrite=shell.overwrite, watch=watch, on_record=show,

@@ -29,9 +29,8 @@ MAX_POSITIONAL = 7
 BY_KEYWORD = {"faces.commands", "faces.server"}
 # Modules that still have functions of more positional parameters; none is to be added.
 TOO_MANY_PARAMETERS = {
-    "geometry.match.pointing", "pipelines.solve", "pipelines.verdict", "pixels.fitkernels",
-    "pixels.kernels", "pixels.measure", "pixels.peakkernels", "pixels.psfkernels",
-    "products.detector", "products.render",
+    "geometry.match.pointing", "pixels.fitkernels", "pixels.kernels", "pixels.measure",
+    "pixels.peakkernels", "pixels.psfkernels", "products.detector", "products.render",
 }
 
 

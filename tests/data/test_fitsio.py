@@ -291,7 +291,7 @@ def test_an_extension_can_be_chosen(tmp_path):
     with pytest.raises(ImageError, match="has no HDU WHAT") as caught:
         read(path, extension="WHAT")
     assert "SCI,2" in caught.value.hint
-    with pytest.raises(ImageError, match="is no image"):
+    with pytest.raises(ImageError, match="is not an image"):
         read(path, extension=0)
     with pytest.raises(ImageError, match="selects nothing"):
         read(path, extension="1,2,3,4")
@@ -664,7 +664,7 @@ def test_cells_keep_their_sky(form):
 
 
 def test_an_unknown_pattern_and_the_scale_of_cells():
-    with pytest.raises(ImageError, match="no Bayer pattern"):
+    with pytest.raises(ImageError, match="not a Bayer pattern"):
         read(pixels(), bayer="rgb")
     exposure = read((pixels(), cards(SECPIX=1.5)), bayer="sum")
     assert exposure.pointing.scale_arcsec == 3.0

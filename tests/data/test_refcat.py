@@ -238,7 +238,7 @@ def test_the_same_rows_give_the_same_bytes(stars, tmp_path):
     build_refcat([b, a], tmp_path / "two", name="x", max_rows_per_partition=500)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     assert one.all()["ref_id"].tolist() == inside(stars, 0, 0, 180)
-    assert "500 rows were there twice: left out" in one.notes
+    assert "500 duplicate rows were left out" in one.notes
 
 
 def test_more_rows_than_memory_give_the_same_bytes(stars, tmp_path, monkeypatch):
@@ -792,7 +792,7 @@ def test_magnitudes_in_the_wrong_byte_order_are_mended_and_said(tmp_path):
     path = parquet(tmp_path / "a.parquet", s)
     for catalog in (open_refcat(path), build_refcat([path], tmp_path / "cat")):
         assert (catalog.all()["mag"] == truth.astype(float)).all()
-        assert any("turned round" in n for n in catalog.notes)
+        assert any("has been corrected" in n for n in catalog.notes)
 
 
 # --- coverage ---------------------------------------------------------------------------------
@@ -921,7 +921,7 @@ def test_verify_finds_identifiers_that_come_twice(copy):
         return t.set_column(t.column_names.index("source_id"), "source_id", pa.array(ids))
 
     rewrite(paths[1], change)
-    only(verify_refcat(copy), "1 identifiers are there more than once",
+    only(verify_refcat(copy), "1 identifiers occur more than once",
          "1 identifiers are in more than one partition")
 
 
@@ -958,7 +958,7 @@ def test_verify_reads_tables_too(tmp_path):
     assert verify_refcat(parquet(tmp_path / "a.parquet", s)) == []
     s["source_id"][1] = s["source_id"][0]
     problems = verify_refcat(parquet(tmp_path / "a.parquet", s))
-    only(problems, "1 identifiers are there more than once")
+    only(problems, "1 identifiers occur more than once")
     only(verify_refcat(tmp_path / "nothing"), "no such file or folder")
 
 
@@ -1119,7 +1119,7 @@ def test_real_tycho2_with_its_turned_magnitudes():
     assert arcturus["mag"] == pytest.approx([0.16], abs=0.01)
     assert len(catalog.cone(0, 0, 180, max_mag=2.0)) == 41
     assert len(catalog.store.rows) == 1871011
-    assert any("turned round" in n for n in catalog.notes)
+    assert any("has been corrected" in n for n in catalog.notes)
 
 
 # --- some of the columns, and photometry ------------------------------------------------------

@@ -179,5 +179,5 @@ def test_a_band_that_names_stars_that_are_not_there_is_an_error(sky, index):
     for array in star:
         array.flags.writeable = False  # as what is mapped from a file
     bad = tuple(b._replace(star=s) for b, s in zip(index.bands, star))
-    with pytest.raises(CatalogDamaged, match="stars that are not there"):
+    with pytest.raises(CatalogDamaged, match="stars that do not exist"):
         solve_blind(x, y, flux, dataclasses.replace(index, bands=bad), SHAPE)

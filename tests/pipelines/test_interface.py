@@ -14,7 +14,13 @@ from planted import apart_mas, grid, plant, wcs_of
 
 import cynosure
 from cynosure.data.tables import SOURCES
-from cynosure.ground.errors import CatalogDamaged, CynosureError, SettingError, Unverified
+from cynosure.ground.errors import (
+    CatalogDamaged,
+    CynosureError,
+    OutputExists,
+    SettingError,
+    Unverified,
+)
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +202,17 @@ def test_public_names_are_importable_documented_and_alone():
     for name in cynosure.__all__:
         thing = getattr(cynosure, name)
         assert isinstance(thing, str) or len(thing.__doc__) > 40, name
+
+
+def test_an_outcome_writes_itself(field, outcome, tmp_path):
+    files = outcome.write(tmp_path / "out", source=field.image)
+    assert {f.name for f in files} == {
+        "field_wcs.fits", "field.matches.parquet", "field.report.npz", "field.solution.json",
+    }
+    assert all(f.exists() for f in files)
+    x, y = grid(field.truth())
+    with fits.open(files[0]) as hdus:
+        apart = apart_mas(wcs_of(hdus[0].header), outcome.wcs, x, y)
+    assert np.abs(apart).max() < 1e-3
+    with pytest.raises(OutputExists):
+        outcome.write(tmp_path / "out", source=field.image)

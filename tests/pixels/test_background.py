@@ -134,7 +134,7 @@ def test_most_pixels_may_be_missing():
 @pytest.mark.parametrize("gain", [0.0, -1.0, np.nan])
 def test_a_gain_that_is_none_is_said(gain):
     image = np.random.default_rng(16).normal(50, 2, (64, 64)).astype(np.float32)
-    with pytest.raises(ImageError, match="electrons per ADU is none"):
+    with pytest.raises(ImageError, match="electrons per ADU is invalid"):
         estimate_background(Frame(image, gain_e_adu=gain))
 
 

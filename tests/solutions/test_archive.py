@@ -19,6 +19,7 @@ from cynosure.ground.errors import (
     OutputExists,
     SettingError,
     Temporary,
+    Unverified,
 )
 from cynosure.solutions.files import archive, edits, exchange, invariants
 from cynosure.solutions.files.compare import separations
@@ -66,6 +67,89 @@ def errors_of(path):
 
 
 # --- the operations -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keyword", "change"),
+    [("CRVAL1", 1e-9), ("CD1_2", 1e-12), ("A_0_2", 1e-10), ("CTYPE1", "RA---SIN-SIP"),
+     ("CRVAL1A", 1e-9)],
+)
+@pytest.mark.parametrize("verb", ["activate", "restore_all"])
+def test_a_defect_of_applying_is_found_before_the_file_is_released(
+    held, monkeypatch, keyword, change, verb
+):
+    flc, first, second = held
+    archive.apply_alternate(flc, second, letter="A")
+    before, apply = digest(flc), edits.put_active
+
+    def faulty(held, *rest, **more):
+        apply(held, *rest, **more)
+        part = held.chips[-1].part
+        value = part.get(keyword, 0.0)
+        part.set(keyword, change if isinstance(change, str) else value + change)
+
+    monkeypatch.setattr(edits, "put_active", faulty)
+    with pytest.raises(Unverified, match="written"):
+        if verb == "activate":
+            archive.activate(flc, first)
+        else:
+            archive.restore_all(flc, primary=first.hdrname)
+    assert digest(flc) == before
+    assert [p.name for p in flc.parent.iterdir()] == [flc.name]
+
+
+def test_a_defect_of_the_tables_is_found_before_the_file_is_released(held, monkeypatch):
+    flc, first, _ = held
+    before, apply = digest(flc), edits.put_active
+
+    def faulty(held, *rest, **more):
+        apply(held, *rest, **more)
+        held.parts[:] = [p for p in held.parts if (p.name, p.version) != ("D2IMARR", 2)]
+
+    monkeypatch.setattr(edits, "put_active", faulty)
+    with pytest.raises(Unverified, match="written"):
+        archive.activate(flc, first)
+    assert digest(flc) == before
+
+
+@pytest.mark.parametrize("keyword", ["CRVAL1", "CD2_2"])
+def test_what_an_operation_must_not_touch_is_compared_too(held, monkeypatch, keyword):
+    """A headerlet is attached, and the active WCS is not what it was."""
+    flc, _, second = held
+    before, attach = digest(flc), edits.attach_to
+
+    def faulty(held, *rest, **more):
+        part = held.chips[0].part
+        part.set(keyword, part.get(keyword) * (1.0 + 1e-10))
+        return attach(held, *rest, **more)
+
+    monkeypatch.setattr(edits, "attach_to", faulty)
+    with pytest.raises(Unverified, match="would change the active WCS"):
+        archive.attach(flc, moved(second, 1e-5, f"{FIT}2"))
+    assert digest(flc) == before
+
+
+@pytest.mark.parametrize("fault", [1e-9, None])
+def test_a_wrong_exchange_is_found_before_the_file_is_released(tmp_path, monkeypatch, fault):
+    """Two complete WCSs of an image from the ground trade places."""
+    path = make_tpv(tmp_path / "a.fits")
+    old = archive.create(path)
+    archive.apply_alternate(path, moved(old, 1e-3, "OTHER"))
+    before, exchange_cards = digest(path), edits.exchanged_cards
+
+    def faulty(records, letter):
+        out, new = exchange_cards(records, letter)
+        part = Part(out)
+        if fault is None:
+            part.remove(["CTYPE2"])
+        else:
+            part.set("CRVAL1", part.get("CRVAL1") + fault)
+        return part.records, new
+
+    monkeypatch.setattr(edits, "exchanged_cards", faulty)
+    with pytest.raises(Unverified, match="written"):
+        archive.activate(path, "OTHER")
+    assert digest(path) == before
 
 
 def test_attach_changes_nothing_else(flc):

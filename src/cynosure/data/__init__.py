@@ -1,1 +1,1 @@
-"""What flows: frames, tables, instruments, files, reference catalogues."""
+"""Data structures and files: frames, tables, instruments, FITS, reference catalogues."""

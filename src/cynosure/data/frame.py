@@ -1,4 +1,4 @@
-"""One detector array and the exposure it belongs to."""
+"""One detector array, and the exposure that it belongs to."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Exposure", "Frame", "Pointing", "check_pixels"]
 
-# An image narrower than this has no star with its background around it.
+# Smallest side of an image: room for a star and the background around it.
 MIN_SIDE_PX = 16
-# About as many pixels as a first look takes; only where they are all alike are all looked at.
+# Approximate number of pixels that are checked first; all are checked only if these are unusable.
 SAMPLE = 20_000
-MAX_SATURATED = 0.5
+MAX_SATURATED = 0.5  # share of saturated pixels above which the sky itself is saturated
 
 
 @dataclass(frozen=True, slots=True)
 class Pointing:
-    """What is known beforehand of where an image points; None is unknown.
+    """The approximate pointing of an image; None is unknown.
 
     Attributes
     ----------
     ra_deg, dec_deg : float
         Centre of the frame.
     radius_deg : float
-        How far the true centre may be from it.
+        Largest distance of the true centre.
     scale_arcsec : float
         Size of a pixel.
     scale_error : float
@@ -42,7 +42,7 @@ class Pointing:
     rotation_deg : float
         Angle of the +y axis from north through east.
     rotation_error_deg : float
-        How far the rotation may be off; 180 is no knowledge.
+        Largest error of the rotation; 180 is unknown.
     parity : int
         +1 where east is to the left when north is up (determinant of CD negative), -1 for a
         mirrored image, 0 for unknown.
@@ -80,22 +80,21 @@ class Frame:
         Bits of the mask dictionary (:mod:`cynosure.data.mask`); None where no pixel has any. A
         plane of bool is taken too: True becomes the bit ``unusable``.
     dq : (ny, nx) ndarray of int, optional
-        The flags of the file as they stand in it, where they are another observatory's; `mask` is
-        what they mean.
+        The flags of the file, where they are another observatory's; `mask` is their translation.
     wcs : WCS, optional
-        The solution it came with; None where there is none.
+        The input WCS; None where there is none.
     epoch_yr : float, optional
         Julian year of mid-exposure; None where the header has no date.
     exptime_s, gain_e_adu, read_noise_e, saturation_adu : float
         gain 1, read noise 0 and saturation infinity where unknown.
     filter : str
-        As the header names it.
+        Name in the header.
     plane : int, optional
-        0-based plane of a cube that the pixels are of; None where the HDU is a plain image.
+        0-based plane of a cube; None where the HDU is a plain image.
     cell : int
-        Pixels of the file to a side of one pixel of `data`: 2 for a colour camera whose Bayer
-        cells were made one pixel, else 1. Pixel x of the frame is ``cell x + (cell - 1) / 2`` of
-        the file; :func:`cynosure.geometry.wcs.model_in_file` takes a solution there.
+        Pixels of the file along a side of one pixel of `data`: 2 for a colour camera whose Bayer
+        cells were combined, else 1. Pixel x of the frame is ``cell x + (cell - 1) / 2`` of the
+        file; :func:`cynosure.geometry.wcs.model_in_file` converts a solution.
     """
 
     data: NDArray[np.float32]
@@ -124,8 +123,9 @@ class Frame:
     def unusable(self, purpose: Purpose) -> NDArray[np.bool_] | None:
         """Return where the mask makes pixels unusable for a purpose; None for a frame without one.
 
-        Purposes are ``"detection"``, ``"psf"`` and ``"photometry"``; the mask dictionary says which
-        bits spoil which. The plane is kept, and is one for purposes that it is the same for.
+        Purposes are ``"detection"``, ``"psf"`` and ``"photometry"``; the mask dictionary defines
+        which bits make a pixel unusable for which. The result is cached, and shared by purposes
+        with the same bits.
         """
         if self.mask is None:
             return None
@@ -144,7 +144,7 @@ class Frame:
 
     @property
     def place(self) -> int | tuple[int, int]:
-        """Where its header goes: the HDU, or the HDU and the plane of a cube."""
+        """The position of its header: the HDU, or the HDU and the plane of a cube."""
         return self.hdu if self.plane is None else (self.hdu, self.plane)
 
     def replaced(self, **changes: Any) -> Frame:
@@ -166,11 +166,11 @@ class Exposure:
     instrument : str
         Name of the instrument file that was used.
     pointing : Pointing
-        What header and instrument say about where the first frame's centre points.
+        The approximate pointing of the first frame's centre, from header and instrument file.
     digest : str or callable
-        Checksum of the file, or what computes it; :attr:`sha256` asks it.
+        Checksum of the file, or a function that returns it; :attr:`sha256` calls it.
     notes : tuple of str
-        What was found odd or mended while reading, in plain words.
+        Problems and corrections while reading, in plain words.
     """
 
     frames: tuple[Frame, ...]
@@ -187,12 +187,12 @@ class Exposure:
 
 
 def check_pixels(frame: Frame) -> None:
-    """Refuse pixels in which there can be no star.
+    """Raise an error for pixels that cannot show stars.
 
     Raises
     ------
     ImageError
-        If the frame is too small, has no usable pixel, or all of them are alike or saturated.
+        If the frame is too small, or its pixels are unusable, all equal, or saturated.
     """
     data = frame.data
     if min(data.shape) < MIN_SIDE_PX:
@@ -214,7 +214,7 @@ def check_pixels(frame: Frame) -> None:
 
 
 def _nothing_to_see(frame: Frame, view: tuple[slice, slice]) -> str:
-    """Say why no star can be seen in a part of the frame; empty where one could be."""
+    """Return the reason why a part of the frame cannot show stars; empty if it can."""
     pixels = frame.data[view]
     finite = np.isfinite(pixels)
     if not finite.any():

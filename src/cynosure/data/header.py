@@ -1,8 +1,8 @@
-"""What a header says: when, where, how long, how many electrons.
+"""Dates, pointing, scale, exposure time and gain of a header.
 
-Headers name the same thing in many ways, write numbers as texts and right ascensions in hours or
-degrees. Each function here tries a list of keywords, from the most to the least specific, and
-says in words what it had to assume.
+Headers use many keywords for the same quantity, write numbers as texts, and right ascensions in
+hours or degrees. Each function here tries a list of keywords, from the most to the least specific,
+and returns notes on its assumptions.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = [
     "text",
 ]
 
-# Keywords in the order in which they are believed.
+# Keywords of each quantity, in the order in which they are tried.
 ALIASES: dict[str, tuple[str, ...]] = {
-    # EGAIN is electrons per ADU in amateur cameras, whose GAIN is the number of a setting.
+    # EGAIN is electrons per ADU in amateur cameras, whose GAIN is a setting of the camera.
     "gain": (
         "EGAIN",
         "CCDGAIN",
@@ -203,10 +203,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
 EMPTY = ("", "N/A", "NA", "NONE", "UNKNOWN", "UNDEFINED", "NULL", "UNSPECIFIED")
 ARCSEC_PER_RAD = 180.0 * 3600.0 / math.pi
 MJD_2000 = 51544.5
-# Between 1880 and 2120; what lies outside is a clock that was never set, or no date at all.
+# Dates between 1880 and 2120 are accepted; others come from clocks that were not set.
 MJD_RANGE = (7700.0, 95400.0)
 JD_OF_MJD_ZERO = 2400000.5
-# An end later than this after the start is not that of the same exposure.
+# Largest time from start to end of an exposure; a later end belongs to a sequence of exposures.
 MAX_EXPOSURE_DAYS = 1.0
 
 
@@ -248,11 +248,11 @@ def text(header: Header, names: Sequence[str]) -> str:
     return ""
 
 
-# --- when -----------------------------------------------------------------------------------
+# --- dates ----------------------------------------------------------------------------------
 
 
 def mjd_of_text(value: Any, day_time: Any = None) -> float:
-    """Return the MJD of a date, in the time scale it is written in; NaN where it is none.
+    """Return the MJD of a date, in its own time scale; NaN if it is not a date.
 
     ISO 8601 (``2012-11-20T09:12:30.270``, with a blank, without seconds, without the time), the
     old ``20/11/99``, HST's ``1997.164:11:31:39``, and numbers that are MJD or JD.
@@ -294,7 +294,7 @@ def _split_date(string: str) -> tuple[datetime.date | None, float | None]:
 
 
 def _day_fraction(value: Any) -> float | None:
-    """Return a time of day as a fraction; None where it is none."""
+    """Return a time of day as a fraction; None if it is not a time."""
     if isinstance(value, str):
         match = re.search(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d*)?))?", value)
         if match is None:
@@ -343,7 +343,7 @@ def _leap_seconds(mjd: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A Julian epoch, or None, with what was assumed."""
+    """A Julian epoch, or None, with a note on assumptions."""
 
     epoch_yr: float | None
     note: str = ""
@@ -365,7 +365,7 @@ def epoch_of(
     aliases : mapping, optional
         Keywords of each quantity; :data:`ALIASES` where absent.
     date_is : {"start", "mid", "end"}
-        What the instrument's DATE-OBS is of.
+        The meaning of the instrument's DATE-OBS.
     """
     names = aliases or ALIASES
     system = text(header, ("TIMESYS",)) or "UTC"
@@ -408,11 +408,11 @@ def _moment(
     return only_date
 
 
-# --- where ----------------------------------------------------------------------------------
+# --- positions ------------------------------------------------------------------------------
 
 
 def angle_deg(value: Any, comment: str = "", hours: bool = False) -> float:
-    """Return an angle written as a number or a sexagesimal text, in degrees; NaN where it is none.
+    """Return an angle written as a number or a sexagesimal text, in degrees; NaN if it is neither.
 
     Parameters
     ----------
@@ -490,10 +490,11 @@ def _to_icrs(ra: float, dec: float, header: Header, name: str) -> tuple[float, f
 def scale_of(
     header: Header, aliases: Mapping[str, tuple[str, ...]] | None = None
 ) -> tuple[float, float, str]:
-    """Return the size of a pixel in arcsec, the fraction by which it may be off, and its source.
+    """Return the size of a pixel in arcsec, its relative error, and its source.
 
-    From a scale keyword (5 %), or from focal length and pixel size (10 %; XPIXSZ counts as the
-    size after binning, as the software that writes it documents).
+    From a scale keyword (error 5 %, since many are nominal), or from focal length and pixel size
+    (10 %, since focal lengths are those of the catalogue; XPIXSZ is the size after binning, as
+    documented by the software that writes it).
     """
     names = aliases or ALIASES
     name, value = number(header, names["scale"], 0.0, 3600.0)

@@ -1,10 +1,10 @@
-"""Instruments are TOML files: what the headers of one camera mean.
+"""Instrument files: TOML descriptions of the headers of one camera.
 
-An instrument file says which keywords hold what, which extensions are science, errors and masks,
-what the bits of a mask mean, the plate scale, how the camera was mounted and *when* that changed,
-and default settings. ``generic`` knows the usual keywords of all and is used where nothing fits;
-every other file only says what is different. The shipped files lie in ``cynosure/instruments``; an
-own one is given by its path (``docs/how-to/own-instrument.md``).
+An instrument file defines the keywords of each quantity, the roles of extensions, the bits of
+masks, the plate scale, the mounting of the camera with the dates of its changes, and default
+settings. ``generic`` has the usual keywords and is used where no other file matches; every other
+file only defines the differences. The shipped files are in ``cynosure/instruments``; a file of the
+user is given by its path (``docs/how-to/own-instrument.md``).
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ __all__ = [
 FOLDER = Path(__file__).parents[1] / "instruments"
 ROLES = ("science", "error", "variance", "ivar", "weight", "mask")
 MASK_KINDS = ("bits", "values", "dictionary")
-# Flags of 16 bits are translated by a table of all their values.
+# Flags below this are translated by a table of all 16-bit values, others value by value.
 LOOKED_UP = 1 << 16
 
-# What each table of an instrument file may hold, and of what type. Keys ending in * are free.
+# The keys of each table of an instrument file, and their types. Keys ending in * are free.
 SCHEMA: dict[str, dict[str, tuple[type, ...]]] = {
     "": {
         "name": (str,),
@@ -102,7 +102,7 @@ STATUSES = ("verified", "documents", "draft")
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """How the camera was mounted in a range of dates.
+    """The mounting of the camera in a range of dates.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ class Flip:
     ra_offset_deg, dec_offset_deg : float
         Added to the pointing of the header (ra without cos dec).
     only : dict of str to str
-        Header keywords and patterns: the cameras it holds for; empty for all.
+        Header keywords and patterns of the cameras concerned; empty for all.
     """
 
     after_mjd: float = -math.inf
@@ -135,7 +135,7 @@ class Flip:
     why: str = ""
 
     def holds(self, mjd: float, header: Header | None = None) -> bool:
-        """Say whether the flip holds at a date; never for an unknown one."""
+        """Say whether the flip applies at a date; not if the date is unknown."""
         if self.only and (
             header is None or not all(_matches(header.get(k), p) for k, p in self.only.items())
         ):
@@ -145,7 +145,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Companion:
-    """A file beside the image: its role, and what to replace in the image's name to find it."""
+    """A file beside the image: its role, and the replacement in the image's name."""
 
     role: str
     old: str
@@ -154,18 +154,18 @@ class Companion:
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """What an instrument file says, checked.
+    """The checked content of an instrument file.
 
     Attributes
     ----------
     name, title, status, notes : str
-        ``status`` is ``verified`` (on real data), ``documents`` (written from them), ``draft``.
+        ``status`` is ``verified`` (on real data), ``documents`` (from documentation), ``draft``.
     identify : tuple of dict
         Each maps header keywords to patterns; all of one must match.
     aliases : dict
         Keywords for each quantity: the file's own first, the generic ones after them.
     values : dict
-        Numbers that hold where the header says nothing (and scale, rotation, parity of the mount).
+        Values for headers without their own, and scale, rotation and parity of the mounting.
     layout : dict of role to tuple of EXTNAME patterns
     planes : str
         ``"chips"`` where the planes of a cube are detectors; ``""`` where a cube is refused.
@@ -173,13 +173,13 @@ class Instrument:
         HDU of the table that holds the header values of each plane; -1 for none.
     companions : tuple of Companion
     mask_kind : str
-        ``"bits"``; ``"values"``, of which a pixel has one; or ``"dictionary"``, where the camera's
-        masks have the bits of cynosure's own dictionary.
+        ``"bits"``; ``"values"`` (codes, one a pixel); or ``"dictionary"``: the masks have the bits
+        of cynosure's own dictionary.
     mask_bad : tuple of int
-        Bits, or values, that make a pixel unusable; empty for any that `mask_bits` lacks.
+        Bits, or values, that make a pixel unusable; empty for all that are not in `mask_bits`.
     mask_planes : dict of name to int
     mask_bits : tuple of (int, str)
-        Bits, or values, and the bit of the mask dictionary that each means.
+        Bits, or values, and the corresponding bit of the mask dictionary.
     flips : tuple of Flip
     settings : dict
         Default settings, section by section.
@@ -216,13 +216,13 @@ class Instrument:
         Parameters
         ----------
         flags : (ny, nx) ndarray of int
-            As in the file.
+            The flags of the file.
 
         Returns
         -------
         mask : (ny, nx) ndarray of uint32
-            What `mask_bits` says. A pixel that the camera calls bad, and that no bit it was given
-            makes unusable, gets ``unusable``.
+            The bits by `mask_bits`. A pixel that is bad by `mask_bad` gets the bit ``unusable``,
+            unless another of its bits makes it unusable.
         """
         if self.mask_kind == "dictionary" or not flags.size:
             return flags.astype(np.uint32)
@@ -289,7 +289,7 @@ class Instrument:
 
 
 def _matches(value: Any, pattern: str) -> bool:
-    """Match a header value against a shell pattern, without regard to case and outer blanks."""
+    """Match a header value against a shell pattern, ignoring case and outer blanks."""
     if value is None:
         return False
     return fnmatch.fnmatchcase(str(value).strip().upper(), pattern.upper())
@@ -328,7 +328,7 @@ def _shipped(name: str) -> Instrument:
 
 
 def identify(*headers: Header | Mapping[str, Any]) -> str:
-    """Return the name of the shipped instrument of the first header that tells one.
+    """Return the name of the shipped instrument that matches the first of some headers.
 
     Parameters
     ----------
@@ -350,14 +350,14 @@ def identify(*headers: Header | Mapping[str, Any]) -> str:
 
 @cache
 def identifying_keywords() -> frozenset[str]:
-    """Return the keywords by which shipped instruments are known."""
+    """Return the keywords that identify shipped instruments."""
     return frozenset(k for rules in _rule_keys().values() for rule in rules for k in rule)
 
 
 def _identifiable(header: Header | Mapping[str, Any]) -> list[str]:
     """Return the shipped instruments whose file could match, without parsing the others.
 
-    Every rule names INSTRUME, TELESCOP or another keyword; the cheap test is one line of text.
+    Every rule names INSTRUME, TELESCOP or another keyword; only these are read first.
     """
     return [
         n

@@ -1,4 +1,4 @@
-"""The dictionary of mask bits: their names, and what a pixel that has one is not to be used for.
+"""The dictionary of mask bits: their names, and the purposes for which each makes a pixel unusable.
 
 A mask is a plane of 32-bit unsigned integers, one bit for each condition. The bits are data,
 ``masks/NAME.toml``; code asks for them by name, here and nowhere else. The DQ planes of other
@@ -58,7 +58,7 @@ class MaskBit:
     text : str
         What it means.
     spoils : tuple of str
-        What a pixel that has it is not used for: ``detection``, ``psf``, ``photometry``.
+        The purposes for which it makes a pixel unusable: ``detection``, ``psf``, ``photometry``.
     """
 
     bit: int
@@ -128,7 +128,7 @@ def mask_dictionary(name: str = "default") -> MaskDictionary:
     Raises
     ------
     SettingError
-        If there is none of that name, or a number or name stands in it twice.
+        If there is none of that name, or a number or name is repeated.
     """
     import tomllib
 
@@ -186,15 +186,15 @@ def smallest_integers(flags: NDArray[np.int64]) -> NDArray[Any]:
 def bits_within(
     mask: Mask | None, x: NDArray[np.float64], y: NDArray[np.float64], radius_px: float
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Return the bits of the pixels around places, and of the pixels at them.
+    """Return the mask bits of the pixels around positions, and of the pixels at them.
 
     Parameters
     ----------
     mask : (ny, nx) ndarray of uint32, or None for a frame without a mask
     x, y : (n,) ndarray
-        The places; NaN and places outside the frame have no bits.
+        The positions; NaN and positions outside the frame have no bits.
     radius_px : float
-        A pixel belongs to a place if its centre is as near as this, or nearest.
+        Radius within which the centre of a pixel must lie; the nearest pixel always counts.
 
     Returns
     -------
@@ -219,7 +219,10 @@ def bits_within(
 
 
 def _offsets(radius_px: float) -> Iterable[tuple[int, int]]:
-    """Return the steps to all pixels that may be within a radius of a place in the middle one."""
+    """Return the offsets of all pixels that may be within a radius of a position in the centre.
+
+    0.7072 is half the diagonal of a pixel, rounded up.
+    """
     reach = int(np.ceil(radius_px + 0.5))
     steps = range(-reach, reach + 1)
     return [(i, j) for j in steps for i in steps if np.hypot(i, j) <= radius_px + 0.7072]

@@ -17,7 +17,7 @@ __all__ = ["RASTERS", "read_raster"]
 
 RASTERS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
 
-# The tag that cameras write the time of exposure to, and the one of the file's own date.
+# EXIF tags of the time of exposure, and of the date of the file.
 EXIF_IFD = 0x8769
 TAG_ORIGINAL_TIME, TAG_DATE_TIME = 36867, 306
 
@@ -25,9 +25,9 @@ TAG_ORIGINAL_TIME, TAG_DATE_TIME = 36867, 306
 def read_raster(path: Path) -> tuple[NDArray[Any], str]:
     """Read a picture as one plane of numbers, first row first as it lies in the file.
 
-    Colour pictures become the mean of their channels; an alpha channel is left out. A FITS image
-    counts rows upwards and a picture downwards: nothing is turned over, the solution has whatever
-    parity the file has.
+    Colour pictures become the mean of their channels; an alpha channel is ignored. A FITS image
+    counts rows upwards and a picture downwards: the rows are not reversed, and the solution has the
+    parity of the file.
 
     Parameters
     ----------

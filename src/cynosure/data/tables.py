@@ -1,8 +1,8 @@
-"""The written schema of every public table, and the registry of source flags.
+"""The schemas of the public tables, and the registry of source flags.
 
-A table inside cynosure is a NumPy structured array whose dtype comes from a :class:`Schema`; an
-empty table has no rows and all columns. :meth:`Schema.to_arrow` and :func:`write_parquet` carry
-the units and meanings along.
+A table inside cynosure is a NumPy structured array with the dtype of a :class:`Schema`; an empty
+table has no rows and all columns. :meth:`Schema.to_arrow` and :func:`write_parquet` keep units and
+meanings.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def read_parquet(path: str | Path, schema: Schema) -> NDArray[np.void]:
 
 
 class SourceFlag(IntFlag):
-    """What is odd about a source; 0 is a source with nothing odd about it."""
+    """The problems of a source; 0 is a source without any."""
 
     SATURATED = 1  # a pixel of the core at or above the saturation level
     EDGE = 2  # the measuring aperture leaves the frame
@@ -296,7 +296,7 @@ REFERENCE = Schema(
     ],
 )
 
-# What an astrometric fit needs of a reference star: all but the photometry that it does not use.
+# The columns of a reference star for an astrometric fit: all without the photometry of other bands.
 PHOTOMETRY_ONLY = ("mag_error", "bp_mag", "bp_mag_error", "rp_mag", "rp_mag_error")
 ASTROMETRY = tuple(n for n in REFERENCE.names if n not in PHOTOMETRY_ONLY)
 

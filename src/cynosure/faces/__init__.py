@@ -1,1 +1,1 @@
-"""What people see: the command, the report."""
+"""The interfaces for people and programs: the command, the report, the server."""

@@ -1,7 +1,7 @@
-"""How a run goes, on standard error: a bar on a terminal, a line a task elsewhere.
+"""Progress of a run, on standard error: a bar on a terminal, a line a task elsewhere.
 
-A long silence looks like a hang: the step that a task is at is shown at once on a terminal, and
-at most every ten seconds elsewhere. The time left is estimated from the tasks that have ended.
+The step of a task is shown at once on a terminal, and at most every ten seconds elsewhere, so that
+a long step is not taken for a hang. The time left is estimated from the tasks that have ended.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pace", "Progress", "Steps", "duration"]
 
+# Seconds between two lines where there is no terminal.
 HEARTBEAT_S = 10.0
-# A time left below this is not worth a word.
+# A shorter time left, s, is not printed: the estimate is no better than that.
 SOON_S = 10.0
 LOG = logging.getLogger("cynosure.run")
 

@@ -1,4 +1,4 @@
-"""What every command shares: options, settings, errors, exit codes, the log of a run."""
+"""Options, settings, errors, exit codes and the log of a run, for all commands."""
 
 from __future__ import annotations
 

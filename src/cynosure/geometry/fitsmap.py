@@ -1,4 +1,4 @@
-"""Any FITS WCS as a map, taken whole: nothing of it is flattened to a polynomial."""
+"""Any FITS WCS as a map that wcslib evaluates; no part of it is approximated by a polynomial."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STEP_PX = 0.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FitsMap:
-    """A FITS WCS taken whole: wcslib and astropy evaluate it, with everything that is in it.
+    """A FITS WCS, evaluated by wcslib and astropy with all of its distortion.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class FitsMap:
 
     @property
     def parameters(self) -> Floats:
-        """None: the WCS is taken as it is."""
+        """Empty: the WCS has no free parameters."""
         return NONE
 
     @property
@@ -88,8 +88,8 @@ class FitsMap:
     def plane_to_pixel(self, x: ArrayLike, y: ArrayLike, color: ArrayLike | None = None) -> Pair:
         """Invert :meth:`pixel_to_plane` by Newton's method from the middle of the image.
 
-        wcslib's own inverse is an iteration that may diverge outside the image and then gives
-        nothing for any point; here such a point is NaN, and the others are found.
+        wcslib's own inverse is an iteration that may diverge outside the image and then returns
+        no point at all; here such a point is NaN, and the others are found.
         """
         xi, eta = points(x, y)
         shape = self.wcs.pixel_shape

@@ -1,9 +1,9 @@
-"""The focal plane: the chips of an exposure, laid out by the WCS's that they came with.
+"""The focal plane: the chips of an exposure, laid out by their input WCS's.
 
-The WCS's only say how the chips lie to each other, so that all stars, projected through them on a
-common plane, form one list of pseudo-pixels. One general linear correction of that plane is fitted
-to all pairs; then each chip gets the terms of its own that its own held-out stars ask for. A chip
-with few or no stars stays where the others put it.
+The input WCS's are used only for the positions of the chips relative to each other: all stars,
+projected through them on a common plane, form one list of pseudo-pixels. One general linear
+correction of that plane is fitted to all pairs; then each chip gets the additional terms that
+cross-validation on its own stars chooses. A chip with few or no stars gets the common correction.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FocalPlane:
     def single(
         cls, frame: Frame, sources: NDArray[np.void], spoiled: SourceFlag | None = None
     ) -> FocalPlane:
-        """Return one chip's sources: those that help, or all that have no flag of `spoiled`."""
+        """Return one chip's sources: the matchable ones, or all without a flag of `spoiled`."""
         use = _matchable(sources)
         if spoiled is not None:
             use = ((sources["flags"] & spoiled) == 0) & np.isfinite(sources["x"])
@@ -65,13 +65,13 @@ class FocalPlane:
         )
 
     def confirmed(self, reference: Reference, pointing: Pointing) -> Match | None:
-        """Return the match of a header that is nearly right, and points where we look."""
+        """Return the match of a header that is nearly right, if it agrees with the pointing."""
         if self.header is None or pointing.ra_deg is None or pointing.dec_deg is None:
             return None
         ra, dec = self.header.pixel_to_sky((self.shape[1] - 1) / 2, (self.shape[0] - 1) / 2)
         away = float(separation_deg(ra, dec, pointing.ra_deg, pointing.dec_deg))
         if not away < 0.1 * scale_arcsec(self.header) * max(self.shape) / 3600.0:
-            return None  # the caller knows better than the header
+            return None  # the pointing was given and differs from the header's
         return confirm_wcs(
             self.header, self.x, self.y, self.flux, reference.ra_deg, reference.dec_deg, self.shape
         )
@@ -137,7 +137,7 @@ class FocalPlane:
         )
         if plane.fit.geometry == "poly1" or match.model.degree == 1:
             whole = plane.fit.model
-        else:  # the low-order model of the match bends chips that are straight
+        else:  # the cubic of the match would distort the chips
             linear = fit_wcs(
                 make_pairs(every, reference, plane.source_index, plane.reference_index),
                 match.model, self.shape, geometry="poly1",
@@ -159,7 +159,7 @@ class FocalPlane:
     ) -> Chip:
         none = np.zeros(0, dtype=np.int64)
         fit = plane.fit
-        # It is as uncertain as the plane is where that is most so.
+        # Its error is the largest error of the common plane over the frame.
         ny, nx = self.shape
         corners = np.array([0.0, nx, 0.0, nx]), np.array([0.0, 0.0, ny, ny])
         worst = fit.plane_variance_mas2(*corners)[:, :2].max(axis=0)
@@ -174,7 +174,7 @@ class FocalPlane:
 
 
 def _matchable(sources: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Say which sources help to recognise the field: saturated stars do, spikes do not."""
+    """Say which sources are used for matching: saturated stars are, diffraction spikes are not."""
     spoiled = SourceFlag.COSMIC | SourceFlag.TRAIL | SourceFlag.NEAR_BRIGHT
     good = (sources["flags"] & spoiled) == 0
     good &= np.isfinite(sources["x"]) & np.isfinite(sources["y"])

@@ -1,4 +1,4 @@
-"""Maps that are no polynomial: offsets at the nodes of a grid, and offsets by colour."""
+"""Maps other than polynomials: offsets at the nodes of a grid, and offsets by colour."""
 
 from __future__ import annotations
 

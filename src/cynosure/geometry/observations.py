@@ -1,10 +1,10 @@
-"""Observations: which pixel of which chip of which exposure is which reference star.
+"""Observations: positions of reference stars on the chips of exposures.
 
-One table for one chip, an exposure, and any number of exposures: what a fit of a single chip takes
-(:meth:`Observations.pairs`) and what a joint solution takes (the table itself). A row is one
-source; the reference stars stand in a second table, once each however often they were seen, with
-their five astrometric parameters and the covariance of these: the prior of a star whose position
-is solved for along with the exposures.
+One table serves one chip, an exposure, and any number of exposures: the fit of a single chip uses
+:meth:`Observations.pairs`, a joint solution the table itself. A row is one source. The reference
+stars are in a second table, once each however often they were observed, with their five
+astrometric parameters and the covariance of these: the prior of a star whose position is solved for
+together with the exposures.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def prior_covariance(priors: NDArray[np.void]) -> Floats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observations:
-    """Sources of one or more exposures, and the reference stars that they are.
+    """Sources of one or more exposures, and the reference stars that they are paired with.
 
     Attributes
     ----------
@@ -158,7 +158,7 @@ class Observations:
         return Observations(self.rows[rows], self.priors)
 
     def pairs(self) -> Pairs:
-        """Return what the fit of one chip takes."""
+        """Return the observations as pairs, for the fit of one chip."""
         return Pairs.of(self.rows, self.priors["ref_id"][self.rows["star"]])
 
     def of_exposure(self, number: int) -> Observations:
@@ -169,7 +169,7 @@ class Observations:
 
     @classmethod
     def joined(cls, parts: Sequence[Observations]) -> Observations:
-        """Put observations together; a star that several have seen gets one prior, the first."""
+        """Join observations; a star that several contain gets one prior, the first."""
         if not parts:
             return cls(OBSERVATIONS.empty(), PRIORS.empty())
         priors = np.concatenate([p.priors for p in parts])

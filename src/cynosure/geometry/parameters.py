@@ -12,8 +12,8 @@ turns the derivatives of a map into rows of the global design, and adds observat
 
     minimise  sum_i (r_i + A_i d)^T W_i (r_i + A_i d) + sum_k ((theta_k + d_k - m_k) / s_k)^2
 
-over the change d, with r the residuals (map minus what was wanted) at theta. Where a map is not
-linear in its parameters the step is repeated.
+over the change d, with r the residuals (map minus target) at theta. Where a map is not linear in
+its parameters the step is repeated.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Block:
     free : bool or (p,) array of bool
         Which of them are fitted; the others are held.
     prior : float or (p,) array, optional
-        What the values are expected to be; the present values where absent.
+        Mean of the prior; the present values where absent.
     sigma : float or (p,) array, optional
-        Standard deviation about that; infinite, or absent, is no prior.
+        Standard deviation of the prior; infinite, or absent, is no prior.
     """
 
     name: str
@@ -105,7 +105,7 @@ class NormalEquations:
         weight : (n, 3) ndarray
             The inverse covariances: xx, yy, xy. A zero leaves an observation out.
         residual : (n, 2) ndarray
-            What the change is to take away.
+            Map minus target, before the change.
         """
         w = np.stack([weight[:, [0, 2]], weight[:, [2, 1]]], axis=1)
         wa = w @ design
@@ -136,7 +136,7 @@ class Parameters:
     Raises
     ------
     SettingError
-        If a name is there twice.
+        If two blocks have the same name.
     """
 
     def __init__(self, blocks: Iterable[Block]) -> None:
@@ -228,7 +228,7 @@ class Parameters:
         return columns, design
 
     def normal_equations(self) -> NormalEquations:
-        """Return normal equations that hold the priors and wait for observations."""
+        """Return normal equations with the priors and no observations yet."""
         normal = NormalEquations(self.size)
         for name, block in self.blocks.items():
             known = np.isfinite(block.sigma) & block.free

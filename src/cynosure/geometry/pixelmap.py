@@ -1,4 +1,4 @@
-r"""Maps from pixels to the tangent plane and the sky, and what a fit needs of them.
+r"""Maps from pixels to the tangent plane and the sky, with inverse, Jacobian and derivatives.
 
 A :class:`PixelMap` takes two coordinates to two others. It gives its inverse, its Jacobian and its
 derivatives by its parameters; each of them may depend on the colour of the star. A
@@ -265,7 +265,7 @@ class Reprojection:
 
     @property
     def parameters(self) -> Floats:
-        """None: the two points are given."""
+        """Empty: the map has no free parameters."""
         return NONE
 
     def with_parameters(self, values: Floats) -> Reprojection:

@@ -4,7 +4,7 @@ A model is a polynomial from pixels to the tangent plane. TPV is a polynomial in
 coordinates ``c = CD (p - CRPIX)``, SIP one in ``p - CRPIX`` followed by CD; both are linear changes
 of the model's variables, so the coefficients follow by algebra, not by a fit, and the header
 describes the model to rounding. Only three things are fitted: the inverse terms of SIP, the linear
-WCS of a form ``tan``, and a model to a WCS that somebody else wrote.
+WCS of the form ``tan``, and the model of a WCS that was read from a file.
 
 Old TAN with PV, SIP with PV and the rest are read by :func:`cynosure.data.fits.wcsread.read_wcs`.
 """
@@ -44,13 +44,18 @@ Floats = NDArray[np.floating]
 Form = Literal["tpv", "sip", "tan"]
 Shape = tuple[int, int]
 
+# TPV has terms up to the seventh degree; SIP as written by common software has up to the ninth
+# (Shupe et al. 2005, ASP Conf. 347, 491).
 MAX_TPV_DEGREE = 7
 MAX_SIP_ORDER = 9
-# The inverse of SIP is used to look up pixels; a thousandth of one is far below any centroid.
+# Largest error (px) of the inverse SIP terms, which software uses to look up pixels: a tenth of the
+# best centroid error.
 SIP_INVERSE_PX = 1e-3
-# A model that agrees with a WCS this well is that WCS.
+# A model that agrees with a WCS to this (mas) is taken as exact: a tenth of the best catalogue
+# errors.
 EXACT_MAS = 1e-3
-# A WCS whose tangent point is further off than this from the field is modelled about the field.
+# A WCS whose tangent point is further than this from the field is modelled on a plane that touches
+# the sky in the field: at 30 degrees the scale of the plane already differs by a third.
 MAX_TANGENT_DEG = 30.0
 TANGENTIAL = ("TAN", "TPV", "TNX", "ZPX")
 

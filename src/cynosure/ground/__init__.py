@@ -1,1 +1,1 @@
-"""What all stand on: errors, settings, numbers, the sky."""
+"""Foundations: errors, settings, numerics, celestial geometry, files, threads, kernels."""

@@ -1,22 +1,22 @@
-"""Compiled kernels, and where their machine code is kept.
+"""Compiled kernels, and the cache of their machine code on disk.
 
-:func:`compiled` marks a function for numba. Its machine code is kept on disk under a name that is
-a digest of all it was made from: the function's byte code and constants, the same of every kernel
-that it calls, however indirectly and in whatever module, the types of its arguments, the
-processor, and the versions of numba, llvmlite and Python. Code that was made from anything else
-has another name, so that stale code is never loaded. (numba's own cache compares the date of the
-one source file, and does not see a change of a kernel that is called in another.)
+:func:`compiled` marks a function for numba. Its machine code is stored under a name that is a
+digest of everything it depends on: the byte code and constants of the function and of every kernel
+that it calls, directly or indirectly and in any module, the types of its arguments, the processor,
+and the versions of numba, llvmlite and Python. A change of any of these gives another name, so that
+stale code is never loaded. (numba's own cache compares the date of one source file, and does not
+see a change of a kernel that is imported from another.)
 
-The code lies in the first of these folders that can be written to:
+The cache is the first of these folders that is writable:
 
 1. ``$NUMBA_CACHE_DIR``, where it is set;
 2. ``__pycache__/kernels`` of the package;
 3. the user's folder of caches (``$XDG_CACHE_HOME/cynosure``, ``~/.cache/cynosure``, on macOS
    ``~/Library/Caches/cynosure``);
-4. a temporary folder that belongs to the user, of which :func:`describe` says so.
+4. a temporary folder that belongs to the user; :func:`describe` then adds a note.
 
-Code is also read from the package's folder where that cannot be written to: whoever installed the
-package may have compiled for all.
+Code is also read from the package's folder if that is not writable: it may have been compiled at
+installation.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parent.parent
 SUFFIX = ".kernel"
-DIGEST_BYTES = 16
+DIGEST_BYTES = 16  # 128 bits: no two kernels share a name
 
-# LLVM's optimisation level. Level 3 takes a fifth longer to compile (it doubles loops for every
-# flag that they test) and made no kernel faster.
+# LLVM's optimisation level. Level 3 takes a fifth longer to compile (it makes a copy of a loop for
+# each flag that the loop tests) and made no kernel faster.
 LEVEL = 2
 
 
 def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Compile a function when it is first called, or load what was compiled before.
+    """Compile a function when it is first called, or load its compiled code from the cache.
 
     Parameters
     ----------
     function : callable
-        What numba can compile. It may use constants of its module, NumPy, and other such
-        functions.
+        A function that numba can compile. It may use constants of its module, NumPy, and other
+        compiled functions.
     **options
-        Options of :func:`numba.njit`. Kernels release the interpreter's lock, and a division by
-        zero gives what it gives in NumPy.
+        Options of :func:`numba.njit`. Kernels release the interpreter's lock, and divide by zero as
+        NumPy does.
 
     Returns
     -------
     kernel : numba dispatcher
-        The types of literal arguments (``True``, ``0``) are those of any other value, so that a
-        call with a constant asks for no machine code of its own.
+        Literal arguments (``True``, ``0``) have the type of any other value, so that a call with a
+        constant needs no separate machine code.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def _dispatcher_class() -> type:
             self._cache = _store_class()(self)
 
         def compile(self, sig: Any) -> Any:
-            """Compile for a signature, or load what was compiled before."""
+            """Compile for a signature, or load the code from the cache."""
             arguments, result = normalize_signature(sig)
             arguments = tuple(unliteral(a) for a in arguments)
             with _level():
@@ -107,7 +107,7 @@ def _dispatcher_class() -> type:
 
 @contextlib.contextmanager
 def _level() -> Iterator[None]:
-    """Compile at our level, unless the user chose one."""
+    """Compile at `LEVEL`, unless the user has set another."""
     import numba
     from numba.core.compiler_lock import global_compiler_lock
 
@@ -128,12 +128,12 @@ def _level() -> Iterator[None]:
 def content(kernel: Any) -> str:
     """Return a digest of a kernel and of every kernel that it calls.
 
-    Comments, docstrings and the places of lines have no part in it.
+    It does not depend on comments, docstrings and line numbers.
 
     Raises
     ------
     TypeError
-        If a kernel uses a global whose value has no content of its own.
+        If a kernel uses a global value that cannot be represented as text.
     """
     seen: dict[int, tuple[str, bytes]] = {}
     waiting = [kernel]
@@ -151,7 +151,7 @@ def content(kernel: Any) -> str:
 
 
 def _own_content(function: types.FunctionType) -> tuple[bytes, list[Any]]:
-    """Return what a function itself consists of, and the functions that it uses."""
+    """Return the content of a function itself, and the functions that it uses."""
     parts, callees = [], []
     names: set[str] = set()
     for code in _codes(function.__code__):
@@ -184,7 +184,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _spell_value(value: Any) -> str:
-    """Spell a value so that equal texts mean equal values in any process."""
+    """Return a text of a value; equal texts mean equal values in any process."""
     if isinstance(value, (set, frozenset)):
         return f"{{{', '.join(sorted(map(_spell_value, value)))}}}"
     if isinstance(value, (tuple, list)):
@@ -203,7 +203,7 @@ def _spell_value(value: Any) -> str:
 
 
 def _spell_type(kind: Any) -> str:
-    """Spell a numba type; its own text leaves out the names of a tuple's fields."""
+    """Return a text of a numba type; unlike its own it has the names of a tuple's fields."""
     parts = getattr(kind, "types", None)
     if parts is None:
         return str(kind)
@@ -244,7 +244,7 @@ def _store_class() -> type:
             return str(folder())
 
         def enable(self) -> None:
-            """Do nothing: it is always on."""
+            """Do nothing: the cache is always enabled."""
 
         disable = flush = enable
 
@@ -275,7 +275,7 @@ def _store_class() -> type:
 
 
 def _read(name: str) -> bytes | None:
-    """Return what was kept under a name, or None where it is missing or damaged."""
+    """Return the data stored under a name, or None if they are missing or damaged."""
     for place in _readable():
         with contextlib.suppress(OSError):
             data = (place / name).read_bytes()
@@ -285,7 +285,7 @@ def _read(name: str) -> bytes | None:
 
 
 def _write(name: str, data: bytes) -> None:
-    """Keep data under a name, whole or not at all; a disk that is full is no error here."""
+    """Store data under a name, atomically; a full disk only logs a warning."""
     path = folder() / name
     try:
         temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
@@ -302,7 +302,7 @@ def _write(name: str, data: bytes) -> None:
 # ------------------------------------------------------------------------------------ the folder
 @functools.cache
 def folder() -> Path:
-    """Return the folder to which compiled code is written; it is chosen once in a process."""
+    """Return the folder to which compiled code is written; it is chosen once a process."""
     for place in _candidates():
         if _is_writable(place):
             return place
@@ -310,7 +310,7 @@ def folder() -> Path:
 
 
 def describe() -> str:
-    """Return where compiled code is kept, for people, with a note where that is temporary."""
+    """Return the folder of compiled code for messages, with a note if it is temporary."""
     place = str(folder())
     if folder() not in list(_candidates()):
         place += " (temporary: neither the package's folder nor the user's can be written to)"
@@ -343,7 +343,7 @@ def _is_writable(place: Path) -> bool:
 
 
 def _temporary_folder() -> Path:
-    """Return a temporary folder of this user's own: code of anyone else's is never loaded."""
+    """Return a temporary folder of this user; code in folders of other users is never loaded."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     place = Path(tempfile.gettempdir()) / f"cynosure-kernels-{user}"
     with contextlib.suppress(OSError):
@@ -380,7 +380,7 @@ def _state() -> str:
 
 
 def _processor() -> str:
-    """Return what is known of the processor without loading numba."""
+    """Return a description of the processor without loading numba."""
     chosen = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -392,7 +392,7 @@ def _processor() -> str:
 
 
 def marked(names: Iterable[str]) -> bool:
-    """Say whether all these groups of kernels were compiled, as their files are now."""
+    """Say whether all these groups of kernels were compiled from the present source files."""
     return all(any((p / f"{n}-{_state()}.done").exists() for p in _readable()) for n in names)
 
 

@@ -1,8 +1,8 @@
 """Errors with facts.
 
-Every error of cynosure is a :class:`CynosureError`: a text with the facts filled in, the facts
-themselves as attributes, a hint that says what to try next, and the exit code of the command.
-They pickle with everything intact, so that a worker's error reaches the user whole.
+Every error of cynosure is a :class:`CynosureError`: a text with its facts, the facts as attributes,
+a hint about what to try next, and the exit code of the command. Errors are pickled with all of
+these, so that an error of a worker process reaches the user unchanged.
 
 A new error is a class with three lines::
 
@@ -39,7 +39,7 @@ __all__ = [
 
 
 class ExitCode(IntEnum):
-    """What the command returns to the shell; the same table is printed by ``cynosure --help``."""
+    """The exit codes of the command; ``cynosure --help`` prints this table."""
 
     OK = 0
     INTERNAL = 1
@@ -61,7 +61,7 @@ class ExitCode(IntEnum):
 
 
 class _Blank(dict[str, Any]):
-    """A mapping that leaves a fact nobody gave visible as ``{name}`` instead of failing."""
+    """A mapping that keeps a missing fact visible as ``{name}`` instead of failing."""
 
     def __missing__(self, key: str) -> str:
         return "{" + key + "}"

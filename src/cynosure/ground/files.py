@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all.
+"""Atomic writing of files.
 
-Everything cynosure writes goes through :func:`atomic_path`: a temporary file in the same folder,
-fsync, rename. A reader never sees half a file, and a full disk leaves nothing behind.
+All output is written through :func:`atomic_path`: a temporary file in the same folder, fsync,
+rename. A reader never sees a partial file, and a full disk leaves none behind.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ __all__ = ["atomic_path", "reason_of", "write_text"]
 
 @contextmanager
 def atomic_path(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary path to write to; it becomes `path` when the block ends well.
+    """Give a temporary path to write to; it is renamed to `path` when the block succeeds.
 
-    The temporary file lies in the same folder, is created empty (so that the permissions follow
-    the umask), and is flushed to the disk before it takes its name. Any exception removes it,
+    The temporary file is in the same folder, is created empty (so that the permissions follow the
+    umask), and is flushed to the disk before it is renamed. Any exception removes it,
     KeyboardInterrupt included.
 
     Parameters
     ----------
     path : str or Path
-        The file to appear.
+        The file to write.
     overwrite : bool
-        Whether a file that is already there may be replaced.
+        Whether an existing file may be replaced.
 
     Raises
     ------
     OutputExists
-        If the file is there and `overwrite` is false.
+        If the file exists and `overwrite` is false.
     OutputError
         If anything fails with an OSError (full disk, permissions, read-only file system).
 
@@ -58,7 +58,7 @@ def atomic_path(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         try:
             yield temporary
             _flush(temporary)
-            if path.exists() and not overwrite:  # somebody was faster
+            if path.exists() and not overwrite:  # another process has written it meanwhile
                 raise OutputExists(path=str(path))
             temporary.replace(path)
         except BaseException:
@@ -77,7 +77,7 @@ def write_text(path: str | Path, text: str, *, overwrite: bool = False) -> None:
 
 
 def reason_of(error: OSError) -> str:
-    """Return what went wrong in the words of the system, without the path."""
+    """Return the system's message of an error, without the path."""
     return (error.strerror or str(error)).lower()
 
 
@@ -90,6 +90,6 @@ def _flush(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush the rename itself; a file system that cannot flush folders is no failure."""
+    """Flush the rename itself, where the file system can flush folders."""
     with contextlib.suppress(OSError):
         _flush(folder)

@@ -1,8 +1,7 @@
-"""What callers give as angles, places and dates, turned once into plain numbers in stated units.
+"""Convert the angles, positions and dates of arguments to plain numbers in stated units.
 
-The doors take what an astropy user has at hand: a ``Quantity``, ``Angle``, ``SkyCoord``, ``Time``
-or ``datetime``, a text, or a plain number in the unit that the argument's documentation names.
-Everything behind the doors works with floats.
+The public functions accept a ``Quantity``, ``Angle``, ``SkyCoord``, ``Time`` or ``datetime``, a
+text, or a plain number in the documented unit. All other functions work with floats.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def angle_in(value: Any, unit: str, what: str) -> float | None:
     Raises
     ------
     SettingError
-        If it is no single finite angle.
+        If it is not a single finite angle.
 
     Examples
     --------
@@ -53,8 +52,8 @@ def angle_in(value: Any, unit: str, what: str) -> float | None:
     return number
 
 
-# Degrees to a unit, and the ways of writing it; texts are read without astropy, which takes longer
-# to load than a command to answer.
+# Size of a degree in a unit, and the spellings of the unit. Texts are parsed without astropy, whose
+# import takes longer than a short command.
 _UNITS = {
     1.0: "deg degree degrees d °", 60.0: "arcmin arcminute arcminutes amin ' ′",
     3600.0: 'arcsec arcsecond arcseconds asec " ″', 3.6e6: "mas", math.pi / 180.0: "rad",
@@ -70,7 +69,7 @@ def _text_in(text: str, unit: str) -> float:
         raise ValueError(message)
     word = found[2] or unit
     if word not in _PER_DEGREE:
-        message = f"{word!r} is no unit of an angle"
+        message = f"{word!r} is not a unit of an angle"
         raise ValueError(message)
     return float(found[1]) if word == unit else (
         float(found[1]) * (_PER_DEGREE[unit] / _PER_DEGREE[word])
@@ -78,12 +77,12 @@ def _text_in(text: str, unit: str) -> float:
 
 
 def scale_in_arcsec(value: Any, what: str = "scale") -> float | None:
-    """Return the size of a pixel in arcseconds; per pixel may be part of the unit or not.
+    """Return the size of a pixel in arcseconds; "per pixel" in the unit is optional.
 
     Raises
     ------
     SettingError
-        If it is no single finite angle.
+        If it is not a single finite angle.
 
     Examples
     --------
@@ -102,20 +101,20 @@ def scale_in_arcsec(value: Any, what: str = "scale") -> float | None:
 
 
 def sky_position(value: Any, what: str = "center") -> tuple[float, float] | None:
-    """Return a place on the sky as right ascension and declination, ICRS degrees.
+    """Return a position on the sky as right ascension and declination, ICRS degrees.
 
     Parameters
     ----------
     value : SkyCoord, pair or None
-        A SkyCoord of any frame that can be turned to ICRS; or a pair of numbers (deg), angles
-        or texts. Of a text with colons or letters the first is in hours, as everywhere.
+        A SkyCoord of any frame that can be transformed to ICRS; or a pair of numbers (deg), angles
+        or texts. A right ascension with colons or letters is in hours.
     what : str
         What messages call the argument.
 
     Raises
     ------
     SettingError
-        If it is no single place on the sky.
+        If it is not a single position on the sky.
 
     Examples
     --------
@@ -156,7 +155,7 @@ def julian_year(value: Any, what: str = "epoch") -> float | None:
     Raises
     ------
     SettingError
-        If it is no single date.
+        If it is not a single date.
 
     Examples
     --------
@@ -222,7 +221,7 @@ _ANGLE = re.compile(
 
 
 def _coordinate(value: Any, is_ra: bool, what: str) -> float:
-    """Return one coordinate in degrees; of sexagesimal right ascensions the first part is hours."""
+    """Return one coordinate in degrees; a sexagesimal right ascension is in hours."""
     if not isinstance(value, str):
         return float(angle_in(value, "deg", what) or 0.0)
     found = _ANGLE.fullmatch(value)

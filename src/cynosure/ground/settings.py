@@ -1,11 +1,11 @@
 """Settings: a TOML section is the keyword arguments of one function.
 
-A default lives in the function's signature and nowhere else. Its unit and its range stand in the
+A default is defined in the function's signature only. Its unit and its range are in the
 annotation, ``radius_px: Annotated[float, Unit("px"), Range(0.5, 50)] = 3.0``, and its meaning in
-the numpydoc docstring; ``cynosure config show`` and ``explain`` print what they find there.
+the numpydoc docstring; ``cynosure config show`` and ``explain`` print these.
 
-:class:`Settings` lays files and ``section.key=value`` texts over those defaults, remembers where
-each value came from, and refuses an unknown key with the nearest known one.
+:class:`Settings` applies files and ``section.key=value`` texts to those defaults, records the
+origin of each value, and refuses an unknown key with the nearest known one.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Settings(Mapping[str, dict[str, Any]]):
     Parameters
     ----------
     sections : mapping
-        Section name to the function it feeds, or to its path ``"package.module:function"``.
+        Section name to its function, or to the path ``"package.module:function"``.
 
     Examples
     --------
@@ -136,7 +136,7 @@ class Settings(Mapping[str, dict[str, Any]]):
         return self._known[section]
 
     def __getitem__(self, section: str) -> dict[str, Any]:
-        """Only what differs from the signature: ``function(data, **settings["section"])``."""
+        """Return the values that differ from the signature: ``function(**settings["section"])``."""
         if section not in self._sections:
             raise unknown_name("section", section, list(self._sections), "the command")
         return {k: v for k, (v, _) in self._values.get(section, {}).items()}
@@ -149,15 +149,15 @@ class Settings(Mapping[str, dict[str, Any]]):
         }
 
     def origin(self, section: str, name: str) -> str:
-        """Say where a value came from."""
+        """Return the origin of a value."""
         return self._values.get(section, {}).get(name, (None, BUILT_IN))[1]
 
     def changed(self) -> dict[str, dict[str, Any]]:
-        """Only the values that somebody set, JSON-safe."""
+        """Return only the values that were set, JSON-safe."""
         return {s: self[s] for s, values in self._values.items() if values}
 
     def updated(self, changes: Mapping[str, Mapping[str, Any]], origin: str) -> Settings:
-        """Return new settings with `changes` laid over these."""
+        """Return new settings with `changes` applied to these."""
         values = {k: dict(v) for k, v in self._values.items()}
         for section, pairs in changes.items():
             if not isinstance(pairs, Mapping):
@@ -174,7 +174,7 @@ class Settings(Mapping[str, dict[str, Any]]):
         return Settings(self._sections, values)
 
     def over(self, defaults: Mapping[str, Mapping[str, Any]], origin: str) -> Settings:
-        """Return new settings with these laid over `defaults`: what was set stays set."""
+        """Return new settings with these applied to `defaults`: values that were set are kept."""
         under = Settings(self._sections).updated(defaults, origin)
         values = {k: dict(v) for k, v in under._values.items()}
         for section, pairs in self._values.items():
@@ -187,11 +187,11 @@ class Settings(Mapping[str, dict[str, Any]]):
         return self.known(section)
 
     def with_file(self, path: str | Path) -> Settings:
-        """Lay a TOML file over these settings."""
+        """Return new settings with a TOML file applied to these."""
         return self.updated(read_toml(path), str(path))
 
     def with_texts(self, texts: tuple[str, ...] | list[str]) -> Settings:
-        """Lay ``section.key=value`` texts over these settings; values are TOML."""
+        """Return new settings with ``section.key=value`` texts applied; values are TOML."""
         new = self
         for text in texts:
             section, key, value = split_text(text)
@@ -200,7 +200,7 @@ class Settings(Mapping[str, dict[str, Any]]):
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file; anything wrong with it is a :class:`SettingError`."""
+    """Read a TOML file; an invalid one raises :class:`SettingError`."""
     try:
         with Path(path).open("rb") as stream:
             return tomllib.load(stream)
@@ -216,7 +216,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def split_text(text: str) -> tuple[str, str, Any]:
-    """Take ``section.key=value`` apart; the value is TOML, a bare word is a string.
+    """Split ``section.key=value``; the value is TOML, a bare word is a string.
 
     Examples
     --------
@@ -320,7 +320,7 @@ def _kind_name(kind: Any) -> str:
 
 
 def parameter_texts(doc: str, *headings: str) -> dict[str, str]:
-    """Read what a numpydoc docstring says of each name under some headings.
+    """Return the texts of the names under some headings of a numpydoc docstring.
 
     Parameters
     ----------
@@ -332,7 +332,7 @@ def parameter_texts(doc: str, *headings: str) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        A name's text, its lines put together; names that share an entry share the text.
+        The text of each name, its lines joined; names that share an entry share the text.
     """
     headings = headings or ("Parameters", "Other Parameters")
     texts: dict[str, str] = {}

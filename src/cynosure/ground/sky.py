@@ -43,8 +43,8 @@ Floats = NDArray[np.float64]
 
 MAS_PER_DEG = 3.6e6
 MAS_PER_RAD = MAS_PER_DEG * 180.0 / np.pi
-# A point further than this from the tangent point, as the cosine of its distance, has no useful
-# gnomonic image (the plane's scale grows by more than a hundred).
+# Cosine of the largest distance from the tangent point (84 degrees); beyond it the scale of the
+# gnomonic projection, 1 / cos^2, has grown by a factor 100.
 MIN_COSINE = 0.1
 
 
@@ -142,7 +142,7 @@ def covariance_on_sky(
 def sky_offset_mas(
     ra_deg: ArrayLike, dec_deg: ArrayLike, ref_ra_deg: ArrayLike, ref_dec_deg: ArrayLike
 ) -> tuple[Floats, Floats]:
-    """Return positions minus others along ra (with cos dec) and dec at the latter, mas.
+    """Return the offsets of positions from others along ra (with cos dec) and dec, mas.
 
     Each offset is measured on the plane that touches the sky at its own reference position, so
     that it is right at the poles and across the meridian of right ascension zero.
@@ -176,8 +176,8 @@ def position_angle_deg(
 def earth_position_au(epoch_yr: float) -> Floats:
     """Return the Earth's barycentric position (3,), ICRS, in au (ERFA epv00, to 5e-8 au).
 
-    Before 1900 and after 2100, where that ephemeris ends, it is the position of the same day of
-    the nearest year within: to 0.01 au, which no parallax is known to.
+    Before 1900 and after 2100, outside the range of that ephemeris, it is the position on the same
+    day of the nearest year within: accurate to 0.01 au, 1 % of a parallax.
     """
     import erfa
 
@@ -202,23 +202,23 @@ def at_epoch(
     The direction is ``r(t) ~ r0 + (t - t0) (p mu_ra + q mu_dec) - plx E(t)`` with p east, q north
     and E the Earth's barycentric position (ESA 1997, SP-1200 volume 1, 1.2; radial velocity is
     left out, its term is below 0.1 mas in 20 years for all but a handful of stars). The
-    covariance is ``J C J^T`` with the full 5 x 5 covariance of Gaia. What is unknown moves
-    nothing and widens the error; an unknown parallax does neither, it is below a mas.
+    covariance is ``J C J^T`` with the full 5 x 5 covariance of Gaia. A star with an unknown motion
+    is not moved and gets a larger error; an unknown parallax, typically below a mas, is neglected.
 
     Parameters
     ----------
     reference : (n,) structured array
         Schema ``REFERENCE`` of :mod:`cynosure.data.tables`.
     epoch_yr : float
-        Julian year; NaN is unknown, as is the epoch of a position.
+        Julian year; NaN is unknown, as for the epoch of a position.
     unknown_pm_mas_yr : float
-        Error a star's motion is given per axis where the catalogue has no motion for it. Half of
-        the stars of G < 19 move less than this.
+        Error per axis of the motion of a star without a motion in the catalogue. Half of the stars
+        of G < 19 move less than this.
     unknown_pm_error_mas_yr : float
-        Error of a motion that the catalogue gives without one.
+        Error of a motion without an error in the catalogue.
     unknown_epoch_yr : float
-        Time by which a position without an epoch may be off; such a star is not moved, and what
-        it may have moved in that time is its error.
+        Error of an unknown epoch; a star without an epoch is not moved, and its motion in this
+        time is added to its error.
     parallax : bool
         Whether the parallax is applied.
 
@@ -252,7 +252,7 @@ def at_epoch(
     unmoved = (shift_ra == 0) & (shift_dec == 0)
     ra, dec = np.where(unmoved, ra0 % 360.0, ra), np.where(unmoved, dec0, dec)
     sigma = _errors(reference, known, unknown_pm_mas_yr, unknown_pm_error_mas_yr)
-    # What is not dated is not moved, and its motion is an error.
+    # A star without an epoch is not moved; its motion is added to its error.
     undated = np.stack([mu_ra, mu_dec])[:, ~dated]
     sigma[3:, ~dated] = np.hypot(sigma[3:, ~dated], undated)
     dt = np.where(dated, dt, unknown_epoch_yr)
@@ -264,7 +264,7 @@ def _errors(
     reference: NDArray[np.void], known: NDArray[np.bool_], unknown_pm: float,
     unknown_pm_error: float,
 ) -> Floats:
-    """Return the errors (5, n) of the five parameters; an unknown position or parallax has none."""
+    """Return the errors (5, n) of the five parameters; 0 for an unknown position or parallax."""
     sigma = np.stack([np.asarray(reference[name], dtype=float) for name in _ERRORS])
     sigma[3:] = np.where(np.isnan(sigma[3:]), unknown_pm_error, sigma[3:])
     sigma[3:, ~known] = unknown_pm
@@ -277,9 +277,9 @@ def five_parameters(
 ) -> tuple[Floats, Floats]:
     """Return the astrometric parameters of reference stars and their covariance.
 
-    What is unknown is as :func:`at_epoch` has it: a motion is zero with an error, a parallax zero
-    without one. ``J C J^T`` with J of :func:`at_epoch` is the covariance that it returns for
-    positions and an epoch that are dated.
+    Unknown values are treated as by :func:`at_epoch`: a motion is zero with an error, a parallax
+    zero without one. ``J C J^T`` with J of :func:`at_epoch` is the covariance that it returns for
+    positions with an epoch.
 
     Parameters
     ----------
@@ -366,9 +366,9 @@ def rows_within(
 
 
 # --- HEALPix, nested (Gorski et al. 2005, ApJ 622, 759) -------------------------------------
-# Our own few lines of it, because the libraries that have it take a third of a second to import.
+# Implemented here because the libraries for it take a third of a second to import.
 
-MAX_ORDER = 29
+MAX_ORDER = 29  # 12 x 4^29 cells: the deepest order whose numbers fit into 64-bit integers
 # Ring number, in units of nside, of the southern corner of each of the twelve base cells, and
 # the longitude of that corner in units of 45 degrees.
 _CORNER_RING = np.array([2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4])
@@ -443,9 +443,9 @@ def healpix_radius_deg(order: int) -> float:
 def cone_cells(
     ra_deg: float, dec_deg: float, radius_deg: float, order: int
 ) -> NDArray[np.int64]:
-    """Return, sorted, all nested cells of an order that may touch a circle on the sky.
+    """Return, sorted, all nested cells of an order that may overlap a circle on the sky.
 
-    No cell that touches it is left out; a few that do not may be in it.
+    No cell that overlaps it is missing; a few others may be included.
     """
     center = unit_vectors(ra_deg, dec_deg)
     cells = np.arange(12, dtype=np.int64)
@@ -462,7 +462,8 @@ def cone_cells(
 def cone_ranges(ra_deg: float, dec_deg: float, radius_deg: float) -> NDArray[np.int64]:
     """Cover a circle on the sky by ranges (k, 2) of cells of order 29, [first, last), in order.
 
-    The cells are chosen about a twelfth of the circle's size, which keeps the ranges few.
+    The cells are about a twelfth of the circle's diameter: smaller cells would give more ranges,
+    larger ones include more sky outside.
     """
     order = 0
     while order < MAX_ORDER - 1 and healpix_radius_deg(order) > max(radius_deg, 1e-7) / 6.0:

@@ -1,4 +1,4 @@
-"""Sharing work among threads without changing its result."""
+"""Share work among threads with a result that does not depend on their number."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ R = TypeVar("R")
 def share(work: Callable[[T], R], pieces: Iterable[T], threads: int = 1) -> list[R]:
     """Apply `work` to each piece and return the results in the order of the pieces.
 
-    The pieces do not depend on the number of threads, so neither do the bits of the result. It
-    pays only for work that releases the interpreter's lock: compiled kernels and NumPy.
+    The pieces do not depend on the number of threads, so neither does the result. Threads help only
+    where the work releases the interpreter's lock: compiled kernels and NumPy.
     """
     pieces = list(pieces)
     if threads <= 1 or len(pieces) <= 1:

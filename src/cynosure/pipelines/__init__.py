@@ -1,1 +1,1 @@
-"""The doors, and what runs them."""
+"""The doors (solve), and the machinery that runs them over images and tasks."""

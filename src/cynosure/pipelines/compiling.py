@@ -23,6 +23,7 @@ from cynosure.ground.errors import CynosureError
 
 __all__ = ["GROUPS", "SOLVE", "compile_group", "compile_kernels"]
 
+# Image on which the kernels are called, px: the smallest with enough stars of this width for a PSF.
 SIDE = 128
 FWHM_PX = 2.5
 
@@ -189,7 +190,7 @@ def _scene() -> None:
         simulate_scene(scene, folder)
 
 
-# The longest first, so that processes end together.
+# The groups, in the order of their time to compile, the longest first: the processes end together.
 GROUPS: dict[str, Callable[[], None]] = {
     "pointing": _pointing, "psf": _psf, "blind": _blind, "sky": _sky, "fit": _fit,
     "scene": _scene,

@@ -1,7 +1,7 @@
-"""What the figures of one image are drawn from, beside its record and matches: ``NAME.report.npz``.
+"""Data for the figures of one image, beside its record and matches: ``NAME.report.npz``.
 
-The solve door gathers it in ``Outcome.report``. Everything is optional; the report leaves out
-what it cannot draw. A *table* is an (n, k) array, a dict of columns, or a list of dicts.
+The solve door collects them in ``Outcome.report``. Every entry is optional; the report omits the
+figures whose data are absent. A *table* is an (n, k) array, a dict of columns, or a list of dicts.
 
 ===================  ==========  ================================================================
 name                 kind        meaning
@@ -44,7 +44,7 @@ from cynosure.ground.files import atomic_path
 __all__ = ["ENDING", "Evidence", "columns", "read_evidence", "thumbnail", "write_evidence"]
 
 ENDING = ".report.npz"
-# The brightest sources are enough for a picture, and the file stays small.
+# The brightest sources, which the report draws; the file stays small.
 MAX_SOURCES = 20_000
 ROWS = "rows"
 KEPT = ("chip", "x", "y", "snr", "flags", "fwhm_px")

@@ -1,4 +1,4 @@
-"""From a frame to its sources: background, detection, PSF, fits."""
+"""Measure the sources of a frame: background, detection, PSF, fits."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ def load_kernels(settings: SettingsMap) -> None:
         extract_sources(Frame(data, saturation_adu=1e4), {**settings, "psf": small})
 
 
-# A PSF this many times wider or narrower than the stars it is for is not theirs.
+# Largest ratio of the width of the PSF to the median width of the sources, either way. Seeing over
+# a frame and blends change the median by tens of percent, trails and spikes by several times.
 MAX_WIDTH_RATIO = 2.5
 
 

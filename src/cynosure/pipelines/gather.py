@@ -1,4 +1,4 @@
-"""Gather what the report of an image is drawn from; :mod:`cynosure.pipelines.evidence` lists it."""
+"""Collect the data for the report of an image, as :mod:`cynosure.pipelines.evidence` lists them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cynosure.pipelines.plate import Plate
 
 __all__ = ["gather"]
 
+# Pixels along the longer side of the thumbnail: its figure in the report is 610 wide.
 THUMBNAIL_PX = 720
 
 

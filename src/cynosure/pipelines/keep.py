@@ -1,11 +1,11 @@
 """The input WCS, corrected: what ``solve --form keep`` writes.
 
-The distortion that an observatory put into a WCS (SIP, and lookup tables beside it) is known far
-better than the stars of one exposure tell it, and a polynomial cannot hold the tables. So the
-stars only move such a WCS as a whole (:mod:`cynosure.geometry.correction`): CRVAL and CD change,
-the distortion stays to the bit. The polynomial fit of :mod:`cynosure.pipelines.plate` has
-recognised and paired the stars; it also is the rival: where it predicts the stars held out
-significantly better, ``--form auto`` takes it.
+An observatory calibrates the distortion of its WCS (SIP, and lookup tables beside it) with far more
+stars than one exposure has, and a polynomial cannot represent the tables. The stars of the image
+therefore correct such a WCS as a whole (:mod:`cynosure.geometry.correction`): CRVAL and CD change,
+the distortion stays to the bit. The polynomial fit of :mod:`cynosure.pipelines.plate` has matched
+the stars, and is the alternative: ``--form auto`` takes it where it predicts the stars held out of
+both fits significantly better (cross-validation).
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ Settings = Mapping[str, dict[str, Any]]
 # A linear map of the tangent plane and a motion of the sphere differ by t r^2: the correction is
 # fitted again about the corrected WCS until it moves that by less than this, 3e-6 mas at 1 deg.
 SMALL_ARCSEC = 1e-5
+# Every round reduces the difference by the size of the correction in radians: two rounds suffice.
 MAX_ROUNDS = 4
 
-# The polynomial replaces the observatory's distortion where it predicts so many stars, or more,
-# that both fits held out, better by so many standard errors of the mean difference.
+# The polynomial replaces the observatory's distortion where it predicts stars that both fits held
+# out better by this many standard errors of the mean difference (three: one chance in 700), and
+# there are at least so many of them (fewer give no usable standard error).
 HELD_OUT_LEAST, CLEARLY_BETTER_SE = 10, 3.0
 
 

@@ -1,8 +1,8 @@
-"""The manifest of a run: what went in, what came out, with what, and how it ended.
+"""The manifest of a run, ``run.json``: its inputs, products, settings, software and results.
 
-``run.json`` is written anew, whole, after every image, so that a run that is killed can be taken
-up where it stood: an image whose content and settings are those of its row is not done again.
-The rows of a graph of tasks stand beside those of images (:mod:`cynosure.pipelines.tasks`).
+The file is written as a whole after every image, so that a run that was killed can be resumed: an
+image whose content and settings are those of its row is not processed again. The rows of a graph
+of tasks are beside those of images (:mod:`cynosure.pipelines.tasks`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ FILE_NAME = "run.json"
 PACKAGES = ("numpy", "scipy", "astropy", "pyerfa", "numba", "pyarrow")
 
 PENDING = "pending"
-# The coarsest clock of a file system in use: two seconds, FAT's.
+# Resolution of the time of change, ns, of the coarsest file system in use (FAT: two seconds).
 CLOCK_NS = 2_000_000_000
-# How an image may fail and still be worth another try without any change.
+# Exit codes of failures that may pass without a change of image or settings.
 PASSING = (ExitCode.INTERNAL, ExitCode.TEMPORARY, ExitCode.INTERRUPTED, ExitCode.OUTPUT_UNWRITABLE)
 
 

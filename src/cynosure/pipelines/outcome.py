@@ -1,4 +1,4 @@
-"""What came of one image: the solution, its WCS, its tables, and how well all of it is known."""
+"""The outcome of one image: its solution, WCS, tables, and errors."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cynosure.data.fits.reader import split_path
+from cynosure.data.fits.solved import output_name
 from cynosure.data.fits.wcsread import read_wcs
-from cynosure.data.tables import MATCHES, SOURCES
+from cynosure.data.tables import MATCHES, SOURCES, write_parquet
 from cynosure.ground.errors import SettingError, Unverified
+from cynosure.ground.files import write_text
+from cynosure.pipelines.evidence import ENDING, write_evidence
+from cynosure.pipelines.save import Request, save_header, save_image
 from cynosure.solutions.solution import Solution
 
 if TYPE_CHECKING:
@@ -22,7 +28,23 @@ if TYPE_CHECKING:
     from astropy.units import Quantity
     from astropy.wcs import WCS
 
-__all__ = ["Chips", "Outcome", "SolvedChip"]
+__all__ = ["Chips", "Manner", "Outcome", "SolvedChip", "write_solution"]
+
+
+class Manner(NamedTuple):
+    """How the files of an outcome are written."""
+
+    header_only: bool = False
+    in_place: bool = False
+    overwrite: bool = False
+
+
+def write_solution(solution: Solution, source: Path, folder: Path) -> Solution:
+    """Write ``NAME.solution.json``, also over an older one; return the solution that names it."""
+    path = folder / output_name(split_path(str(source))[0], ".solution.json")
+    solution = solution.replaced(files=(*solution.files, path.name))
+    write_text(path, solution.to_json() + "\n", overwrite=True)
+    return solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +211,73 @@ class Outcome:
                 hint=f"It has {', '.join(self.chips)}.",
             ) from None
         return found.wcs_error(x, y)
+
+    def write(
+        self, out: str | Path, *, source: str | Path | None = None, header_only: bool = False,
+        in_place: bool = False, overwrite: bool = False,
+    ) -> list[Path]:
+        """Write the files of the outcome: image or header, solution, matches, report's data.
+
+        Parameters
+        ----------
+        out : path
+            A folder; it is made.
+        source : path, optional
+            The image, where it is not what the solution names.
+        header_only : bool
+            Write ``NAME.wcs.fits`` without pixels.
+        in_place : bool
+            Change the image itself.
+        overwrite : bool
+            Whether files may be there already.
+
+        Returns
+        -------
+        list of Path
+            What was written.
+
+        Raises
+        ------
+        OutputExists, OutputError
+            Nothing half-written is left.
+        Unverified
+            If a file, read again, is not what was fitted.
+        """
+        folder, image = Path(out), Path(source or self.solution.image)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = self.write_files(image, folder, Manner(header_only, in_place, overwrite))
+        solution = write_solution(self.solution.replaced(files=tuple(files)), image, folder)
+        return [folder / f for f in solution.files]
+
+    def write_files(self, source: Path, folder: Path, manner: Manner) -> list[str]:
+        """Write all files but the solution; return their names, of a changed image its path."""
+        source = split_path(str(source))[0]
+        files = []
+        if self.headers:
+            files.append(self._write_image(source, folder, manner))
+            path = folder / output_name(source, ".matches.parquet")
+            write_parquet(path, self.match_rows, MATCHES)
+            files.append(path.name)
+        if self.report:
+            path = folder / output_name(source, ENDING)
+            write_evidence(path, self.source_rows, self.report)
+            files.append(path.name)
+        return files
+
+    def _write_image(self, source: Path, folder: Path, manner: Manner) -> str:
+        solution = self.solution
+        request = Request(
+            self.headers, self.kept, solution.form == "keep",
+            sha256=solution.sha256 if manner.in_place else None,
+        )
+        if manner.header_only:
+            path = folder / output_name(source, ".wcs.fits")
+            shapes = [tuple(c["shape"]) for c in solution.chips]
+            save_header(source, path, request, shapes, overwrite=manner.overwrite)
+            return path.name
+        path = source if manner.in_place else folder / output_name(source, "_wcs.fits")
+        save_image(source, path, request, overwrite=manner.overwrite or manner.in_place)
+        return str(path) if manner.in_place else path.name
 
     def _first(self) -> SolvedChip:
         for chip in self.chips.values():

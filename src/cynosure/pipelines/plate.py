@@ -1,7 +1,7 @@
-"""From sources to the sky: reference stars, recognition, pairs, fit - for all chips of an exposure.
+"""Match and fit the sources of an exposure: reference stars, match, pairs, the fit of each chip.
 
-The chips of an exposure that came with a WCS each are matched as one focal plane
-(:mod:`cynosure.geometry.focalplane`).
+Chips that have a WCS each are matched as one focal plane (:mod:`cynosure.geometry.focalplane`);
+other chips are matched one by one.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def _moved(pointing: Pointing, first: Frame, frame: Frame) -> Pointing:
     return replace(pointing, ra_deg=float(moved[0][0]), dec_deg=float(moved[1][0]))
 
 
-# Where most stars look like none, the few that do are not to be trusted with the fit.
+# The part of the matched sources that must be usable stars. Where most are saturated, trailed or
+# blended, the remaining ones are not reliable either.
 FEW_MEASURED = 0.25
 
 
@@ -324,10 +325,12 @@ def _where(refcat: RefCat) -> str:
     return text
 
 
-# The brightest sources recognise the field; more of them take time and add nothing.
+# The number of brightest sources that are matched; a match needs tens, and the time grows with
+# their number.
 RECOGNISED = 4000
 
-# A catalogue of up to this many stars is searched whole for an image without a pointing.
+# A catalogue of up to this many stars, a few square degrees of Gaia, is searched whole for an image
+# without a pointing.
 MAX_WHOLE = 300_000
 
 

@@ -48,7 +48,8 @@ SECTIONS = {
     "quality": "cynosure.solutions.quality:judge",
 }
 
-# Memory that solving takes: of the libraries and the catalogue, and of each byte of the file.
+# Memory that solving takes: a constant for the libraries and the catalogue, and a multiple of the
+# size of the file.
 # Measured: 330 MB for 1 Mpix, 680 MB for 61 Mpix of 16 bits; a compressed sky has about a third
 # of its bytes.
 MEMORY_BYTES = 350_000_000
@@ -286,7 +287,7 @@ class _Recorder:
         if done.error is not None:
             record = self.failed(done.key, done.error)
         self.records[stem] = record
-        # What exists already keeps the row that it had.
+        # An image whose output exists already keeps its row.
         if not (isinstance(done.error, OutputExists) and stem in self.manifest.rows):
             self.manifest.record(stem, self._row(done, record))
         if self.on_record is not None:

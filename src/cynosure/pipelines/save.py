@@ -1,9 +1,10 @@
-"""What was fitted, put into the file of the image, and read again before it is released.
+"""Write a fitted solution into the file of its image, and verify the file before its release.
 
-The source is opened once, under a lock where it is to be changed; the solution is applied by the
-function that the ``wcs`` verbs use; and the file is written by the one writer that copies all other
-bytes. A picture becomes FITS, a run for headers alone makes a file without pixels, and both go the
-same way.
+The source is opened once, under a lock where it is changed in place. The solution is applied by the
+function that the ``wcs`` verbs use (:mod:`cynosure.solutions.files.fitted`), and the file is
+written by the one copy-through writer (:mod:`cynosure.data.fits.parts`), which keeps all other
+bytes. A picture is converted to FITS, and ``NAME.wcs.fits`` is made without pixels, by the same
+steps.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ __all__ = ["Place", "Request", "save_header", "save_image"]
 # An HDU, or an HDU and a plane of its cube.
 Place = int | tuple[int, int]
 
-# Says in the header of a cube which plane its WCS was fitted to.
+# Keyword of a cube for the plane to which its WCS was fitted.
 PLANE = "AST_PLAN"
 KEPT = ("AST_KEEP", "the WCS it came with is better and stays")
 

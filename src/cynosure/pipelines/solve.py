@@ -6,7 +6,7 @@ writes the files, and leaves a manifest. What happens in between, in order:
 1. the frames are read (:mod:`cynosure.data.fits.reader`), and their sources measured
    (:mod:`cynosure.pipelines.extract`);
 2. the stars are recognised and the WCS is fitted (:mod:`cynosure.pipelines.plate`);
-3. the WCS that the image came with is scored on the same stars, and the verdict is spoken
+3. the WCS that the image came with is scored on the same stars, and the solution is judged
    (:mod:`cynosure.solutions.quality`);
 4. the WCS is written as a header, read again with wcslib, and compared with the fit over the whole
    frame before any file is released.
@@ -35,11 +35,10 @@ from cynosure.data.tables import MATCHES, SOURCES
 from cynosure.ground.errors import CatalogMissing, CynosureError, SettingError
 from cynosure.ground.quantities import angle_in, julian_year, scale_in_arcsec, sky_position
 from cynosure.ground.settings import Settings
-from cynosure.pipelines.evidence import ENDING, write_evidence
 from cynosure.pipelines.extract import Extraction, extract_sources, load_kernels
 from cynosure.pipelines.gather import gather
 from cynosure.pipelines.keep import lookup_tables, settle_form
-from cynosure.pipelines.outcome import Chips, Outcome, SolvedChip
+from cynosure.pipelines.outcome import Chips, Manner, Outcome, SolvedChip, write_solution
 from cynosure.pipelines.plate import Plate, solve_plate
 from cynosure.pipelines.run import Run, default_settings, expected_bytes, placed, run_images
 from cynosure.pipelines.verdict import conclude, now, steps_tried
@@ -208,7 +207,7 @@ class _Known:
         return dataclasses.replace(exposure.pointing, **changes)
 
 
-# A scale that somebody gives is rounded: 5 % covers two digits.
+# Relative error of a scale that the user gives: half a unit of the second digit is at most 5 %.
 SCALE_ERROR = 0.05
 
 
@@ -233,12 +232,7 @@ def write(outcome: Outcome, out: str | Path, *, source: str | Path | None = None
     list of Path
         What was written.
     """
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = _write_files(
-        outcome, Path(source or outcome.solution.image), folder, header_only, False, overwrite
-    )
-    return [folder / f for f in files]
+    return outcome.write(out, source=source, header_only=header_only, overwrite=overwrite)
 
 
 # ------------------------------------------------------------------------------------ arguments
@@ -452,58 +446,13 @@ def save(
     """Write an outcome's files and return its solution with their names and the time it took."""
     start = time.perf_counter()
     outcome = dataclasses.replace(outcome, solution=outcome.solution.replaced(image=str(source)))
-    files = _write_files(outcome, source, folder, header_only, in_place, overwrite)
+    manner = Manner(header_only, in_place, overwrite)
+    files = outcome.write_files(source, folder, manner)
     seconds = dict(outcome.solution.seconds)
     seconds["write"] = round(time.perf_counter() - start, 4)
     seconds["total"] = round(seconds.get("total", 0.0) + seconds["write"], 4)
-    return _write_solution(
-        outcome.solution.replaced(files=tuple(files), seconds=seconds), source, folder, overwrite
-    )
-
-
-def _write_files(
-    outcome: Outcome, source: Path, folder: Path, header_only: bool, in_place: bool, overwrite: bool
-) -> list[str]:
-    from cynosure.data.fits.reader import split_path
-    from cynosure.data.fits.solved import output_name
-    from cynosure.data.tables import write_parquet
-    from cynosure.pipelines.save import Request, save_header, save_image
-
-    source = split_path(str(source))[0]
-    files = []
-    if outcome.headers:
-        solution = outcome.solution
-        request = Request(
-            outcome.headers, outcome.kept, solution.form == "keep",
-            sha256=solution.sha256 if in_place else None,
-        )
-        if header_only:
-            path = folder / output_name(source, ".wcs.fits")
-            shapes = [tuple(c["shape"]) for c in solution.chips]
-            save_header(source, path, request, shapes, overwrite=overwrite)
-        else:
-            path = source if in_place else folder / output_name(source, "_wcs.fits")
-            save_image(source, path, request, overwrite=overwrite or in_place)
-        files.append(str(path) if in_place and not header_only else path.name)
-        path = folder / output_name(source, ".matches.parquet")
-        write_parquet(path, outcome.match_rows, MATCHES)
-        files.append(path.name)
-    if outcome.report:
-        path = folder / output_name(source, ENDING)
-        write_evidence(path, outcome.source_rows, outcome.report)
-        files.append(path.name)
-    return files
-
-
-def _write_solution(solution: Solution, source: Path, folder: Path, overwrite: bool) -> Solution:
-    from cynosure.data.fits.reader import split_path
-    from cynosure.data.fits.solved import output_name
-    from cynosure.ground.files import write_text
-
-    path = folder / output_name(split_path(str(source))[0], ".solution.json")
-    solution = solution.replaced(files=(*solution.files, path.name))
-    write_text(path, solution.to_json() + "\n", overwrite=True)
-    return solution
+    solution = outcome.solution.replaced(files=tuple(files), seconds=seconds)
+    return write_solution(solution, source, folder)
 
 
 def _check_once(
@@ -564,7 +513,7 @@ def run_solve(
         solution = failure(image, error, settings).solution.replaced(image=str(image))
         if isinstance(error, OutputExists):
             return solution
-        return _write_solution(solution, Path(image), Path(out), True)
+        return write_solution(solution, Path(image), Path(out))
 
     options = {k: v for k, v in arguments.items() if k not in ("threads", "log")}
     options |= {"refcat": str(refcat), "header_only": header_only, "in_place": in_place}

@@ -1,4 +1,4 @@
-"""The verdict on a plate: its numbers, its headers, and what is thought of them."""
+"""The verdict of the solve door: the numbers of the fits, their headers, and their checks."""
 
 from __future__ import annotations
 
@@ -52,8 +52,13 @@ def steps_tried(texts: Iterable[str]) -> tuple[dict[str, str], ...]:
     return tuple({"step": step, "text": rest or step} for step, _, rest in split)
 
 
-# A header that differs from the fit by more than this anywhere in the frame is not released.
+# A header that differs from the fit by more than this anywhere in the frame is not released. A
+# hundredth of a pixel is the centroid error of a bright star, the most that matters.
 MAX_HEADER_ERROR_PX = 0.01
+# A FITS card has 68 characters for a string.
+MAX_CATALOG_NAME = 60
+# The corners of a frame and its inside: where two WCSs are compared, a side.
+GRID_SIDE = 9
 
 
 def now() -> str:
@@ -121,7 +126,8 @@ def conclude(
     new_name = wcsname(old_name, "IMG", refcat.name)
     form, said = _form_of_cubes(form, chips)
     known = {**known, "notes": (*known["notes"], *said)}
-    headers, entries = _headers(chips, form, new_name, numbers, verdict, plates[0], refcat, name)
+    facts = _fit_cards(numbers, verdict, plates[0].epoch_yr, refcat.name)
+    headers, entries = _headers(chips, form, new_name, facts, name)
     stays = any(c.name == "before" and not c.passed for c in verdict.checks)
     if stays:
         known = {**known, "notes": (*known["notes"], KEPT)}
@@ -238,19 +244,28 @@ def _before(chips: list[Chip], matches: NDArray[np.void]) -> tuple[dict[str, flo
 
 
 def _unseen_offsets(chip: Chip, rows: NDArray[np.void]) -> Floats:
-    """Return the offsets (n, 2) along ra and dec as if no star had been in its own fit."""
+    """Return the leave-one-out residuals (n, 2) along ra and dec, mas.
+
+    The residual of a star under the fit of all others is its own over 1 - leverage (Cook 1977).
+    """
     fit = chip.fit
-    unseen = fit.residual_mas / np.fmax(1.0 - fit.leverage, 0.05)
+    unseen = fit.residual_mas / np.fmax(1.0 - fit.leverage, MIN_FREEDOM)
     tangent = fit.model.ra0_deg, fit.model.dec0_deg
     turn = np.linalg.inv(plane_jacobian(rows["ref_ra_deg"], rows["ref_dec_deg"], *tangent))
     return np.asarray(np.einsum("nij,nj->ni", turn, unseen), np.float64)
 
 
-# A pull that weighs no more than this, however much larger it is.
+# Pulls are clipped at this many sigma: no Gaussian error reaches it, so what does is an outlier,
+# of which the size says nothing.
 WORST_PULL = 10.0
 
-# Two WCS's are the same where they differ by less than this part of the predicted error.
+# Two WCSs are the same where they differ by less than this part of the predicted error (rms over
+# the frame). Fits of one image to two independent samples of stars differ by sqrt(2) of it.
 SAME_ERRORS = 0.5
+# The smallest error of a WCS that pulls are formed with, mas: the rounding of positions is 1e-7.
+MIN_WCS_ERROR_MAS = 1e-3
+# A star that determines the fit alone has the leverage 1, and no residual to be scaled.
+MIN_FREEDOM = 0.05
 
 
 def _agree(chips: list[Chip]) -> bool:
@@ -264,11 +279,11 @@ def _agree(chips: list[Chip]) -> bool:
         if chip.frame.wcs is None:
             return False
         ny, nx = chip.frame.shape
-        grid = np.meshgrid(np.linspace(0, nx - 1, 9), np.linspace(0, ny - 1, 9))
+        grid = np.meshgrid(np.linspace(0, nx - 1, GRID_SIDE), np.linspace(0, ny - 1, GRID_SIDE))
         x, y = (v.ravel() for v in grid)
         old, new = sky_of_pixels(chip.frame.wcs, x, y), chip.fit.model.pixel_to_sky(x, y)
         offset = np.stack(sky_offset_mas(*new, *old), axis=1)
-        pulls.append((offset / np.fmax(chip.fit.wcs_error_mas(x, y), 1e-3)).ravel())
+        pulls.append((offset / np.fmax(chip.fit.wcs_error_mas(x, y), MIN_WCS_ERROR_MAS)).ravel())
     return bool(rms(np.concatenate(pulls)) < SAME_ERRORS)
 
 
@@ -356,8 +371,7 @@ def _form_of_cubes(form: str, chips: list[Chip]) -> tuple[str, tuple[str, ...]]:
 
 
 def _headers(
-    chips: list[Chip], form: str, name: str, numbers: dict[str, Any], verdict: Verdict,
-    plate: Plate, refcat: RefCat, image: str,
+    chips: list[Chip], form: str, name: str, facts: FitCards, image: str
 ) -> tuple[dict[Any, Header], list[dict[str, Any]]]:
     """Make the cards of each chip, and read them back before they are released."""
     headers, entries = {}, []
@@ -380,25 +394,7 @@ def _headers(
             )
         header["WCSNAME"] = (name, "name of this solution")
         cards = {k: header[k] for k in header if k}
-        for key, value, comment in (
-            ("NMATCHES", numbers["n_used"], "stars of the fit"),
-            ("RMS_RA", round(numbers["rms_ra_mas"], 4), "[mas] rms about zero, with cos dec"),
-            ("RMS_DEC", round(numbers["rms_dec_mas"], 4), "[mas] rms about zero"),
-            ("CRDER1", numbers["rms_ra_mas"] / MAS_PER_DEG, "[deg] random error"),
-            ("CRDER2", numbers["rms_dec_mas"] / MAS_PER_DEG, "[deg] random error"),
-            ("FITQUAL", verdict.quality, "1 best ... 5 failed"),
-            ("ASTCAT", refcat.name[:60], "reference catalogue"),
-            ("ASTEPOCH", _finite(plate.epoch_yr), "[yr] epoch of the reference stars"),
-            ("ASTSOFT", f"cynosure {__version__}", "software of this solution"),
-            ("AST_NRSV", numbers["n_reserved"], "stars held out of the fit"),
-            ("AST_RSVX", _finite(numbers["rms_reserved_ra_mas"]), "[mas] rms of those, ra"),
-            ("AST_RSVY", _finite(numbers["rms_reserved_dec_mas"]), "[mas] rms of those, dec"),
-            ("AST_CHI2", _finite(numbers["chi2_dof"]), "chi^2 per degree of freedom"),
-            ("AST_SIG0", _finite(numbers["sigma0_mas"]), "[mas] error beyond source and catalogue"),
-            ("AST_AFAC", _finite(numbers["a"]), "factor on the source errors"),
-        ):
-            if value is not None:
-                header[key] = (value, comment)
+        header.update({key: (value, comment) for key, value, comment in facts if value is not None})
         headers[chip.frame.place] = header
         entries.append({
             "name": chip.frame.name, "hdu": chip.frame.hdu, "shape": list(shape), "cards": cards,
@@ -406,6 +402,33 @@ def _headers(
             "n_used": int(chip.fit.used.sum()), "inherited": chip.inherited,
         })
     return headers, entries
+
+
+# Keyword, value (None where it is not known) and comment.
+FitCards = tuple[tuple[str, Any, str], ...]
+
+
+def _fit_cards(
+    numbers: dict[str, Any], verdict: Verdict, epoch_yr: float, catalog: str
+) -> FitCards:
+    """Return the cards that describe the fit, the same for all chips."""
+    return (
+        ("NMATCHES", numbers["n_used"], "stars of the fit"),
+        ("RMS_RA", round(numbers["rms_ra_mas"], 4), "[mas] rms about zero, with cos dec"),
+        ("RMS_DEC", round(numbers["rms_dec_mas"], 4), "[mas] rms about zero"),
+        ("CRDER1", numbers["rms_ra_mas"] / MAS_PER_DEG, "[deg] random error"),
+        ("CRDER2", numbers["rms_dec_mas"] / MAS_PER_DEG, "[deg] random error"),
+        ("FITQUAL", verdict.quality, "1 best ... 5 failed"),
+        ("ASTCAT", catalog[:MAX_CATALOG_NAME], "reference catalogue"),
+        ("ASTEPOCH", _finite(epoch_yr), "[yr] epoch of the reference stars"),
+        ("ASTSOFT", f"cynosure {__version__}", "software of this solution"),
+        ("AST_NRSV", numbers["n_reserved"], "stars held out of the fit"),
+        ("AST_RSVX", _finite(numbers["rms_reserved_ra_mas"]), "[mas] rms of those, ra"),
+        ("AST_RSVY", _finite(numbers["rms_reserved_dec_mas"]), "[mas] rms of those, dec"),
+        ("AST_CHI2", _finite(numbers["chi2_dof"]), "chi^2 per degree of freedom"),
+        ("AST_SIG0", _finite(numbers["sigma0_mas"]), "[mas] error beyond source and catalogue"),
+        ("AST_AFAC", _finite(numbers["a"]), "factor on the source errors"),
+    )
 
 
 def _finite(value: float) -> float | None:

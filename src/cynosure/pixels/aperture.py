@@ -1,7 +1,8 @@
-"""Aperture photometry: sums of the light in circles, at any places.
+"""Aperture photometry: fluxes in circular apertures at given positions.
 
-The area of each pixel inside a circle is exact. The sky is that of the mesh, or the median of a
-ring around each place. Errors are those of the sky, of the light itself, and of the ring's level.
+The area of each pixel inside a circle is exact. The sky is that of the background mesh, or the
+median of an annulus around each position. Errors include sky noise, photon noise, and the error of
+the annulus level.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from cynosure.pixels.background import PLAIN, Background, plain_pixels
 __all__ = ["aperture_schema", "measure_apertures"]
 
 NO_VARIANCE = np.zeros((0, 0), dtype=np.float32)
-PIECE = 4096
+PIECE = 4096  # positions of one task: many milliseconds of work, and enough tasks to share
 
 
 @cache
@@ -64,7 +65,7 @@ def measure_apertures(
     clip_sigma: Annotated[float, Unit("sigma"), Range(1, 100)] = 3.0,
     masked: Literal["mirror", "nan"] = "mirror", threads: int = 1,
 ) -> NDArray[np.void]:
-    """Sum the light in circular apertures.
+    """Measure the flux in circular apertures.
 
     Parameters
     ----------
@@ -74,12 +75,12 @@ def measure_apertures(
         Centres, 0-based pixels.
     radii_px : sequence of float
     annulus_px : (inner, outer), optional
-        Take the sky from a ring of these radii around each place, not from the mesh: the median of
-        its pixels, clipped at `clip_sigma` about it until nothing changes.
+        Take the sky from an annulus of these radii around each position, not from the mesh: the
+        median of its pixels, clipped at `clip_sigma` about it until nothing changes.
     masked : str
-        What stands for a pixel that is unusable or outside the frame: ``"mirror"``, the one
-        opposite the centre (good for what is symmetric); ``"nan"``, nothing. A flux that
-        still lacks a pixel is NaN.
+        Replacement of a pixel that is unusable or outside the frame: ``"mirror"`` takes the pixel
+        opposite the centre (for symmetric sources); ``"nan"`` takes none. A flux that still lacks a
+        pixel is NaN.
     threads : int
         Threads that share the work; the result does not depend on it.
 
@@ -98,7 +99,7 @@ def measure_apertures(
 
     Notes
     -----
-    With the level of a ring, the deviation of its pixels is taken as the noise of the sky.
+    With an annulus, the standard deviation of its pixels is taken as the noise of the sky.
     """
     radii = [float(r) for r in radii_px]
     _check_radii(radii, annulus_px)

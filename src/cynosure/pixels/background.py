@@ -4,10 +4,11 @@ The frame is cut into cells. In each, a staggered sample of the pixels is clippe
 median at three standard deviations until it is stable; of all the pixels within those bounds the
 level is Pearson's estimate of the mode, ``2.5 median - 1.5 mean``, or the median where stars skew
 the cell so much that the estimate would overshoot (Bertin & Arnouts 1996). Cells without enough
-pixels take the value of their neighbours. A 3 x 3 median removes cells that hold a bright star or
-a nebula's knot. Between the centres of the cells the level is bicubic and the noise, which may not
-overshoot, is bilinear; outside the outermost centres the level goes on straight. Where the level
-changes within a cell by as much as the noise, both are measured again on what it leaves.
+pixels take the value of their neighbours. A 3 x 3 median removes cells that contain a bright star
+or a knot of a nebula. Between the centres of the cells the level is interpolated bicubically and
+the noise, which may not overshoot, bilinearly; outside the outermost centres the level is
+extrapolated linearly. Where the level changes within a cell by as much as the noise, both are
+measured again after subtracting it.
 """
 
 from __future__ import annotations
@@ -30,20 +31,24 @@ __all__ = ["Background", "estimate_background", "plain_pixels", "rounding_noise"
 
 NO_MASK = np.zeros((0, 0), dtype=bool)
 
-# What the compiled loops want of an array; anything else would be compiled for anew.
+# Layout that the compiled loops expect (contiguous, writable, aligned); another layout would be
+# another numba type, and compiled again.
 PLAIN: tuple[Literal["C", "W", "A"], ...] = ("C", "W", "A")
 
-# Enough pixels to find the bounds of the sky's values.
+# Pixels of a cell that are sampled for the clipping bounds: they give the standard deviation to
+# 1 / sqrt(2 n) = 2 %, which hardly moves a bound of three standard deviations.
 SAMPLE_PER_CELL = 1024
 
-# A cell with a smaller part of its pixels usable takes the value of its neighbours.
+# A cell with a smaller share of usable pixels takes the value of its neighbours: what is left of it
+# is mostly the surroundings of masked objects.
 LEAST_USABLE = 0.3
 
-# A slope that changes the level of the sky by more than this part of its noise from one cell to the
-# next, in more than this part of the frame, would pass for noise.
+# The sky is measured again when its level changes by more than STEEP times its noise from one cell
+# to the next in more than STEEP_PART of the frame. At 0.5 the slope raises the standard deviation
+# within a cell by 0.5^2 / 24 = 1 %.
 STEEP, STEEP_PART = 0.5, 0.2
 
-# A sky of more different values than this is not limited by the steps of its digital scale.
+# A sky with more distinct values than this between its quantiles is not limited by digitisation.
 FEW_STEPS = 8
 
 
@@ -90,9 +95,9 @@ class Background:
 def plain_pixels(
     frame: Frame, purpose: Purpose = DETECTION
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return data, and where they are unusable, as the compiled loops want them.
+    """Return data and the mask of unusable pixels, in the layout that the compiled loops expect.
 
-    The second is empty where there is no mask.
+    The mask is an empty array where the frame has none.
     """
     data, unusable = np.require(frame.data, np.float32, PLAIN), frame.unusable(purpose)
     return data, NO_MASK if unusable is None else np.require(unusable, bool, PLAIN)
@@ -112,7 +117,7 @@ def estimate_background(
     frame : Frame
         The pixels; NaN and masked pixels are left out.
     cell_px : int
-        Size of a cell. It should be several times the largest object whose light is not sky.
+        Size of a cell. It should be several times as large as the largest object.
     filter_cells : int
         Width of the median filter over the mesh; 1 is none.
     threads : int
@@ -121,12 +126,12 @@ def estimate_background(
     Raises
     ------
     ImageError
-        If no cell has enough usable pixels, the sky has no noise at all, or the gain is none.
+        If no cell has enough usable pixels, the pixels have no noise, or the gain is not positive.
     """
     if not frame.gain_e_adu > 0:
         raise ImageError(
-            image=frame.name, reason=f"a gain of {frame.gain_e_adu} electrons per ADU is none",
-            hint="Give a positive gain; 1 where it is unknown, and the stars will tell it.",
+            image=frame.name, reason=f"a gain of {frame.gain_e_adu} electrons per ADU is invalid",
+            hint="Give a positive gain; with 1, it is measured from the noise of the stars.",
         )
     sky = _measured(frame, cell_px, filter_cells, threads)
     if _steep(sky):
@@ -142,7 +147,7 @@ def estimate_background(
 
 
 def _steep(sky: Background) -> bool:
-    """Say if the level changes from cell to cell by much of its noise."""
+    """Say whether the level changes from cell to cell by much of its noise (see `STEEP`)."""
     level, sigma = sky.level.astype(float), sky.sigma.astype(float)
     steps = [np.abs(np.diff(level, axis=a)).ravel() for a in (0, 1)]
     pairs = ((sigma[1:], sigma[:-1]), (sigma[:, 1:], sigma[:, :-1]))
@@ -174,7 +179,7 @@ def _measured(frame: Frame, cell_px: int, filter_cells: int, threads: int) -> Ba
         level[j], sigma[j] = _level_and_noise(sums, low, high, pivot, few)
 
     share(work, range(rows), threads)
-    if not np.isfinite(level).any():  # whatever there is
+    if not np.isfinite(level).any():  # no cell has enough usable pixels: take any number
         share(partial(work, least=0.0), range(rows), threads)
     if not np.isfinite(level).any():
         raise ImageError(
@@ -185,9 +190,9 @@ def _measured(frame: Frame, cell_px: int, filter_cells: int, threads: int) -> Ba
     if not (sigma > 0).any():
         raise ImageError(
             image=frame.name, reason="the pixels have no noise: no background can be measured",
-            hint="Check the image: all pixels are alike.",
+            hint="Check the image: all pixels have the same value.",
         )
-    # A constant patch has a level of its own, and the noise of its neighbours.
+    # A constant patch keeps its level and takes the noise of its neighbours.
     level, sigma = _fill(level, np.isfinite(level)), _fill(sigma, sigma > 0)
     level, sigma = _smoothed(level, filter_cells, True), _smoothed(sigma, filter_cells, False)
     return Background(level, sigma, (ny, nx))
@@ -201,9 +206,10 @@ def _level_and_noise(
     with np.errstate(invalid="ignore", divide="ignore"):
         n, below, s1, s2 = sums.T
         mean = s1 / n
-        # A Gaussian cut at three standard deviations has lost 1.35 % of its standard deviation.
+        # A Gaussian clipped at 3 sigma has a standard deviation of 1 / 1.0136 sigma.
         std = 1.0136 * np.sqrt(np.maximum(s2 / n - mean**2, 0.0))
-        # From the pivot to the median: the Gaussian's quantile, as the series of erfinv.
+        # From the pivot to the median: a quantile of the clipped Gaussian (its share 0.9973), by
+        # the series of the inverse error function to the fifth order.
         z = 2.0 * 0.9973 * (0.5 - below / n)
         series = z + np.pi * z**3 / 12.0 + 7.0 * np.pi**2 * z**5 / 480.0
         median = std * np.sqrt(np.pi / 2.0) * series
@@ -214,11 +220,12 @@ def _level_and_noise(
 
 
 def rounding_noise(values: NDArray[np.float32]) -> np.float32:
-    """Return the noise of rounding to a digital scale, where the sky spans few of its steps."""
+    """Return the rounding noise, step / sqrt(12), where the sky spans few digital steps, else 0."""
+    # A sample of 50,000 pixels; between the quantiles 0.05 and 0.85 they are sky and not stars.
     step = max(1, round((values.size / 50_000) ** 0.5))
     sample = values[::step, ::step].ravel()
     sample = sample[np.isfinite(sample)]
-    low, high = np.quantile(sample, [0.05, 0.85]) if len(sample) else (0.0, 0.0)  # no stars
+    low, high = np.quantile(sample, [0.05, 0.85]) if len(sample) else (0.0, 0.0)
     distinct = np.unique(sample[(sample >= low) & (sample <= high)])
     if not 2 <= len(distinct) <= FEW_STEPS:
         distinct = np.unique(sample) if len(distinct) == 1 else distinct[:1]
@@ -226,11 +233,12 @@ def rounding_noise(values: NDArray[np.float32]) -> np.float32:
 
 
 def _smoothed(mesh: NDArray[np.float32], cells: int, straight: bool) -> NDArray[np.float32]:
-    """Return the running median of a mesh that goes on straight, or level, beyond its edge."""
+    """Return the running median of a mesh, extrapolated linearly, or as a constant, at its edge."""
     if cells < 2 or mesh.size == 1:
         return mesh
     before = cells // 2
-    # A gradient is no reason to bend the level at the edge; a noise may not fall below zero.
+    # Linear extrapolation keeps a gradient at the edge; the noise is held constant, so that it
+    # stays positive.
     width = tuple((before, cells - 1 - before) if n > 1 else (0, 0) for n in mesh.shape)
     if straight:
         padded = np.pad(mesh, width, mode="reflect", reflect_type="odd")

@@ -1,9 +1,9 @@
-"""What is not a star, or not only: saturated blobs, spikes of a pixel, trails.
+"""Flag defects: saturated stars, cosmic rays and hot pixels, trails.
 
 A saturated star is a plateau with bleeding columns, on which noise makes many maxima; its
-connected saturated pixels are one source, at the middle of their thickest part. Cosmic rays
+connected saturated pixels become one source, at the middle of their thickest part. Cosmic rays
 and hot pixels are sharper than the PSF. Satellite trails, bleeding and bad columns are chains of
-detections that are long in the direction of the chain.
+detections that are elongated along the chain.
 """
 
 from __future__ import annotations
@@ -19,32 +19,35 @@ __all__ = ["flags_of", "flag_trails", "in_rows", "merge_saturated", "spike_contr
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-# Odds (logarithm) by which a spike of one pixel must be the better description of a source.
+# Log-odds by which a single-pixel spike must describe a source better than a star does: 2 is 7 : 1,
+# since stars are far more frequent.
 SPIKE_ODDS = 2.0
 
-# A source this much narrower than the stars, its error considered, is none; the moments of a
-# star of S/N s scatter by about 1.3 / s of its width.
+# A source narrower than this part of the FWHM of the stars, less twice its error, is not a star;
+# the width of a star of S/N s, by its moments, scatters by about 1.3 / s.
 NARROW = 0.68
 WIDTH_ERROR = 1.3
 
-# Members of a trail: axis ratio at most this part of the stars'; no farther from the next one than
-# this; and so many at least.
+# Members of a trail: their axis ratio is at most this part of that of the stars, the next member
+# lies within this many FWHM, and there are at least this many. Five aligned elongated sources are
+# rare by chance even in rich fields.
 TRAIL_AXIS_RATIO = 0.55
 TRAIL_LINK_FWHM = 12.0
 TRAIL_LEAST = 5
 
-# A piece of a trail is at least this elongated, and others lie within so many FWHM of it.
+# Pieces of a trail in a poor field: ellipticity above LONG, with others within ROW_FWHM. With more
+# than RICH such sources, alignments by chance are frequent, and none is flagged.
 LONG = 0.4
 ROW_FWHM = 8.0
 RICH = 50_000
 
-# Larger blobs than this are not looked at for their thickest part.
+# The thickest part of larger blobs is not searched; it limits the memory.
 LARGEST_BLOB_PX = 1_000_000
 
 
 # --------------------------------------------------------------------------------- saturation
 def merge_saturated(table: Floats, runs: NDArray[np.int64], fwhm_px: float) -> tuple[Floats, Bools]:
-    """Make one peak of all those on, or at the rim of, connected saturated pixels.
+    """Merge all peaks on, or next to, connected saturated pixels into one.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ def merge_saturated(table: Floats, runs: NDArray[np.int64], fwhm_px: float) -> t
     runs : (m, 3) ndarray of int
         Runs of saturated pixels: y, first x, last x + 1, in the order of y and x.
     fwhm_px : float
-        Width of the stars; peaks as near as 0.8 of it to a saturated pixel belong to it.
+        Width of the stars; peaks within 0.8 of it from a saturated pixel are merged.
 
     Returns
     -------
@@ -86,13 +89,16 @@ def merge_saturated(table: Floats, runs: NDArray[np.int64], fwhm_px: float) -> t
         mine = runs[by_blob[start:end]]
         if np.sum(mine[:, 2] - mine[:, 1]) > 3:
             x, y, thick, streak[k] = _thickest(mine)
-            if thick >= 5:  # else there is no plateau, and the peak is where it was
+            if thick >= 5:  # a thinner blob has no plateau, and its peak is not moved
                 out[k, 0], out[k, 1] = x, y
     return out[keep], streak[keep]
 
 
 def _thickest(runs: NDArray[np.int64]) -> tuple[float, float, int, bool]:
-    """Return the middle of the thickest part of a blob, how thick, and if it is long and thin."""
+    """Return the middle of the thickest part of a blob, its thickness, and whether it is a streak.
+
+    A streak is more than 15 times as long as thick; the bleeding of a star is shorter than that.
+    """
     y0, y1, x0, x1 = runs[:, 0].min(), runs[:, 0].max() + 1, runs[:, 1].min(), runs[:, 2].max()
     width = (runs[:, 2] - runs[:, 1]).astype(float)
     length = float(np.hypot(y1 - y0, x1 - x0))
@@ -105,7 +111,7 @@ def _thickest(runs: NDArray[np.int64]) -> tuple[float, float, int, bool]:
     for y, a, b in runs:
         image[y - y0 + 1, a - x0 + 1 : b - x0 + 1] = True
     layers, left = 0, image
-    while left.any():  # peel it
+    while left.any():  # erode it layer by layer
         image, layers = left, layers + 1
         left = image.copy()
         left[1:-1, 1:-1] &= image[:-2, 1:-1] & image[2:, 1:-1] & image[1:-1, :-2] & image[1:-1, 2:]
@@ -116,9 +122,9 @@ def _thickest(runs: NDArray[np.int64]) -> tuple[float, float, int, bool]:
 
 # ------------------------------------------------------------------------------------- spikes
 def spike_contrast(kernel: NDArray[np.float32]) -> float:
-    """Return the largest pixel of a lone spike in units of its matched-filter peak.
+    """Return the value of a single bright pixel in units of its matched-filter peak.
 
-    The filter of unit norm answers to a pixel of 1 with k_0^2 where ``kernel`` is the
+    The response of the filter of unit norm to one pixel of value 1 is k_0^2, with ``kernel`` the
     one-dimensional k.
     """
     return float(1.0 / kernel[len(kernel) // 2] ** 2)
@@ -135,18 +141,20 @@ def flag_spikes(sources: NDArray[np.void], fwhm_px: float) -> Bools:
 
 # ------------------------------------------------------------------------------------- trails
 def flag_trails(sources: NDArray[np.void], fwhm_px: float) -> Bools:
-    """Say which sources lie on a trail: long ones, each on the long axis of the next.
+    """Say which sources lie on a trail: a chain of elongated sources along their long axes.
 
-    Sources longer than the stars are linked where each lies on the axis of the other; chains of
-    five or more are trails, and whatever lies on them, between their ends, is flagged. In a poor
-    field the pieces of a trail may outnumber the stars; so those of :func:`in_rows` count too.
+    Sources more elongated than the stars are linked where each lies on the axis of the other;
+    chains of `TRAIL_LEAST` or more are trails, and all sources on them, between their ends, are
+    flagged. In a poor field the pieces of a trail may outnumber the stars, so that the typical
+    elongation is theirs; those of :func:`in_rows` count too.
     """
     n = len(sources)
     out = in_rows(sources, fwhm_px)
     with np.errstate(invalid="ignore"):
         axis_ratio = 1.0 - sources["ellipticity"]
         star = (sources["snr"] > 15) & (axis_ratio > 0)
-        # Pieces of a trail are long: the rounder ones are the stars.
+        # The stars are the rounder sources: the 0.8 quantile of the axis ratio is theirs even
+        # where most sources are pieces of a trail.
         typical = float(np.quantile(axis_ratio[star], 0.8)) if star.sum() > 20 else 1.0
         long = np.flatnonzero((axis_ratio < TRAIL_AXIS_RATIO * typical) | out)
     if len(long) < TRAIL_LEAST or n > RICH:
@@ -161,10 +169,10 @@ def flag_trails(sources: NDArray[np.void], fwhm_px: float) -> Bools:
 
 
 def in_rows(sources: NDArray[np.void], fwhm_px: float) -> Bools:
-    """Say which sources are long and have three such more along their axis, near by.
+    """Say which sources are elongated and have three more such sources along their axis.
 
-    They are told by each other, not by the typical star. In a rich field they are few among
-    many, which stand in rows by chance, and nothing is done.
+    The criterion does not depend on the typical star. In a rich field (more than `RICH`) chance
+    alignments are frequent, and none is flagged.
     """
     out = np.zeros(len(sources), dtype=bool)
     with np.errstate(invalid="ignore"):
@@ -180,7 +188,7 @@ def in_rows(sources: NDArray[np.void], fwhm_px: float) -> Bools:
 def _aligned(
     place: Floats, theta_deg: Floats, reach_px: float, aside_px: float
 ) -> NDArray[np.int64]:
-    """Return the pairs (m, 2) of places each of which lies on the axis of the other."""
+    """Return the pairs (m, 2) of positions, each of which lies on the axis of the other."""
     from scipy.spatial import cKDTree
 
     pairs = cKDTree(place).query_pairs(reach_px, output_type="ndarray").astype(np.int64)
@@ -194,11 +202,11 @@ def _aligned(
 
 
 def _flag_along(place: Floats, members: NDArray[np.int64], fwhm_px: float, out: Bools) -> None:
-    """Flag the members of a chain, and, if it is straight, all that lies on it and goes on."""
+    """Flag the members of a chain and, if it is straight, all sources on it and its extension."""
     centre = place[members].mean(axis=0)
     _, _, axes = np.linalg.svd(place[members] - centre, full_matrices=False)
     along, across = (place[members] - centre) @ axes[0], (place[members] - centre) @ axes[1]
-    if np.ptp(along) < 6.0 * fwhm_px:
+    if np.ptp(along) < 6.0 * fwhm_px:  # a blend, not a trail
         return
     out[members] = True
     if np.sqrt(np.mean(across**2)) > fwhm_px:
@@ -206,7 +214,8 @@ def _flag_along(place: Floats, members: NDArray[np.int64], fwhm_px: float, out: 
     near = np.flatnonzero(np.abs((place - centre) @ axes[1]) < 1.5 * fwhm_px)
     near = near[np.argsort((place[near] - centre) @ axes[0], kind="stable")]
     at = (place[near] - centre) @ axes[0]
-    # On from either end as long as the next one is nearer than stars would be by chance.
+    # Extend it at either end as long as the next source is nearer than expected by chance: a fifth
+    # of the mean distance of sources in a strip of three FWHM, but at least three FWHM.
     size = np.ptp(place[:, 0]) * np.ptp(place[:, 1])
     gap = min(TRAIL_LINK_FWHM * fwhm_px, 0.2 * size / (3.0 * fwhm_px * len(place)))
     gap = max(gap, 3.0 * fwhm_px)
@@ -217,7 +226,11 @@ def _flag_along(place: Floats, members: NDArray[np.int64], fwhm_px: float, out: 
 
 
 def flags_of(sources: NDArray[np.void], fwhm_px: float) -> NDArray[np.int32]:
-    """Return the flags of what is shaped unlike the stars."""
+    """Return the flags of sources whose shape differs from that of the stars.
+
+    TRAIL also for a single source with an axis ratio below 0.45 of the stars', EXTENDED for one
+    broader than 1.6 FWHM, both at S/N above 15, where the shape is measured to 10 %.
+    """
     flags = np.zeros(len(sources), dtype=np.int32)
     flags[flag_spikes(sources, fwhm_px)] |= SourceFlag.COSMIC
     flags[flag_trails(sources, fwhm_px)] |= SourceFlag.TRAIL

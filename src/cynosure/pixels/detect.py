@@ -5,9 +5,9 @@ The detection image is the matched filter of a star on sky noise,
     S(x) = sum_i k_i D_{x+i} / sqrt(sum_i k_i^2),    D = (data - background) / sigma,
 
 with a Gaussian k of the width of the stars, measured first on a sample of them (Zackay & Ofek
-2017). A source is a local maximum of S above the threshold. On the wing of a bright star, where
-light and photon noise are higher, a maximum counts by what it rises above the median of a ring
-around it, against the noise there; that keeps noise on haloes and spikes from becoming stars.
+2017, ApJ 836, 187). A source is a local maximum of S above the threshold. On the wing of a bright
+star, where level and photon noise are higher, the maximum is measured above the median of a ring
+around it and compared with the noise there, so that noise on haloes and spikes is not detected.
 
 Each source then gets a windowed centroid and moments, an aperture sum and flags; see
 :data:`cynosure.data.tables.SOURCES`. The frame is worked through in strips that fit the
@@ -38,20 +38,24 @@ __all__ = ["detect_sources", "find_saturation", "measure_fwhm"]
 
 FWHM_TO_SIGMA = 1.0 / math.sqrt(8.0 * math.log(2.0))
 
+# Rows of a strip: few enough for the processor's cache, many against the margin of a kernel.
 STRIP_ROWS = 512
+# Rows of each of the (about twelve) strips on which the width of the stars is measured.
 SAMPLE_ROWS = 96
 
+# Width of the stars (px) where the image shows none: that of a well-sampled image.
 DEFAULT_FWHM_PX = 2.5
 
-# Moments of a star under a narrower window would depend on where in its pixel the star is.
+# Least width (px) of the window of the moments. Under a narrower one the width of a star depends on
+# its position within the pixel.
 LEAST_WINDOW_PX = 2.0
 
-# A star's matched-filter image is sqrt(2) broader than the star; at 1.6 FWHM from its centre it
-# has fallen to 3 %, so that a ring there sees the neighbourhood and not the star.
+# Radius of the ring. The matched-filter image of a star is sqrt(2) broader than the star; at 1.6
+# FWHM it has fallen to 3 %, so that the ring measures the surroundings and not the star.
 RING_FWHM = 1.6
 
-# A wing's texture (spikes, ghosts, imperfect flat) is real structure of a per cent or so of its
-# brightness; a bump must exceed it to be a source.
+# Least height of a source above the ring, as a part of the ring's level: spikes, ghosts and an
+# imperfect flat are real structure of about a per cent of a wing's brightness.
 WING_CONTRAST = 0.02
 
 
@@ -105,7 +109,7 @@ def detect_sources(
 def gaussian_kernel(fwhm_px: float) -> NDArray[np.float32]:
     """Return a one-dimensional Gaussian star on pixels, of unit norm (sum of squares).
 
-    Its width is that on the pixels; the light that falls on them is narrower by a pixel's own.
+    `fwhm_px` is the width after integration over the pixels, whose variance is 1/12 px^2.
     """
     sigma = math.sqrt(max((fwhm_px * FWHM_TO_SIGMA) ** 2 - 1.0 / 12.0, 0.03))
     half = max(1, math.ceil(3.0 * sigma)) | 1  # odd: the loops take its values in pairs
@@ -116,7 +120,7 @@ def gaussian_kernel(fwhm_px: float) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Peaks:
-    """What the matched filter shows: peaks, and runs of saturated pixels (y, x, x + 1)."""
+    """The peaks of the matched filter, and the runs of saturated pixels (y, x, x + 1)."""
 
     table: NDArray[np.float64]
     runs: NDArray[np.int64]
@@ -195,13 +199,13 @@ def _measure(
         frame.shape[0] - 1 - sources["y"],
     ])
     sources["flags"][edge < fwhm] |= SourceFlag.EDGE
-    wing = peaks[:, 4] > peaks[:, 2] - peaks[:, 4]  # more light of others than its own
+    wing = peaks[:, 4] > peaks[:, 2] - peaks[:, 4]  # the ring's level exceeds its own light
     sources["flags"][wing] |= SourceFlag.NEAR_BRIGHT
     return sources
 
 
 def note_mask_bits(frame: Frame, sources: NDArray[np.void], radius_px: float) -> None:
-    """Write which bits of the frame's mask the sources have, with what was seen to saturate."""
+    """Write the bits of the frame's mask at the sources, with those of detected saturation."""
     around, center = bits_within(frame.mask, sources["x"], sources["y"], radius_px)
     seen = sources["flags"] & SourceFlag.SATURATED != 0
     around[seen] |= np.uint32(mask_dictionary()["saturated"])
@@ -227,9 +231,10 @@ def measure_fwhm(frame: Frame, background: Background) -> float:
 
     Bright, unsaturated peaks of a sample of strips are measured under a window that is adapted
     to them in a few rounds; the median of the widths within the main peak of their distribution is
-    returned. What has its light in one pixel, or is long, has no say. An image without stars
+    returned. Single bright pixels and elongated sources are left out. An image without stars
     gives 2.5.
     """
+    # S/N thresholds of the rounds: 15 for accurate widths, then 8 for images of few stars.
     ny = frame.shape[0]
     step = max(1, ny // (SAMPLE_ROWS * 12))
     strips = [(y, min(y + SAMPLE_ROWS, ny)) for y in range(0, ny, SAMPLE_ROWS * step)]
@@ -241,7 +246,7 @@ def measure_fwhm(frame: Frame, background: Background) -> float:
         new = float(np.clip(_main_peak(widths), 0.9, 50.0))
         if abs(new - fwhm) < 0.05 * fwhm:
             return new
-        # From a window that is too small a broad star is seen by its core only.
+        # Under a window that is too small the width is underestimated, so the next one is wider.
         fwhm = min(new * 1.5, 50.0) if new > 1.5 * fwhm else new
     return fwhm
 
@@ -263,7 +268,11 @@ def _widths(
 
 
 def _main_peak(values: NDArray[np.float64]) -> float:
-    """Return the median around the half-sample mode: the narrowest half, halved until few."""
+    """Return the median of the values near their mode (within 20 %), by the half-sample mode.
+
+    The narrowest half of the sorted values is taken repeatedly (Robertson & Cryer 1974), until 20
+    are left.
+    """
     values = np.sort(np.log(values))
     inner = values
     while len(inner) > 20:
@@ -278,8 +287,9 @@ def _main_peak(values: NDArray[np.float64]) -> float:
 def find_saturation(frame: Frame) -> float:
     """Return the level at which pixels saturate, ADU.
 
-    What the header or the instrument says, or else the level at which the pixels pile up: three
-    or more of the brightest thousandth at exactly the largest value. Infinity where they do not.
+    The value of the header or the instrument; without one, 0.99 times the largest value, if at
+    least eight pixels exceed that and they are more than 0.4 of those above 0.7 of it (without
+    saturation the number of pixels falls steeply with brightness). Otherwise infinity.
     """
     if np.isfinite(frame.saturation_adu):
         return frame.saturation_adu
@@ -291,7 +301,7 @@ def find_saturation(frame: Frame) -> float:
             top = max(top, finite.max())
     if not np.isfinite(top) or top <= 0:
         return float("inf")
-    # Amplifier gains and flat fields smear a digital ceiling by a per cent or so.
+    # Amplifier gains and flat fields spread a digital ceiling by about a per cent.
     ceiling = np.float32(0.99) * top
     piled = sum(
         int(np.count_nonzero(frame.data[r : r + 1024] >= ceiling))

@@ -1,8 +1,8 @@
-"""PSF photometry where it is asked for, and of all there is.
+"""PSF photometry at given positions, and in passes for crowded fields.
 
-:func:`forced_psf` fits fluxes at places that come from elsewhere: another epoch, a catalogue, an
-ephemeris. :func:`measure_iteratively` finds the sources of a crowded field in steps, the bright
-ones first, each step on what the fits of all before have left.
+:func:`forced_psf` fits fluxes at positions from another source: another epoch, a catalogue, an
+ephemeris. :func:`measure_iteratively` detects the sources of a crowded field in passes, the bright
+ones first, each pass on the residual image of the passes before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from cynosure.pixels.psf import Psf
 
 __all__ = ["forced_psf", "measure_iteratively"]
 
-# Bits of the mask are noted within this radius: nearly all of what tells the flux of a faint star.
+# Radius (FWHM) within which mask bits are recorded: it holds 97 % of the light of a Gaussian star
+# and nearly all of the information on the flux of a faint one.
 BITS_FWHM = 1.15
 
 
@@ -43,13 +44,13 @@ def forced_psf(
     frame, background, psf
         The pixels, the sky and the PSF.
     positions : (n, 2) array of x, y, or a table with columns x and y
-        Places, 0-based pixels. Neighbours belong on the list: light of a star that is not on it
-        is taken for that of those that are.
+        Positions, 0-based pixels. The list should include neighbours: the light of a star that is
+        not on it adds to the flux of those that are.
     shifts : int
-        Steps in which a place may move to where the star is; 0 leaves all where they are. A source
-        below S/N 4 does not move.
+        Steps in which a position may move towards the star; 0 keeps all positions. A source below
+        S/N 4 does not move.
     max_shift_px : float
-        How far it may come along each axis.
+        Largest total shift along each axis.
     group_fwhm : float
         Sources closer than this are fitted jointly.
     sweeps : int
@@ -92,10 +93,11 @@ def forced_psf(
 def _rough_snr(
     frame: Frame, background: Background, psf: Psf, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return about the significance of what is at some places, from the pixel there.
+    """Return the approximate significance at positions, from their central pixels.
 
-    It decides how far out a star is fitted. The light of the pixel in the middle of a Gaussian star
-    is 0.88 / fwhm^2 of all, and the filter's significance sqrt(0.44 / fwhm^2) of that light's.
+    It decides to what radius a star is fitted. The central pixel of a Gaussian star has 0.88 /
+    fwhm^2 of its flux, and 1 / sqrt(sum P^2) of sky noise is the error of the flux, with sum P^2 =
+    0.44 / fwhm^2.
     """
     column = np.rint(x).astype(int).clip(0, frame.shape[1] - 1)
     row = np.rint(y).astype(int).clip(0, frame.shape[0] - 1)
@@ -111,18 +113,18 @@ def measure_iteratively(
     sweeps: Annotated[int, Range(1, 100)] = 12,
     group_fwhm: Annotated[float, Unit("FWHM"), Range(0, 10)] = 1.5, threads: int = 1,
 ) -> NDArray[np.void]:
-    """Find and fit the sources of a frame in passes, each on what the passes before have left.
+    """Detect and fit the sources of a frame in passes, each on the residual image of the former.
 
     Parameters
     ----------
     frame, background, psf
         The pixels, the sky and the PSF.
     thresholds_sigma : sequence of float
-        Least significance of what each pass finds. What is found is fitted together with all that
-        was found before, and taken off; the noise of the light that was taken off counts. Level and
-        noise of the sky are measured again after each pass.
+        Detection threshold of each pass. New sources are fitted together with all earlier ones and
+        subtracted; the photon noise of the subtracted light is included in the next threshold.
+        Level and noise of the sky are measured again after each pass.
     repeats : int
-        Further passes at the last threshold: stars hidden by others appear when these are gone.
+        Further passes at the last threshold, for stars that only the residual image shows.
     sweeps : int
         Most Gauss-Newton steps of a source in a pass.
     group_fwhm : float

@@ -3,8 +3,8 @@
 Every source has three parameters, flux and position; the background is that of the mesh. Sources
 that share pixels form groups, and the stars of a group are solved together by Gauss-Newton steps
 whose weights come from the model, not from the data (weights from the data favour pixels that
-fluctuated down and bias faint fluxes). Groups see each other through the residual image, in
-sweeps. The covariance is the inverse of the normal matrix, with the blends' couplings in it.
+fluctuated down and bias faint fluxes). Groups are solved in turn on the common residual image, in
+sweeps. The covariance is the inverse of the normal matrix of the group, blends included.
 
 The frame is fitted in tiles with a margin, so that memory does not grow with it; the tiles, and so
 the results, do not depend on the number of threads.
@@ -38,11 +38,13 @@ from cynosure.pixels.psf import Psf
 
 __all__ = ["Manner", "fit_all", "fit_in_passes", "fit_psf"]
 
+# Side of a tile (px): its margin adds little, and its arrays are some megabytes a thread.
 TILE_PX = 768
 
 NO_VARIANCE = np.zeros((0, 0), dtype=np.float32)
 
-# Blends of more stars than this are left to the sweeps: the joint solution costs the cube.
+# Most stars that are solved jointly, since the cost grows with the cube; the links of larger groups
+# are shortened, and the sweeps account for the rest.
 MAX_GROUP = 12
 
 # The normal matrix gives position errors to first order. A faint star's errors are larger, because
@@ -51,16 +53,19 @@ MAX_GROUP = 12
 # Gaussian and Moffat profiles, round and long, of FWHM 1.2 to 4, on bright and on dark sky.
 SECOND_ORDER = 7.0
 
-# A PSF model is some per cent off in the core of a bright star; what it leaves there is no source.
+# Detections in the residual image below this part of the subtracted light are not sources: a PSF
+# model is wrong by some per cent in the core of a bright star.
 RESIDUAL_FRACTION = 0.03
 
-# Nor is what has less than this part of the light of a star near by.
+# Nor are those with less than this part of the flux of a star nearby, in its wings.
 WING_FRACTION = 0.001
 
-# chi^2 per degree of freedom, on sky noise, of what is no single star.
+# chi^2 per degree of freedom, on sky noise, above which a source is not a single star. A good fit
+# has 1 within 0.2 (some 50 pixels); the rest allows for errors of the PSF model.
 MISFIT_CHI2 = 3.0
 
-# An unusable pixel this near to the centre of a star spoils it.
+# A star with an unusable pixel within this distance (FWHM) of its centre is flagged: just outside
+# the half-maximum radius, within which most of the information on its position is.
 CORE_FWHM = 0.6
 
 
@@ -83,8 +88,9 @@ def fit_psf(
     frame, background, psf, sources
         The pixels, the sky, the PSF and the sources to start from.
     passes : int, optional
-        2 or more looks for further sources in what the fit of the first ones leaves, and fits
-        all of them again. By default 2 where the field is crowded, else 1.
+        With 2 or more, further sources are detected in the residual image, and all sources are
+        fitted again. By default 2 where the field is crowded (more than 3 sources in 100 areas of a
+        beam), else 1.
     sweeps : int
         Most Gauss-Newton steps of a source; few stars need more than three.
     group_fwhm : float
@@ -112,13 +118,13 @@ def fit_in_passes(
     frame: Frame, background: Background, psf: Psf, sources: NDArray[np.void],
     thresholds: Sequence[float], how: Manner,
 ) -> NDArray[np.void]:
-    """Fit sources, look for more in what the fits leave, and fit all again.
+    """Fit sources, detect more in the residual image, and fit all again.
 
     Parameters
     ----------
     thresholds : sequence of float
-        Least significance of the further sources of each pass after the first; with none, the
-        sources are fitted once and none is given up for its neighbours.
+        Detection threshold of each pass after the first; with none, the sources are fitted once,
+        and none is dropped in favour of its neighbours.
     """
     frame = frame.replaced(data=plain_pixels(frame)[0])  # once, not for every tile
     current = sources
@@ -137,14 +143,14 @@ def fit_in_passes(
         current = np.concatenate([fitted, more])
         current["background_e"] = background.level_at(current["x"], current["y"])
         current["background_e"] *= frame.gain_e_adu
-    if len(thresholds):  # the further ones may go on with a trail
+    if len(thresholds):  # further sources may extend a trail
         fitted["flags"][flag_trails(fitted, psf.fwhm_px)] |= SourceFlag.TRAIL
     return fitted
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How sources are fitted.
+    """Settings of a fit.
 
     Attributes
     ----------
@@ -168,7 +174,7 @@ class Manner:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """What the tiles of a fit share; `out`, `lost` and `residual` are filled."""
+    """The data that the tiles of a fit share; `out`, `lost` and `residual` are filled."""
 
     frame: Frame
     background: Background
@@ -186,7 +192,7 @@ class _Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stars:
-    """The sources on a tile, with their places on it; groups follow each other."""
+    """The sources on a tile, with their positions on it, sorted by group."""
 
     index: NDArray[np.int64]
     x: NDArray[np.float64]
@@ -199,7 +205,7 @@ class _Stars:
 
 
 class Fitted(NamedTuple):
-    """What the fit of some sources gave: places in the frame, fluxes, errors."""
+    """The results of fits: positions in the frame, fluxes, errors."""
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -213,13 +219,13 @@ def fit_all(
     frame: Frame, background: Background, psf: Psf, sources: NDArray[np.void], how: Manner,
     residual: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
-    """Fit all sources; return them, and which were given up in favour of their neighbours.
+    """Fit all sources; return them, and which were dropped in favour of their neighbours.
 
-    What the models leave of the pixels is written to `residual`, where there is one.
+    The residual image is written to `residual`, if given.
     """
     group, blended = _groups(sources, how.group_fwhm * psf.fwhm_px)
     fit_radius, draw_radius = _radii(sources, psf)
-    tolerance = np.where(_lonely(sources, fit_radius + draw_radius), 0.1, 0.02)
+    tolerance = np.where(_isolated(sources, fit_radius + draw_radius), 0.1, 0.02)
     out, lost = sources.copy(), np.zeros(len(sources), dtype=bool)
     job = _Job(
         frame, background, psf, sources, how, group, fit_radius, draw_radius, tolerance, out, lost,
@@ -228,7 +234,7 @@ def fit_all(
     ny, nx = frame.shape
     first = np.zeros(group.max() + 1, dtype=np.int64)
     first[group[::-1]] = np.arange(len(group))[::-1]
-    home = first[group]  # a group lives in the tile of its first member
+    home = first[group]  # a group is fitted on the tile of its first member
     home_x = sources["x"][home].clip(0, nx - 1)
     home_y = sources["y"][home].clip(0, ny - 1)
 
@@ -246,7 +252,11 @@ def fit_all(
 
 
 def _flag_misfits(sources: NDArray[np.void], psf: Psf) -> None:
-    """Flag what the PSF does not describe: as sharper, or as broader, than a star."""
+    """Flag sources with a bad fit, as sharper (or elongated) or as broader than a star.
+
+    Sharper is a FWHM below 0.9 of the PSF's or an ellipticity above 0.5, broader one above 1.25:
+    outside the variation of a PSF over the frame.
+    """
     with np.errstate(invalid="ignore"):
         limit = MISFIT_CHI2 * (1.0 + (RESIDUAL_FRACTION * sources["snr"]) ** 2)
         misfit = (sources["chi2_dof"] > limit) & (sources["flags"] & SourceFlag.SATURATED == 0)
@@ -261,7 +271,8 @@ def _radii(sources: NDArray[np.void], psf: Psf) -> tuple[NDArray[np.int64], NDAr
 
     The information on a Gaussian star's position within a radius r of k standard deviations is
     1 - (1 + k^2) exp(-k^2) of all on sky noise, and 1 - (1 + k^2/2) exp(-k^2/2) on its own noise:
-    1.5 FWHM (3.5 sigma) leaves nothing of the first, 2 FWHM 0.2 % of the second.
+    1.5 FWHM (3.5 sigma) has all but 0.01 % of the first, 2 FWHM all but 0.2 % of the second. The
+    radii for S/N above 40 and 200 are larger, because there the photon noise of the star dominates.
     """
     fwhm, snr = psf.fwhm_px, np.nan_to_num(sources["peak_snr"], nan=5.0)
     wanted = np.where(snr > 200, 2.4, np.where(snr > 40, 1.9, 1.45)) * fwhm + 0.5
@@ -270,8 +281,8 @@ def _radii(sources: NDArray[np.void], psf: Psf) -> tuple[NDArray[np.int64], NDAr
     return fit, drawn.astype(np.int64)
 
 
-def _lonely(sources: NDArray[np.void], reach: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Say which sources have no other whose model reaches their pixels: one step settles them."""
+def _isolated(sources: NDArray[np.void], reach: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say which sources have no neighbour whose model reaches their pixels."""
     from scipy.spatial import cKDTree
 
     tree = cKDTree(np.column_stack([sources["x"], sources["y"]]))
@@ -284,8 +295,8 @@ def _groups(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Number the groups of sources linked by less than `link_px`, and say which are blended.
 
-    The links of a group of more than MAX_GROUP are shortened until it falls apart. Groups are
-    in the order of their first members.
+    The links of a group of more than MAX_GROUP are shortened (by a fifth at a time) until it is
+    divided. Groups are in the order of their first members.
     """
     from scipy.spatial import cKDTree
 
@@ -311,7 +322,7 @@ def _groups(
 def _fit_tile(job: _Job, corner: tuple[int, int], mine: NDArray[np.bool_]) -> None:
     """Fit the sources on a tile of the frame, and write those that are `mine`.
 
-    What the models leave of the tile is written too, where it is asked for.
+    The residual image of the tile is written too, if asked for.
     """
     psf, sources, group, (ny, nx) = job.psf, job.sources, job.group, job.frame.shape
     margin, (tx, ty), whole = 2 * psf.radius_px + 4, corner, job.residual is not None
@@ -384,14 +395,14 @@ def _solve(
 
 
 def _unit(background: Background) -> float:
-    """Return about the noise of the sky, a power of two, so that nothing is rounded."""
+    """Return the power of two next to the sky noise: dividing by it does not round."""
     return float(2.0 ** np.round(np.log2(np.median(background.sigma.astype(float)))))
 
 
 def _first_fluxes(
     frame: Frame, background: Background, sources: NDArray[np.void]
 ) -> NDArray[np.float64]:
-    """Return fluxes to start from, ADU: of an earlier fit, or of the aperture."""
+    """Return initial fluxes, ADU: of an earlier fit, or of the aperture."""
     fitted = np.isfinite(sources["chi2_dof"])
     start = np.where(fitted, sources["flux_e"], sources["flux_aper_e"]) / frame.gain_e_adu
     least = 2.0 * background.sigma_at(sources["x"], sources["y"])
@@ -449,7 +460,7 @@ def _store(
 def _store_forced(
     out: NDArray[np.void], rows: NDArray[np.int64], gain: float, fitted: Fitted
 ) -> None:
-    """Write fluxes of either sign, at the places they were taken; what failed stays NaN."""
+    """Write fluxes of either sign and their positions; failed fits stay NaN."""
     x, y, flux, covariance, chi2, status = fitted
     good = status == 1
     rows_good, c = rows[good], covariance[good]
@@ -471,7 +482,7 @@ def _flag_bad_pixels(
 ) -> None:
     """Flag fitted sources with an unusable pixel in their core, and no others.
 
-    The fit leaves such pixels out, so that one in a star's wing costs it next to nothing.
+    The fit leaves such pixels out, so that one in the wing of a star has little effect.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -488,10 +499,10 @@ def _flag_bad_pixels(
 def _refined(
     frame: Frame, background: Background, residual: NDArray[np.float32], threads: int
 ) -> Background:
-    """Measure level and noise of the sky again, on what the fits leave of the pixels.
+    """Measure level and noise of the sky again, on the residual image.
 
-    In a crowded field the wings of the stars raise both. Of a sky that spans a few digital steps
-    the residuals are no such steps any more, and the first measurement is the better one.
+    In a crowded field the wings of the stars raise both. Where the sky spans a few digital steps
+    only, the first measurement is kept, since the residuals no longer have these steps.
     """
     if rounding_noise(frame.data) > 0:
         return background
@@ -511,10 +522,10 @@ def _further_sources(
     frame: Frame, skies: tuple[Background, Background], psf: Psf, current: NDArray[np.void],
     residual: NDArray[np.float32], threshold_sigma: float, threads: int,
 ) -> NDArray[np.void]:
-    """Detect sources in the residual, each pixel weighed by the noise of what was subtracted.
+    """Detect sources in the residual image, with the photon noise of the subtracted light.
 
-    The residual is that of the first of the two `skies`, and is judged by the second; it is changed
-    in place.
+    The residual was made with the first of the two `skies`; detection uses the second. It is
+    changed in place.
     """
     old, background = skies
     noise_mesh = Background(background.sigma, background.sigma, background.shape)
@@ -522,7 +533,7 @@ def _further_sources(
         block = slice(row, min(row + 512, frame.shape[0]))
         sky = old.rows(block.start, block.stop)
         noise = noise_mesh.rows(block.start, block.stop)
-        with np.errstate(over="ignore"):  # of a pixel beyond all measure nothing is left
+        with np.errstate(over="ignore"):  # an enormous pixel overflows to infinity and gets 0
             light = np.maximum(frame.data[block] - sky - residual[block], 0.0) / noise
             total = 1.0 + light / (psf.gain_e_adu * noise) + (RESIDUAL_FRACTION * light) ** 2
         residual[block] += sky - background.rows(block.start, block.stop)
@@ -539,10 +550,10 @@ def _further_sources(
 def _left_over(
     sources: NDArray[np.void], more: NDArray[np.void], reach_px: float
 ) -> NDArray[np.bool_]:
-    """Say which further sources are what the fits have left.
+    """Say which further sources are residuals of the fits.
 
-    That is all beside a saturated star, and what has next to no light beside a bright one: in its
-    wings the PSF is known to a part in a thousand of its peak, not of what is there.
+    These are all detections next to a saturated star, and faint ones next to a bright star: the PSF
+    is accurate to a part in a thousand of its peak (`WING_FRACTION`), not of its wings.
     """
     from scipy.spatial import cKDTree
 

@@ -1,14 +1,14 @@
-"""Raw frames of colour cameras: a Bayer mosaic turned into light.
+"""Raw frames of colour cameras: convert a Bayer mosaic to luminance.
 
-In a mosaic every 2 x 2 cell has one red, one blue and two green pixels, so that a star's image is
-a chequered one whose pattern depends on the star's colour. The kernel
+In a mosaic every 2 x 2 cell has one red, one blue and two green pixels, so that the image of a star
+has a pattern that depends on its colour. The kernel
 
     1 2 1
     2 4 2   / 16
     1 2 1
 
 gives every pixel, whatever its own filter, a quarter of red, half of green and a quarter of blue:
-a picture in one light with the pixels, and so the positions, where they were.
+an image in one passband on the same pixels, so that positions do not change.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from cynosure.data.frame import Frame
 
 __all__ = ["NOISE_FACTOR", "is_mosaic", "to_luminance"]
 
-# The kernel correlates the noise: sums over a star's image scatter 1.5 times more than the pixels'
-# own scatter says (between 1 for one pixel and 2.7 for a wide sum; measured on stars of 2 px).
+# The kernel correlates the noise: fluxes scatter 1.5 times more than the scatter of single pixels
+# implies (between 1 for one pixel and 2.7 for a wide sum; measured on stars of 2 px).
 NOISE_FACTOR = 1.5
 
-# The two greens see the same sky: their levels differ by less than this part of the difference
-# between the colours.
+# The sky levels of the two green phases differ by less than this part of the difference between the
+# colours: imperfect flats make it some per cent, another cause of a 2 x 2 pattern about one.
 GREEN_AGREEMENT = 0.25
 
 
 def is_mosaic(frame: Frame) -> bool:
     """Say whether the pixels are a Bayer mosaic: two diagonal phases alike, the others not.
 
-    The difference of the colours' sky levels must stand out, at a fifth of the noise of a pixel.
+    The sky levels of the colours must differ by at least a fifth of the noise of a pixel.
     """
     ny, nx = (2 * (n // 2) for n in frame.shape)
     if min(ny, nx) < 64:
@@ -54,7 +54,7 @@ def is_mosaic(frame: Frame) -> bool:
 
 
 def to_luminance(frame: Frame) -> Frame:
-    """Return the frame in one light; pixels next to unusable ones are unusable."""
+    """Return the luminance of a mosaic; pixels next to unusable ones are unusable."""
     data = frame.data.astype(np.float32)
     for axis in (0, 1):
         data = _smooth(data, axis)

@@ -1,18 +1,19 @@
 r"""The point-spread function, continuous over the frame.
 
-The PSF that a pixel sees (the optical one, integrated over the pixel) is a cubic B-spline on a
-square grid of nodes, with coefficients that are polynomials of the place in the frame:
+The effective PSF (the optical one, integrated over the pixel) is a cubic B-spline on a square grid
+of nodes, with coefficients that are polynomials of the position in the frame:
 
     P(d; X, Y) = sum_k T_k(X, Y) sum_ij c_kij B3(d_y / h - i) B3(d_x / h - j).
 
 It is linear in c, so that the best c for given stars is one weighted least-squares problem, with
 every pixel of every star as it was recorded: nothing is shifted, resampled or averaged. The
 problem is solved by conjugate gradients; between rounds the stars' positions and fluxes are fitted
-again with the new PSF (the idea of Anderson & King 2000 with the solution of PSFEx). A smooth
-elliptical Moffat profile is the prior mean, so that what the stars do not determine - the far
-wings, a sparse corner - is smooth and not noise.
+again with the new PSF (the iteration of Anderson & King 2000, PASP 112, 1360, with the linear
+solution of PSFEx, Bertin 2011, ASP Conf. 442, 435). A smooth elliptical Moffat profile is the prior
+mean, so that where the stars do not determine the PSF (far wings, a sparse corner) it is smooth.
 
-The degree of the polynomial is the one that best predicts the pixels of stars left out.
+The degree of the polynomial is chosen by cross-validation: it best predicts the pixels of stars
+left out of the fit.
 
 The zero point of position is the centroid of the PSF's core, and its sum over the plane is 1.
 """
@@ -41,26 +42,30 @@ Floats = NDArray[np.float64]
 # Nodes to a FWHM: a Gaussian is represented to 3e-4 of its peak, and its first moment to 1e-4 px.
 NODES_PER_FWHM = 4.5
 
-# Cells to a side of the frame in which the curvature of the linear problem is summed.
+# Cells on a side of the frame over which the curvature of the linear problem is summed. Within a
+# cell the polynomial is taken at the mean position: fine enough up to MAX_DEGREE.
 CELLS = 5
 
+# Highest degree of the polynomial that may be asked for.
 MAX_DEGREE = 4
 
-# Stars that stand out by twenty times the noise have more electrons than the first; where the gain
-# says otherwise it is wrong, and is taken to give the second.
+# Stars of S/N 20 have more than FEWEST_ELECTRONS; where the gain implies fewer it is wrong (a rate,
+# a normalised image) and is replaced by one that gives MANY_ELECTRONS: no photon noise until the
+# gain is measured.
 FEWEST_ELECTRONS, MANY_ELECTRONS = 10.0, 1e6
 
-# By how much of the light of a star the PSF may be off: while it is the same over the frame, and
-# when it is not.
+# Tolerance of the outlier rejection for errors of the PSF, as a part of the light of a star:
+# VARIATION while the PSF is constant over the frame, MISFIT once it varies.
 VARIATION, MISFIT = 0.3, 0.05
 
-# What the PSF differs by from the smooth profile varies over this length (standard deviation of
-# the kernel). Without it an undersampled PSF is not determined: a shift of the stars that is any
-# function of their phase in the pixel, and the PSF so warped, describe the pixels just as well
-# (Anderson & King 2000 break this with dithers), but such a PSF has ripples of the pixel's period.
+# Correlation length of the difference from the Moffat profile (standard deviation of the kernel, in
+# FWHM). Without it an undersampled PSF is not determined: a shift of the stars that is a function
+# of their pixel phase, with a PSF warped accordingly, describes the pixels equally well (Anderson &
+# King 2000 break this degeneracy with dithers), but such a PSF has ripples of the pixel's period.
 SMOOTH_FWHM = 0.35
 
-# The rounds go on from where the last one ended, so each need not go far.
+# Steps and relative tolerance of the conjugate gradients. Each round starts from the solution of
+# the last one, so that an approximate solution suffices.
 CG_STEPS, CG_TOLERANCE = 60, 1e-3
 
 
@@ -81,11 +86,11 @@ class Psf:
     fwhm_px, ellipticity : float
         Width and flattening at the centre of the frame.
     radius_px : int
-        Where the model ends.
+        Radius of the model; it is zero beyond.
     n_stars : int
         Stars it was built from.
     gain_e_adu : float
-        Electrons per ADU by the noise of the stars' light: the frame's, unless the stars
+        Electrons per ADU by the photon noise of the stars: the frame's gain, unless the stars
         contradict it (a rate, a stack, a header without a gain).
     """
 
@@ -162,7 +167,7 @@ def build_psf(
     frame, background, sources
         The pixels, the sky and the detected sources.
     degree : int, optional
-        Degree of the polynomial over the frame; chosen by left-out stars where not given.
+        Degree of the polynomial over the frame; chosen by cross-validation by default.
     min_snr : float
         Least signal to noise of a star that is used.
     max_stars : int
@@ -170,7 +175,7 @@ def build_psf(
     radius_fwhm : float
         Radius of the model.
     rounds : int
-        How often PSF and stars are fitted in turn.
+        Number of times that PSF and stars are fitted in turn.
     threads : int
         Threads that share the work.
 
@@ -188,7 +193,7 @@ def build_psf(
         )
     data = Stamps.cut(frame, background, sources, index, fwhm, radius_fwhm)
     light = float(np.median(data.flux))
-    if light * data.gain < FEWEST_ELECTRONS:  # the gain is measured on weights that ignore it
+    if light * data.gain < FEWEST_ELECTRONS:  # measure the gain later, with weights of sky noise
         data.gain = MANY_ELECTRONS / light
     spacing = float(np.clip(fwhm / NODES_PER_FWHM, 0.2, 8.0))
     nodes = 2 * int(np.ceil((data.radius + 0.5) / spacing)) + 5
@@ -198,7 +203,8 @@ def build_psf(
     for k in range(rounds):
         data.refine(coefficients, spacing, fit.terms(0))
         if k == 0:
-            # As yet the PSF's variation looks like noise of the light; only a gross error counts.
+            # The variation of the PSF, not fitted yet, looks like photon noise: the gain is
+            # replaced only where it is wrong by more than a factor 30.
             data.gain = noise_gain(data, coefficients, spacing, fit.terms(0), factor=30.0)
         coefficients = fit.solve(fit.gather(coefficients, 0), coefficients, 0)
         data.reject_outliers(coefficients, spacing, fit.terms(0), VARIATION)
@@ -227,8 +233,8 @@ class _Fit:
     """The linear problem for the spline coefficients.
 
     The curvature is summed over the stars of each cell of the frame and taken at the terms of the
-    cell's mean place; the gradient has every star at its own place. What the first leaves is
-    taken up by the rounds. One star in five is held out in a sum of its own.
+    cell's mean position; the gradient has every star at its own position, so that the rounds
+    correct the approximate curvature. One star in five is held out, in a sum of its own.
     """
 
     def __init__(
@@ -236,9 +242,8 @@ class _Fit:
     ):
         self.data, self.spacing, self.base = data, spacing, base
         self.shape, self.threads = shape, threads
-        # How far the PSF may be from the smooth profile, a priori: a tenth of it, and a
-        # thousandth of the peak where there is next to nothing. Its variation over the frame
-        # may be half of that.
+        # Prior standard deviation of the difference from the Moffat profile: a tenth of the
+        # profile plus a thousandth of its peak for the wings; half of that for its variation.
         self.prior = 0.1 * np.abs(base) + 1e-3 * base.max()
         at = np.arange(-4, 5) * spacing / data.fwhm
         smooth = np.exp(-0.5 * (at / SMOOTH_FWHM) ** 2)
@@ -259,9 +264,9 @@ class _Fit:
         return field_terms(self.data.x, self.data.y, self.shape, degree)
 
     def weight(self, index: NDArray[np.int64]) -> Floats:
-        """Return what stars weigh in the curvature: the (S/N)^2 of their brightest pixel."""
+        """Return the weights of stars in the curvature: the (S/N)^2 of their brightest pixel."""
         d = self.data
-        peak = np.maximum(d.flux[index], 0.0) * 0.9 / d.fwhm**2
+        peak = np.maximum(d.flux[index], 0.0) * 0.9 / d.fwhm**2  # 4 ln 2 / pi = 0.88: a Gaussian's
         return peak**2 / (d.variance[index] + peak / d.gain + (MODEL_FRACTION * peak) ** 2)
 
     def gather(self, coefficients: Floats, degree: int) -> list[_Sums]:
@@ -288,7 +293,7 @@ class _Fit:
         return [_Sums.joined(share(work, group, self.threads)) for group in self.groups if group]
 
     def solve(self, sums: list[_Sums], guess: Floats, degree: int) -> Floats:
-        """Return the coefficients (k, m, m) that the sums at a guess lead to."""
+        """Return the coefficients (k, m, m) that solve the normal equations at a guess."""
         total, k = _Sums.joined(sums), n_terms(degree)
         scale = np.repeat(self.prior[None], k, axis=0)
         scale[1:] *= 0.5
@@ -306,7 +311,7 @@ class _Fit:
         return _normalised(offset, self.spacing)
 
     def held_out_chi2(self, coefficients: Floats) -> float:
-        """Return the chi^2 of the stars left out, per pixel, with their flux and place fitted."""
+        """Return chi^2 per pixel of the held-out stars, with their flux and position fitted."""
         keep = self.held & self.data.good.any(axis=(1, 2))
         if not keep.any():
             return float("inf")
@@ -318,6 +323,7 @@ class _Fit:
         noise2 += (MODEL_FRACTION * light) ** 2
         per_star = np.sum(part.good * (part.values - light) ** 2 / noise2, axis=(1, 2))
         per_star /= np.maximum(np.sum(part.good, axis=(1, 2)), 1)
+        # Stars above five times the median, such as blends, do not decide between degrees.
         return float(np.mean(np.minimum(per_star, 5.0 * np.median(per_star))))
 
 
@@ -348,7 +354,7 @@ def _degree_of(coefficients: Floats) -> int:
 
 
 def _choose_degree(fit: _Fit, guess: Floats) -> int:
-    """Return the degree that best predicts the stars left out, highest 3; ten stars a term."""
+    """Return the degree (at most 3, ten stars a term) that best predicts held-out stars."""
     most = max(d for d in range(4) if d == 0 or len(fit.data.x) >= 10 * n_terms(d))
     if most == 0:
         return 0
@@ -356,7 +362,7 @@ def _choose_degree(fit: _Fit, guess: Floats) -> int:
     best, best_chi2 = 0, np.inf
     for degree in range(most + 1):
         chi2 = fit.held_out_chi2(fit.solve(shown, guess, degree))
-        # A part in a thousand of chi^2 is the noise of this comparison.
+        # Differences of chi^2 below a thousandth are within the noise of this comparison.
         if chi2 < best_chi2 * 0.999:
             best, best_chi2 = degree, chi2
         elif degree > max(best, 1):
@@ -368,8 +374,7 @@ def _choose_degree(fit: _Fit, guess: Floats) -> int:
 def _normalised(coefficients: Floats, spacing: float) -> Floats:
     """Scale so that the PSF's sum is 1 everywhere, and move its core's centroid to zero.
 
-    Both are free: a star's flux and place take up what the PSF has of them. So neither may be
-    left to drift over the frame.
+    Both are degenerate with the fluxes and positions of the stars, and would drift over the frame.
     """
     total = coefficients.sum(axis=(1, 2)) * spacing**2
     out = coefficients / total[0]
@@ -469,7 +474,7 @@ def _moffat_nodes(data: Stamps, spacing: float, m: int) -> Floats:
     fit = least_squares(residual, start, bounds=(lower, upper), loss="soft_l1", max_nfev=40)
     at = _grid(m, spacing)
     wanted = _moffat(at[None, :], at[:, None], fit.x[1:])
-    # The spline of the coefficients is to be the profile, so they are a little sharper than it.
+    # Iterate the coefficients until the values of the spline at the nodes are the profile.
     nodes = wanted.copy()
     for _ in range(6):
         nodes += wanted - _blurred(nodes)
@@ -487,7 +492,7 @@ def _moffat(dx: Floats, dy: Floats, p: Floats) -> Floats:
     """Return (1 + (2^q - 1) r^2)^(-1/q), averaged over a pixel; q = 0 would be a Gaussian."""
     xx, xy, yy, q = p
     out = np.zeros(np.broadcast(dx, dy).shape)
-    h = 0.5 / 3.0**0.5  # the nodes of Gauss and Legendre
+    h = 0.5 / 3.0**0.5  # two-point Gauss-Legendre quadrature over the pixel
     for ax in (-h, h):
         for ay in (-h, h):
             u, v = dx + ax, dy + ay

@@ -1,4 +1,4 @@
-"""The stars that a PSF is built from: which ones, their pixels, their places and fluxes."""
+"""The stars of a PSF: their selection, their pixels, their positions and fluxes."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ __all__ = ["MODEL_FRACTION", "Stamps", "choose_stars", "noise_gain"]
 
 Floats = NDArray[np.float64]
 
-# A star's brightest pixels are not known better than this fraction: the PSF varies within the
-# polynomial's reach, the flat is not perfect. It bounds the weight of the brightest stars.
+# Relative error of the model in the brightest pixels: the flat and the variation of the PSF are not
+# known better. It limits the weight of the brightest stars.
 MODEL_FRACTION = 0.004
 
-# Steps outward from the commonest width (log) and ellipticity of sources; how many are looked at,
-# and how many must be alike before that says anything.
+# Radii of shells around the most frequent width (log) and ellipticity: from the noise of a bright
+# star to the variation of a PSF over the frame.
 SHELLS = np.array([0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5])
+# Sources whose shapes are compared (the cost is their square), fewest similar ones for a selection,
+# and the density, as a part of the largest, below which a shell ends the locus of stars.
 MOST_SHAPES, FEWEST_ALIKE, LEAST_DENSITY = 2000, 10, 0.05
 
-# Instead of no light at all, in a ratio.
+# Floor of a flux that is a denominator.
 TINY = 1e-200
 
-# Classes of brightness for the noise of the light.
+# Bins of brightness in which the variance of the residuals is measured, each of 40 pixels or more.
 GAIN_BINS = 30
 
-# Where stars' residuals differ from star to star by so many times what noise explains, they are not
-# noise, and tell nothing of the gain.
+# The gain is not measured where the chi^2 of the stars scatters by more than this many times its
+# expectation: the residuals are then errors of the model and not noise.
 MOST_UNEVEN = 2.8
 
-# Residuals of which the star's own fit has taken more than this say little of the noise.
-MOST_TAKEN = 0.5
+# Residuals whose leverage in the star's own fit exceeds this are left out of the noise.
+MAX_LEVERAGE = 0.5
 
 
 # --------------------------------------------------------------------------- choosing the stars
 def choose_stars(
     sources: NDArray[np.void], shape: tuple[int, int], min_snr: float, max_stars: int
 ) -> tuple[NDArray[np.int64], float]:
-    """Choose stars fit to show the PSF: bright, alone, of the common width.
+    """Choose the stars for the PSF: bright, isolated, of the common width.
 
     Returns
     -------
@@ -57,7 +59,8 @@ def choose_stars(
     known = np.isfinite(sources["fwhm_px"]) & (sources["fwhm_px"] > 0.4)
     spoiled = SourceFlag.unusable() | SourceFlag.NEAR_BRIGHT
     good = np.zeros(0, dtype=np.int64)
-    # A star with a bad pixel, or a fainter one, where there are few others.
+    # With fewer than 60 stars those with a bad pixel are used too, with fewer than 10 also fainter
+    # ones.
     for flags, least, too_few in (
         (spoiled, min_snr, 1), (spoiled & ~SourceFlag.BAD_PIXEL, min_snr, 60),
         (spoiled & ~SourceFlag.BAD_PIXEL, min(min_snr, 8.0), 10),
@@ -69,13 +72,15 @@ def choose_stars(
         return good, float("nan")
     good = good[_alike(sources[good])]
     size = np.log(sources["fwhm_px"][good])
-    # Stars form a narrow locus in width; galaxies, blends and spikes lie off it. The locus may be
-    # as wide as the PSF's own variation over the frame.
+    # Stars form a narrow locus in width (log); galaxies, blends and spikes lie outside. It may be
+    # as wide as the variation of the PSF over the frame.
     keep = np.abs(size - np.median(size)) < 0.35
     keep &= clip(size, 4.0) | (np.abs(size - np.median(size)) < 0.1)
     good = good[keep] if keep.any() else good
     fwhm = float(np.median(sources["fwhm_px"][good]))
     crowd = _neighbours_light(sources, good, 3.0 * fwhm)
+    # Neighbours within 3 FWHM have less than 2 % of the star's light; if that leaves fewer than 60
+    # stars, the 60 with the least, but half of their own at most.
     alone = good[crowd < 0.02]
     if len(alone) < 60:
         order = np.argsort(crowd, kind="stable")
@@ -86,11 +91,12 @@ def choose_stars(
 
 
 def _alike(sources: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Say which sources are of the commonest width and shape.
+    """Say which sources have the most frequent width and shape.
 
-    Stars are alike, up to the noise and the PSF's variation over the frame; cosmic rays, galaxies
-    and blends, which may be more, are each of their own. In the space of log width and the two
-    components of the ellipticity the densest place is found, and how far around it there are many.
+    Stars have similar shapes, up to the noise and the variation of the PSF over the frame; cosmic
+    rays, galaxies and blends, which may be more, do not. In the space of log width and the two
+    components of the ellipticity the densest point is found, and the radius to which the density
+    around it is high.
     """
     from scipy.spatial import cKDTree
 
@@ -111,7 +117,7 @@ def _alike(sources: NDArray[np.void]) -> NDArray[np.bool_]:
         center = sample[np.linalg.norm(sample - center, axis=1) < SHELLS[0]].mean(axis=0)
     away = np.linalg.norm(sample - center, axis=1)
     inside = np.searchsorted(np.sort(away), SHELLS)
-    # By the step outward, not by volume: a PSF that varies makes a line of these places.
+    # Per radius, not per volume: a varying PSF spreads the stars along a line in this space.
     density = np.diff(inside) / np.diff(SHELLS)
     thin = np.flatnonzero(density < LEAST_DENSITY * inside[0] / SHELLS[0])
     reach = SHELLS[thin[0] + 1] if len(thin) else np.inf
@@ -155,7 +161,7 @@ def _spread(
 # ----------------------------------------------------------------------------------- the pixels
 @dataclass(slots=True, eq=False)
 class Stamps:
-    """The pixels of the chosen stars, and what is known of each star; changes as they are fitted.
+    """The pixels of the chosen stars, with flux and position of each; the fit changes them.
 
     Attributes
     ----------
@@ -174,7 +180,7 @@ class Stamps:
     fwhm : float
         Of the stars, px.
     gain, stated_gain : float
-        Electrons per ADU for the noise of the light, and as the frame has it.
+        Electrons per ADU for the photon noise, and the value of the frame.
     """
 
     values: NDArray[np.float32]
@@ -239,7 +245,7 @@ class Stamps:
         )
 
     def light(self, coefficients: Floats, spacing: float, terms: Floats) -> Floats:
-        """Return what the PSF and the present fluxes put on the pixels, ADU."""
+        """Return the model of the pixels for the present fluxes, ADU."""
         out = np.empty(self.values.shape)
         psfkernels.forward(
             coefficients, spacing, terms, self.x, self.y, self.x0, self.y0, out
@@ -250,9 +256,9 @@ class Stamps:
     def reject_outliers(
         self, coefficients: Floats, spacing: float, terms: Floats, fraction: float
     ) -> None:
-        """Drop pixels and whole stars that the PSF does not describe, and take back others.
+        """Reject pixels (beyond 6 sigma) and stars with a bad fit, and restore the others.
 
-        An early PSF is off by some fraction of the light; only what exceeds that is an outlier.
+        The error of a pixel includes a fraction of the light, by which an early PSF is wrong.
         """
         light = self.light(coefficients, spacing, terms)
         residual2 = (self.values - light) ** 2
@@ -270,12 +276,12 @@ class Stamps:
 def noise_gain(
     data: Stamps, coefficients: Floats, spacing: float, terms: Floats, *, factor: float = 2.0
 ) -> float:
-    """Measure how many electrons an ADU is by the noise of the stars' own light (photon transfer).
+    """Measure the gain by the photon noise of the stars (photon transfer).
 
-    The squared residuals of pixels of like brightness L give a variance, and the variances are
-    ``a + L / (g sigma) + (c L)^2`` in units of the sky's; the last term is what the PSF does not
-    describe. Each residual counts by the part that the fit of its star's flux and place has left
-    of it. Returns the frame's gain unless the stars contradict it by more than a factor.
+    The squared residuals of pixels of similar brightness L give a variance, and the variances are
+    ``a + L / (g sigma) + (c L)^2`` in units of the sky's; the last term is the error of the PSF
+    model. Each squared residual is corrected for its leverage in the fit of its star. Returns the
+    frame's gain unless the stars contradict it by more than `factor` and five standard errors.
     """
     light, taken = np.empty(data.values.shape), np.empty(data.values.shape)
     psfkernels.judge_stars(
@@ -283,7 +289,7 @@ def noise_gain(
         data.gain, MODEL_FRACTION, data.x, data.y, data.flux, light, taken,
     )
     sigma = np.broadcast_to(np.sqrt(data.variance)[:, None, None], light.shape)
-    bright = data.good & (light > 0.3 * sigma) & (taken < MOST_TAKEN)
+    bright = data.good & (light > 0.3 * sigma) & (taken < MAX_LEVERAGE)
     if bright.sum() < 40 * GAIN_BINS:
         return data.gain
     level = light[bright] / sigma[bright]
@@ -307,10 +313,10 @@ def noise_gain(
 
 
 def _uneven(star: NDArray[np.int64], chi2: Floats) -> float:
-    """Return how much more the stars' chi^2 differ than that of pixels with the same noise would.
+    """Return the scatter of the stars' chi^2 over its expectation for noise alone.
 
-    The noise of the light is the same for all stars; galaxies and blends among them, which the PSF
-    does not describe, are each wrong in their own way.
+    Photon noise gives all stars the same chi^2 per pixel; galaxies and blends, which the PSF does
+    not describe, increase the scatter.
     """
     count = np.bincount(star)
     enough = count >= 8
@@ -325,7 +331,7 @@ def _hide_neighbours(
     sources: NDArray[np.void], index: NDArray[np.int64], fwhm: float,
     rows: NDArray[np.int64], columns: NDArray[np.int64], good: NDArray[np.bool_],
 ) -> None:
-    """Take the pixels around other sources out of the stamps."""
+    """Exclude the pixels around other sources from the stamps."""
     from scipy.spatial import cKDTree
 
     side = rows.shape[1]

@@ -1,1 +1,1 @@
-"""What is made: simulated scenes, later coadds and catalogues."""
+"""Products: simulated scenes and their catalogues."""

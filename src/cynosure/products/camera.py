@@ -1,4 +1,4 @@
-"""Where the stars fall: focal plane, distortion, chips, atmosphere, and what the header believes.
+"""The geometry of a scene: focal plane, distortion, chips, atmosphere, and the header's WCS.
 
 The focal plane is in pixels from its centre, X and Y. A chip maps its own pixels there by a shift
 and a rotation; the distortion, a polynomial in (X, Y) over the half diagonal, maps that to the
@@ -165,7 +165,7 @@ def displacement_mas(
     color: Floats,
     center: tuple[float, float, float],
 ) -> tuple[Floats, Floats]:
-    """Return the displacement of each star by the air, towards east and north.
+    """Return the displacement of each star by the atmosphere, towards east and north.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def displacement_mas(
     color : (n,) ndarray
         Colours.
     center : (float, float, float)
-        Right ascension and declination of the field's centre, and the colour that is not moved.
+        Right ascension and declination of the field's centre, and the colour without displacement.
     """
     ra0, dec0, color0 = center
     east = np.zeros(len(ra_deg))
@@ -253,16 +253,16 @@ def moved(ra: Floats, dec: Floats, east_mas: Floats, north_mas: Floats) -> tuple
     )
 
 
-# -------------------------------------------------------------------- what the header believes
+# ------------------------------------------------------------------------- the header's WCS
 
 
 def believed_models(
     scene: Scene, plane: FocalPlane, rng: np.random.Generator
 ) -> tuple[SkyModel, ...]:
-    """Return the models that go into the header: the true ones with the header's errors.
+    """Return the models of the header: the true ones with the header's errors.
 
-    The pointing is off in a random direction; rotation and scale are off about the centre of the
-    focal plane. With ``header.wcs = "tan"`` only the linear part is known.
+    The pointing is wrong in a random direction; rotation and scale are wrong about the centre of
+    the focal plane. With ``header.wcs = "tan"`` only the linear part is kept.
     """
     header: Header = scene.header
     angle = rng.uniform(0, 2 * np.pi)
@@ -275,7 +275,7 @@ def believed_models(
     elif header.pointing_error_deg >= 80:
         ra0, dec0 = (ra0 + 180.0) % 360.0, -dec0
     turn = np.radians(header.rotation_error_deg)
-    # Turning the +Y axis from north through east turns (xi, eta) clockwise in (xi right, eta up).
+    # A rotation from north through east is clockwise with xi to the right and eta up.
     matrix = (1.0 + header.scale_error) * np.array(
         [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
     )

@@ -1,4 +1,4 @@
-"""From electrons expected to numbers in a file: sky, noise, saturation, artefacts.
+"""From expected electrons to the values of a file: sky, noise, saturation, artefacts.
 
 The order is that of a detector: light (stars, sky, trails) is counted with Poisson noise, cosmic
 rays and hot pixels add charge, full wells bleed, the amplifier adds read noise, and the converter
@@ -39,11 +39,11 @@ Pixels = NDArray[np.float32]
 # Below this mean counts are drawn from the Poisson distribution itself; above it from its
 # Cornish-Fisher expansion, which is the same to 1e-3 of its standard deviation.
 EXACT_POISSON_BELOW = 30.0
-ROWS = 256
+ROWS = 256  # rows that are processed at a time, to limit the memory
 
 
 class PixelTruth(IntFlag):
-    """What is odd about a pixel of a simulated frame."""
+    """The defects of a pixel of a simulated frame."""
 
     SATURATED = 1  # at the full well
     COSMIC = 2
@@ -126,14 +126,14 @@ def _counted(block, normal):  # type: ignore[no-untyped-def]
 
 
 def bleed_into(image: Pixels, full_well_e: float, bleeding: bool) -> None:
-    """Hold pixels at the full well; half of the excess flows up its column, half down."""
+    """Limit pixels to the full well; half of the excess flows up its column, half down."""
     _bleed(image, np.float32(full_well_e), bleeding)
 
 
 @compiled
 def _bleed(image, full_well, bleeding):  # type: ignore[no-untyped-def]
-    # One sweep over the rows for each direction, with the charge on its way in each column. The
-    # first leaves the overfull pixels as they are, for the second to find them.
+    # One sweep over the rows for each direction, with the charge that moves in each column. The
+    # first sweep does not change the pixels above the full well, so that the second finds them.
     ny, nx = image.shape
     for sweep in range(2 if bleeding else 1):
         down = sweep == 1 or not bleeding
@@ -204,7 +204,7 @@ def add_artefacts_into(
 def kill_columns_into(
     image: Pixels, truth: NDArray[np.uint8], artefacts: Artefacts, rng: np.random.Generator
 ) -> None:
-    """Take all charge from the dead columns."""
+    """Set the dead columns to zero charge."""
     columns = rng.integers(image.shape[1], size=artefacts.bad_columns)
     image[:, columns] = 0.0
     truth[:, columns] |= np.uint8(PixelTruth.BAD_COLUMN)
@@ -262,7 +262,7 @@ def saturation_adu(detector: Detector) -> float:
 
 
 def digitise(image: Pixels, detector: Detector, rng: np.random.Generator) -> NDArray[Any]:
-    """Add read noise and convert electrons to the numbers of the file; `image` is used up."""
+    """Add read noise and convert electrons to the values of the file; `image` is overwritten."""
     sky = detector.sky_e / detector.gain_e_adu if detector.sky_subtracted else 0.0
     integer = detector.dtype.startswith(("uint", "int"))
     low = float(np.iinfo(detector.dtype).min) if integer else -np.inf

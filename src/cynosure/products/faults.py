@@ -1,8 +1,8 @@
-"""Faults by name: what goes wrong with images, headers, catalogues and files, one at a time.
+"""Named faults of images, headers, catalogues and files, for tests.
 
-A fault changes the scene before it is made, or one of the things that are made of it, and says
-what it did; a scene writes what its faults said into ``NAME.faults.json``. Each fault does what
-its sentence says and nothing else, so a check can be held against exactly one.
+A fault changes the scene before it is simulated, or one of its products, and returns a record of
+the change; a scene writes the records into ``NAME.faults.json``. Each fault makes the change that
+its description states and no other, so that a test can address exactly one.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ LEFT = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: a sentence, and what it does at each stage.
+    """One fault: its description, and the change that it makes at each stage.
 
     Attributes
     ----------
     about : str
-        What is wrong, in one sentence.
+        The description, one sentence.
     scene : mapping, optional
-        Settings it changes.
+        Settings that it changes.
     objects : callable, optional
         ``(truth rows of a chip, scene) -> rows that are kept``.
     catalog : callable, optional
         ``(catalogue) -> catalogue``.
     model : callable, optional
-        ``(what the header of a chip believes, scene) -> the same, wrong``.
+        ``(model of a chip's header, scene) -> model``.
     header : callable, optional
         ``(header of a chip, scene) -> facts``; changes it in place.
     pixels : callable, optional
@@ -73,7 +73,7 @@ class Fault:
 FLOAT = {"detector": {"dtype": "float32"}}
 
 
-# --- what is on the sky ---------------------------------------------------------------------
+# --- the sky --------------------------------------------------------------------------------
 
 
 def _no_objects(rows: Table, scene: Scene) -> Table:
@@ -94,7 +94,7 @@ def _three_stars(rows: Table, scene: Scene) -> Table:
 
 
 def _mirror(model: SkyModel, scene: Scene) -> SkyModel:
-    """Reflect what the header believes about the direction of +y, through its tangent point."""
+    """Reflect the header's model about the direction of +y, through its tangent point."""
     angle = np.radians(scene.camera.rotation_deg + scene.header.rotation_error_deg)
     axis = np.array([np.sin(angle), np.cos(angle)])
     return model.replaced(coeff=(2.0 * np.outer(axis, axis) - np.eye(2)) @ model.coeff)
@@ -305,7 +305,7 @@ FAULTS: dict[str, Fault] = {
 
 
 class Faults:
-    """The faults of one scene, applied stage by stage, with a record of what they did.
+    """The faults of one scene, applied stage by stage, with a record of their changes.
 
     Parameters
     ----------
@@ -326,7 +326,7 @@ class Faults:
         self._facts: dict[str, list[Facts]] = {name: [] for name in names}
 
     def record(self) -> list[Facts]:
-        """Return what each fault did: its name, its sentence and its facts, JSON-safe."""
+        """Return the record of each fault: name, description and numbers, JSON-safe."""
         return [
             {"fault": name, "about": fault.about, "facts": self._facts[name]}
             for name, fault in self._faults.items()
@@ -357,7 +357,7 @@ class Faults:
         return catalog
 
     def on_model(self, model: SkyModel, scene: Scene, chip: int) -> SkyModel:
-        """Return what the header of a chip believes."""
+        """Return the model of a chip's header, with its faults."""
         for name, fault in self._faults.items():
             if fault.model:
                 model = fault.model(model, scene)

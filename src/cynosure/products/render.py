@@ -1,12 +1,12 @@
 """Point-spread functions as sums of Gaussians, and stars on pixels.
 
 Every profile here is a mixture of elliptical Gaussians, and a pixel's value is the mixture's
-integral over the pixel. What is not a Gaussian is one, to 1e-5, by an integral over
-Gaussians that a trapezoid rule in the logarithm of their width sums with exponential accuracy:
+integral over the pixel. Other profiles are represented to 1e-5 by an integral over Gaussians, which
+a trapezoid rule in the logarithm of their width sums with exponential convergence:
 
 - Moffat: ``(1 + r^2)^-b = 1/Gamma(b) int exp(b s - e^s) exp(-e^s r^2) ds``;
 - exponential disc: ``exp(-r) = 1/(2 sqrt(pi)) int exp(-s/2 - e^-s / 4) exp(-e^s r^2) ds``, of
-  which few terms are kept: discs are good to some per cent, which is what discs are.
+  which few terms are kept: discs are accurate to some per cent, less than real discs differ.
 
 A convolution of mixtures adds covariances, so a galaxy is rendered as a star is. The position of
 an object is the centroid of its profile.
@@ -52,8 +52,8 @@ SMOOTH_VARIANCE = 60.0
 # Coma moves a quarter of the light, and that quarter is broader by this factor in variance.
 COMA_FRACTION = 0.25
 COMA_VARIANCE = 1.7
-CHUNK = 20000
-STAMP_CUTOFF = 1e-12
+CHUNK = 20000  # objects whose mixtures are made at a time; it limits the memory
+STAMP_CUTOFF = 1e-12  # value of a unit flux down to which stamps are drawn: all of a stamp
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,7 +212,7 @@ def psf_mixture(psf: Psf, u: ArrayLike, v: ArrayLike, color: ArrayLike = 0.0) ->
 
 
 def _with_coma(mixture: Mixture, shift_x: Floats, shift_y: Floats) -> Mixture:
-    """Move a broader part of the light one way and the rest the other: the centroid stays."""
+    """Shift a broader part of the light and the rest in opposite directions, with no net shift."""
     f = COMA_FRACTION
     w, dx, dy, *cov = mixture.arrays
     x, y = shift_x[:, None] + dx, shift_y[:, None] + dy
@@ -405,7 +405,7 @@ def _broad(image, x, y, flux, cxx, cxy, cyy, minor, cutoff):  # type: ignore[no-
 @compiled
 def _narrow(image, x, y, flux, cxx, cxy, cyy, cutoff, nodes, node_weights, edges):  # type: ignore[no-untyped-def]
     ny, nx = image.shape
-    # The pixel widens the Gaussian; q is generous by the corner of a pixel.
+    # The pixel widens the Gaussian; the limit of q is extended by the corner of a pixel.
     det = cxx * cyy - cxy * cxy
     amplitude = flux / (2.0 * math.pi * math.sqrt(det))
     if amplitude <= cutoff:

@@ -1,4 +1,4 @@
-"""What a simulated scene is made of: one TOML file, one section for each thing that is simulated.
+"""The description of a simulated scene: one TOML file with a section for each part.
 
 Every section is a frozen dataclass whose fields are settings (:mod:`cynosure.ground.settings`), so
 a field's unit, range and meaning stand in one place, an unknown key is refused with the nearest
@@ -120,26 +120,26 @@ class Sky:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalog:
-    """The reference catalogue that is made of the true sky, with Gaia's columns.
+    """The reference catalogue of the true sky, with Gaia's columns.
 
     Parameters
     ----------
     ref_epoch_yr : float
         Julian year of its positions.
     mag_limit : float
-        Fainter stars are not in it.
+        Faintest magnitude of the catalogue.
     missing_fraction : float
-        Fraction of the stars that it lacks at random.
+        Fraction of the stars that are missing at random.
     error_mas : float
         Error of a position at magnitude 15 and brighter.
     error_slope : float
-        Below magnitude 15 errors grow as ``10^(error_slope * (mag - 15))``.
+        Of fainter stars the errors grow as ``10^(error_slope * (mag - 15))``.
     error_scale : float
-        The errors that the catalogue states are the true ones divided by this.
+        The errors in the catalogue are the true ones divided by this.
     mag_error : float
         Error of the magnitudes.
     resolution_arcsec : float
-        Closer pairs are one entry at their photocentre, with a large RUWE.
+        Closer pairs become one entry at their photocentre, with a large RUWE.
     two_parameter_fraction : float
         Fraction of the stars without proper motion and parallax.
     """
@@ -294,7 +294,7 @@ class Psf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Atmosphere:
-    """What the air does to positions.
+    """The displacement of positions by the atmosphere.
 
     Parameters
     ----------
@@ -320,7 +320,7 @@ class Atmosphere:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detector:
-    """Sky background, noise, saturation and the numbers in the file.
+    """Sky background, noise, saturation and the values of the file.
 
     Parameters
     ----------
@@ -337,9 +337,9 @@ class Detector:
     bias_adu : float
         Constant added to the pixels.
     full_well_e : float
-        A pixel holds no more; the excess bleeds along its column.
+        Largest charge of a pixel; the excess bleeds along its column.
     bleeding : bool
-        Whether it does; otherwise it is lost.
+        Whether the excess bleeds; otherwise it is lost.
     saturation_adu : float
         Largest value of the file; 0 for the full well or the largest of the type.
     dtype : str
@@ -360,7 +360,7 @@ class Detector:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artefacts:
-    """What is on the pixels and is not sky.
+    """Defects of the pixels: cosmic rays, hot pixels, dead columns, trails, blank blocks.
 
     Parameters
     ----------
@@ -401,7 +401,7 @@ class Artefacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What the header says, and how wrong it is.
+    """The WCS of the header and its errors.
 
     Parameters
     ----------

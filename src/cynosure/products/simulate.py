@@ -1,11 +1,11 @@
-"""Scenes of known truth: images, the reference catalogue that goes with them, and the truth.
+"""Simulate scenes of known truth: images, their reference catalogue, and the truth of both.
 
 >>> scene = load_scene("demo").updated({"sky": {"n_stars": 200}})
 >>> scene.name
 'demo'
 
-:func:`simulate_scene` writes, for a scene ``NAME``: ``NAME.fits`` (what a telescope would give),
-``reference.parquet`` (what Gaia would give), ``NAME_truth.parquet``, ``NAME_truth.wcs.fits``,
+:func:`simulate_scene` writes, for a scene ``NAME``: ``NAME.fits`` (the image),
+``reference.parquet`` (the catalogue, like Gaia's), ``NAME_truth.parquet``, ``NAME_truth.wcs.fits``,
 ``NAME.scene.toml`` and ``NAME.faults.json``. The same scene and seed give the same bits.
 """
 
@@ -82,12 +82,13 @@ __all__ = [
 Floats = NDArray[np.float64]
 Table = NDArray[np.void]
 
-# A star this far outside may still put light on the frame.
+# Stars up to this far outside the frame (px) are drawn, since their wings may reach it.
 OUTSIDE_PX = 60.0
-# A component of a star is followed down to this fraction of the noise of a pixel.
+# A component of a star is drawn down to this fraction of the noise of a pixel: a thousand stars
+# that overlap there still leave out less than the noise.
 CUTOFF = 1e-3
-RENDER_CHUNK = 20000
-MAX_OBJECTS = 3e7
+RENDER_CHUNK = 20000  # objects drawn at a time; it limits the memory
+MAX_OBJECTS = 3e7  # objects that can be drawn: some gigabytes of tables
 
 TRUTH = Schema(
     "cynosure.truth/1",
@@ -135,9 +136,9 @@ class SceneFiles:
     Attributes
     ----------
     image : Path
-        What a telescope would give.
+        The image.
     reference : Path
-        What Gaia would give, under Gaia's names.
+        The reference catalogue, under Gaia's column names.
     truth : Path
         Schema `TRUTH`.
     truth_wcs : Path
@@ -145,9 +146,9 @@ class SceneFiles:
     scene : Path
         The scene with every setting and its seed: simulated again, it gives the same bits.
     faults : Path
-        What the faults did.
+        The record of the faults.
     mask : Path
-        Truth of the pixels; written where ``artefacts.mask`` asks for it.
+        Truth of the pixels; written if ``artefacts.mask`` is set.
     """
 
     image: Path
@@ -174,7 +175,7 @@ class SceneFiles:
 
 
 class _Streams:
-    """One random stream for each purpose, so that a change in one leaves the others alone."""
+    """One random stream for each purpose, so that a change in one does not affect the others."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -276,7 +277,7 @@ def _make_sky(
     scale = camera.scale_arcsec / 3600.0
     half = [h * scale + sky.margin_deg for h in (plane.half_width_px, plane.half_height_px)]
     area = camera.n_chips * camera.width_px * camera.height_px * scale**2
-    # Clumps lie on the frame; the rest is as dense in the margin as on the frame.
+    # Clumps lie on the frame; the other stars have the same density in the margin.
     clumped = round(sky.n_stars * sky.clump_fraction)
     n = clumped + round((sky.n_stars - clumped) * 4 * half[0] * half[1] / area)
     sky = dataclasses.replace(sky, clump_fraction=clumped / max(n, 1))
@@ -302,13 +303,13 @@ def _make_sky(
 def _objects(
     scene: Scene, plane: cam.FocalPlane, streams: _Streams, stars: Table, gaia: Table
 ) -> list[Table]:
-    """Return for each chip the truth of all that puts light on it, on the chip or just outside."""
+    """Return for each chip the truth of all objects on it or within OUTSIDE_PX of its edges."""
     camera = scene.camera
     epoch = cam.epoch_yr(camera)
     scale = camera.scale_arcsec / 3600.0
     reach = 1.3 * np.hypot(plane.half_width_px, plane.half_height_px) * scale + OUTSIDE_PX * scale
     xi, eta = project(stars["ra_deg"], stars["dec_deg"], scene.sky.ra_deg, scene.sky.dec_deg)
-    # Motions of decades are far below the reach, except for the few fastest stars.
+    # 0.02 deg allows for the motion over decades, except for the few fastest stars.
     with np.errstate(invalid="ignore"):
         stars = stars[np.hypot(xi, eta) < reach + 0.02]
     ra, dec, _ = at_epoch(reference_of_stars(stars), epoch)
@@ -367,7 +368,7 @@ def _uv(scene: Scene, part: Table) -> tuple[Floats, Floats]:
 
 
 def _finished(scene: Scene, part: Table) -> Table:
-    """Return the truth of what lies on the chip, with its bounds."""
+    """Return the truth of the objects on the chip, with their Cramer-Rao bounds."""
     nx, ny = scene.camera.width_px, scene.camera.height_px
     inside = (np.abs(part["x"] - (nx - 1) / 2) < nx / 2) & (
         np.abs(part["y"] - (ny - 1) / 2) < ny / 2
@@ -449,7 +450,7 @@ def _make_chip(
 
 
 def _pixel_header(scene: Scene, model: SkyModel) -> Header:
-    """Return the header of a chip: the instrument's cards and the WCS it believes."""
+    """Return the header of a chip: the instrument's cards and the header's WCS."""
     from astropy.io.fits import Header
 
     camera, detector = scene.camera, scene.detector

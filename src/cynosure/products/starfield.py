@@ -1,8 +1,8 @@
-"""The true sky, and the reference catalogue that somebody measured of it.
+"""The true sky, and a simulated reference catalogue of it.
 
 :func:`draw_sky` draws stars and galaxies; :func:`sky_of_reference` takes them from a reference
 catalogue instead. :func:`observe_catalog` makes the catalogue of a drawn sky: true values at the
-catalogue's epoch plus errors with Gaia's sizes and correlations, as Gaia states them.
+catalogue's epoch plus errors with sizes and correlations like those of Gaia.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def draw_sky(
     rng : Generator
         Randomness.
     sky : Sky
-        What it is made of. Its `n_stars` is not used.
+        The settings of the sky. `n_stars` is not used.
     n : int
         Objects in the rectangle; companions come on top.
     half_width_deg, half_height_deg : float
@@ -129,7 +129,7 @@ def draw_sky(
 def _positions(
     rng: np.random.Generator, sky: Sky, n: int, half_width: float, half_height: float
 ) -> tuple[Floats, Floats]:
-    """Draw uniform and clumped positions; clumps that reach over the edge are folded back in."""
+    """Draw uniform and clumped positions; those beyond the edge are reflected into the frame."""
     x, y = rng.uniform(-1, 1, n) * half_width, rng.uniform(-1, 1, n) * half_height
     clumped = np.flatnonzero(rng.random(n) < sky.clump_fraction)
     if len(clumped) == 0:
@@ -164,7 +164,7 @@ def _magnitudes(
 
 
 def _draw_motions(rng: np.random.Generator, sky: Sky, stars: Table) -> None:
-    """Fill proper motions with their tails, and parallaxes that follow them."""
+    """Fill proper motions with their tails, and parallaxes that correlate with them."""
     n = len(stars)
     kind = rng.random(n)
     sigma = np.where(kind < sky.pm_tail_fraction, sky.pm_tail_mas_yr, sky.pm_rms_mas_yr)
@@ -320,7 +320,7 @@ def sky_of_reference(rng: np.random.Generator, reference: Table, sky: Sky) -> Ta
     reference : structured array
         Schema ``REFERENCE`` of :mod:`cynosure.data.tables`.
     sky : Sky
-        For what the catalogue does not know.
+        The distribution of values that the catalogue does not have.
     """
     n = len(reference)
     stars = STARS.empty(n)

@@ -1,1 +1,1 @@
-"""What is kept: names, solutions, verdicts."""
+"""Solutions of the WCS: names, records, checks, files and the store."""

@@ -1,4 +1,4 @@
-"""The checks that turn numbers into a verdict.
+"""The checks of a solution, and the verdict that follows from them.
 
 A solution is *failed* where its match could be chance or nothing was fitted, *compromised* where
 any check did not pass, *solved* otherwise. The quality is that of the space-telescope archives:
@@ -12,8 +12,9 @@ any check did not pass, *solved* otherwise. The quality is that of the space-tel
 -1      the code itself failed
 ======  ============================================================
 
-The limits are in pixels, because an image is judged by what its pixels can give; a limit in
-milliarcseconds (10 mas for the fine limit of the archives) replaces it where one is set.
+The limits are in pixels, because the size of a pixel limits what an image can measure; a limit in
+milliarcseconds (10 mas for the fine limit of the archives) replaces it where one is set. The
+default limits are conventions: a fine fit is a fifth of a pixel, a coarse one a pixel.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ __all__ = ["Check", "Measured", "Status", "Verdict", "coverage_4x4", "judge"]
 
 Status = Literal["solved", "compromised", "failed"]
 
-CELLS = 16  # of the 4 x 4 grid over the frame
+# Cells of the 4 x 4 grid over the frame; a quarter of the frame without stars is four empty cells.
+CELLS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,7 @@ TEXTS = {
 def _check(name: str, value: float, limit: float) -> Check:
     text = TEXTS[name]
     good = value >= limit if "needed" in text else value <= limit
-    # What is not known cannot be held against a solution, except the odds that it is one.
+    # A number that is not known does not fail its check; without odds there is no match.
     passed = good or (math.isnan(value) and name != "odds")
     return Check(name, passed, float(value), float(limit), text.format(value=value, limit=limit))
 

@@ -1,4 +1,4 @@
-"""The record that is kept of one image: where it points, how well that is known, and why.
+"""The solution record of one image: its pointing, errors, counts, checks and reasons.
 
 The same fields stand in ``NAME.solution.json``, on the screen and in the report. A number that
 is not known is NaN here and ``null`` in JSON.

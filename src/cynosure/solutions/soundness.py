@@ -1,4 +1,4 @@
-"""Whether a solution may be believed: one predicate, with its reasons.
+"""Soundness of a solution: one predicate, with its reasons, for all commands.
 
 A solution is sound where it is whole (every chip, every table, the distortion that its CTYPE
 names), where it does not contradict itself (one name over all chips, one matrix, no keyword twice,
@@ -41,21 +41,23 @@ Kind = Literal[
 Floats = NDArray[np.float64]
 Target = tuple[str, int]
 
-# Cards of a headerlet that say of which exposure it is, besides DESTIM.
+# Cards of a headerlet, besides DESTIM, that identify its exposure.
 FACTS = ("EXPSTART", "INSTRUME", "DETECTOR")
-# EXPSTART is a date in days with nine decimals or fewer; half a second is no other exposure.
+# EXPSTART is a date in days with nine decimals or fewer; two exposures of a camera start more than
+# half a second apart.
 SAME_START_DAYS = 0.5 / 86400.0
 # The chips of solutions of one distortion model keep their relation to 1e-5 px (measured on the
 # archive's headerlets, all fits); the torn one of the archive is 2 px off.
 TORN_PX = 0.1
-# Half of the chip over which the linear parts of two solutions are compared.
+# The linear parts of two solutions are compared within so many pixels of the reference pixel: over
+# a square of 2000 px, half the side of a chip of ACS/WFC.
 HALF_CHIP_PX = 1000.0
 LINEAR = re.compile(r"(CTYPE|CRVAL|CRPIX|CDELT|CROTA|CUNIT)\d|(CD|PC)\d_\d|LONPOLE|LATPOLE|RADESYS")
 REFERENCE = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
 LOOKUPS = (("CPDIS1", "WCSDVARR"), ("D2IMDIS1", "D2IMARR"))
 NO_NAMES = frozenset(("", "none"))
 
-# The records of `headerlet`, which stands above this module, and is asked for by it.
+# The interfaces of the records in `files.headerlet`, which imports this module.
 Solution = Any
 ChipWcs = Any
 LookupTable = Any

@@ -1,8 +1,8 @@
-"""Building a HATS catalogue from tables, and verifying one.
+"""Build a HATS catalogue from tables.
 
 The rows get Gaia's column names and units and are sorted by their HEALPix cell of order 29; the
-sky is cut into cells of adaptive size, each of which becomes one Parquet file. The same rows give
-the same bytes, in whatever order the tables come.
+sky is divided into cells of adaptive size, each of which becomes one Parquet file. The same rows
+give the same bytes, whatever the order of the tables.
 """
 
 from __future__ import annotations
@@ -48,11 +48,14 @@ Integers = NDArray[np.int64]
 Progress = Callable[[int, int, str], None]
 
 INDEX = "_healpix_29"
-ROWS_PER_GROUP = 16_384  # about what a field of a degree needs, and 0.3 s of a slow network
-ROWS_IN_MEMORY = 4_000_000  # beyond, sorted pieces go to the disk
-SPILL_ORDER = 4  # cells of 13 square degrees
-DEEPEST_ORDER = 18  # a cell of 0.8": more rows than the limit in there are not stars
-# Columns of hive partitioning, which are no columns of the stars.
+# Rows of a Parquet row group, the unit of reading: about the stars of a field of a degree, and
+# 0.3 s of a slow network.
+ROWS_PER_GROUP = 16_384
+# Rows kept in memory (about a gigabyte of Gaia's columns); beyond, sorted pieces go to the disk.
+ROWS_IN_MEMORY = 4_000_000
+SPILL_ORDER = 4  # cells of 13 square degrees: 3072 pieces at most on the disk
+DEEPEST_ORDER = 18  # cells of 0.8": the limit of subdivision, below any real density of stars
+# Columns of hive partitioning, which are not columns of the stars.
 PARTITION_COLUMNS = ("Norder", "Dir", "Npix")
 
 
@@ -66,29 +69,28 @@ def build_refcat(
 ) -> RefCat:
     """Build a HATS catalogue from tables of stars.
 
-    Nothing is there until everything is: the catalogue is built in a folder beside `out`, which
-    then takes its name.
+    The catalogue is built in a folder beside `out`, which takes that name when it is complete.
 
     Parameters
     ----------
     tables : sequence of path
-        Parquet, FITS, ECSV, CSV or VOTable files; several are put together. They need a position
-        and a magnitude; columns that are not recognised are kept as they are. Of rows that are
-        in several tables (the same identifier in the same cell of 0.4 mas) one is kept.
+        Parquet, FITS, ECSV, CSV or VOTable files; several are joined. They need a position and a
+        magnitude; columns that are not recognised are kept unchanged. Of duplicate rows (the same
+        identifier in the same cell of 0.4 mas) one is kept.
     out : path
         The folder to make.
     name : str, optional
-        The catalogue's name, such as "Gaia DR3"; by default told by the files' names.
+        The catalogue's name, such as "Gaia DR3"; by default it is derived from the files' names.
     ref_epoch_yr : float, optional
-        Julian year of positions that come without one.
+        Julian year of positions without one.
     position_error_mas : float, optional
-        Error per axis of positions that come without one.
+        Error per axis of positions without one.
     max_rows_per_partition : int
-        A cell with more stars is cut in four.
+        A cell with more stars is divided into four.
     overwrite : bool
-        Whether a catalogue that is already there may be replaced.
+        Whether an existing catalogue may be replaced.
     progress : callable, optional
-        Called with (done, of how many, what).
+        Called with (number done, total, name of the step).
     properties : dict, optional
         Further lines for ``hats.properties``.
 
@@ -100,9 +102,9 @@ def build_refcat(
     Raises
     ------
     OutputExists, OutputError
-        If `out` is there, or cannot be written.
+        If `out` exists, or cannot be written.
     CatalogMissing, CatalogDamaged
-        If a table is not there, cannot be read, or contradicts itself.
+        If a table does not exist, cannot be read, or contradicts itself.
     """
     out = Path(out)
     check_replaceable(out, overwrite)
@@ -148,7 +150,7 @@ def _canonical(
         position_error_mas=position_error_mas,
     )
     table, meaning = prepared(table, meaning)
-    notes = [n for n in meaning.notes if n.startswith(("column", "the bytes"))]
+    notes = [n for n in meaning.notes if n.startswith(("column", "the byte order"))]
     ra, dec = meaning.values(table, "ra_deg"), meaning.values(table, "dec_deg")
     keep = np.isfinite(ra) & np.isfinite(dec)
     if not keep.all():
@@ -195,8 +197,8 @@ def _canonical_column(table: pa.Table, meaning: Meaning, role: Role) -> tuple[pa
 
 
 def stored_name(role: Role, column: str) -> str:
-    """Return the name under which a column is stored: Gaia's, but a V magnitude is not made a G."""
-    if role.name.endswith("mag_error"):  # its magnitude may be renamed: then it is too
+    """Return the name under which a column is stored: Gaia's, unless it is another magnitude."""
+    if role.name.endswith("mag_error"):  # the error is renamed with its magnitude
         of_gaia = ("e_Gmag", "e_BPmag", "e_RPmag", role.gaia_name)
         return role.gaia_name if column in of_gaia else column
     if role.name in ("mag", "color", "bp_mag", "rp_mag"):
@@ -215,9 +217,9 @@ def _nullable(values: NDArray[np.float64]) -> pa.Array:
 
 
 class _Rows:
-    """The rows of all tables, to be had cell by cell in their final order.
+    """The rows of all tables, returned cell by cell in their final order.
 
-    As long as they fit into memory they stay there; beyond that they are kept on the disk in
+    Up to `ROWS_IN_MEMORY` rows are kept in memory; beyond that they are written to the disk in
     pieces, by cell of order `SPILL_ORDER`.
     """
 
@@ -231,7 +233,7 @@ class _Rows:
         self._units: dict[str, str] = {}
 
     def add(self, table: pa.Table) -> None:
-        """Take in a table."""
+        """Add the rows of a table."""
         import pyarrow as pa
 
         for column in table.schema:
@@ -274,7 +276,7 @@ class _Rows:
         return whole.select(self.schema.names)
 
     def count(self, order: int, pixel: int) -> int:
-        """Return how many rows a cell of at most `SPILL_ORDER` has, duplicates included."""
+        """Return the number of rows in a cell of at most `SPILL_ORDER`, duplicates included."""
         shift = 2 * (SPILL_ORDER - order)
         return int(self.counts[pixel << shift : (pixel + 1) << shift].sum())
 
@@ -300,7 +302,7 @@ class _Rows:
         return self._ordered(table, cells)
 
     def _ordered(self, table: pa.Table, cells: Integers) -> pa.Table:
-        """Sort by cell, then by identifier or magnitude, and drop what is there twice."""
+        """Sort by cell, then by identifier or magnitude, and drop duplicates."""
         import pyarrow as pa
 
         keys = [k for k in ("source_id", "ra", "dec") if k in table.column_names]
@@ -329,7 +331,7 @@ def _filled(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 class _Writer:
-    """Writes partitions, and remembers what the catalogue's own files need to say."""
+    """Writes partitions, and collects the content of the catalogue's metadata files."""
 
     def __init__(self, folder: Path, rows: _Rows, max_rows: int):
         self.folder = folder
@@ -360,12 +362,12 @@ class _Writer:
         (self.folder / "partition_info.csv").write_text("\n".join(["Norder,Npix", *lines, ""]))
 
     def notes(self) -> list[str]:
-        """Return what is worth saying."""
+        """Return notes for the user."""
         n = self.rows.duplicates
-        return [f"{n} rows were there twice: left out"] if n else []
+        return [f"{n} duplicate rows were left out"] if n else []
 
     def coverage(self) -> Coverage:
-        """Return where there are stars."""
+        """Return the part of the sky that has stars."""
         return Coverage.of_counts(np.concatenate(self._cells), self.n_rows)
 
     def _visit(self, order: int, pixel: int) -> None:
@@ -416,9 +418,9 @@ class _Writer:
 
 
 def writing_options(schema: pa.Schema) -> dict[str, Any]:
-    """Return how Parquet is written: fractions are stored byte plane by byte plane, then lz4.
+    """Return the options of the Parquet writer: byte-stream split for fractions, then lz4.
 
-    That is a fifteenth larger than zstd, and a cone is read in two thirds of the time.
+    The files are a fifteenth larger than with zstd, and a cone is read in two thirds of the time.
     """
     import pyarrow as pa
 
@@ -485,7 +487,7 @@ def _write_lines(folder: Path, lines: dict[str, str]) -> None:
 
 
 def check_replaceable(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that is there; with `overwrite`, one that is not a catalogue."""
+    """Refuse an existing folder; with `overwrite`, only one that is not a catalogue."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:

@@ -1,4 +1,4 @@
-"""Looking over a whole table of stars: what is plainly wrong in it is mended or refused."""
+"""Check a whole table of stars; correct or refuse obvious errors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["mend_byte_order", "prepared"]
 
 
 def prepared(table: pa.Table, meaning: Meaning) -> tuple[pa.Table, Meaning]:
-    """Look over a whole table: mend what is plainly wrong, refuse what contradicts itself.
+    """Check a whole table: correct obvious errors, refuse contradictions.
 
-    Columns without a declared unit are held against what stars can be: all positions within a
-    turn in radians over a large part of the sky, or all right ascensions below 24 over all
-    declinations, are refused; motions and errors far too small to be mas are taken as unknown.
-    Each finding is a note of the returned meaning.
+    Columns without a declared unit are compared with the possible values of stars: positions that
+    all lie within 2 pi and cover a large part of the sky (radians), or right ascensions that all
+    lie below 24 (hours), are refused; proper motions and errors far too small for mas are treated
+    as unknown. Each finding is a note of the returned meaning.
     """
     notes: list[str] = []
     _refuse_other_angles(table, meaning)
@@ -80,17 +80,17 @@ def _with_mended_magnitudes(table: pa.Table, meaning: Meaning) -> tuple[pa.Table
         return table, []
     index = table.schema.get_field_index(name)
     return table.set_column(index, table.schema.field(name), pa.array(mended)), [
-        f"the bytes of column {name!r} were in the wrong order and have been turned round "
+        f"the byte order of column {name!r} was wrong and has been corrected "
         f"(magnitudes {np.nanmin(mended):.2f} to {np.nanmax(mended):.2f})"
     ]
 
 
 def mend_byte_order(values: NDArray[Any]) -> NDArray[Any] | None:
-    """Return magnitudes whose bytes are in the wrong order put right; None where they are not.
+    """Return magnitudes with their bytes swapped where their order was wrong, else None.
 
-    Some tables were written by copying a big-endian column as if it were little-endian. It shows:
-    a tenth and more of the numbers are impossible as magnitudes, and every one of them is
-    possible with its bytes turned round.
+    Some tables were written by copying a big-endian column as if it were little-endian. Then at
+    least a tenth of the numbers are impossible as magnitudes, and all of them are possible with
+    their bytes swapped.
     """
     finite = values[np.isfinite(values)]
     if len(finite) < 20 or np.mean(np.abs(finite) < 40.0) > 0.9:

@@ -1,8 +1,8 @@
-"""What the columns of a star catalogue mean.
+"""The meaning of the columns of a star catalogue.
 
-A reference table comes from anywhere: Gaia, VizieR, SCAMP, LSST, a spreadsheet. Here its columns
-are recognised by their names, their units are converted or refused, and its rows become the
-schema ``REFERENCE``. What a table does not say stays NaN: unknown is not zero.
+Reference tables have many origins: Gaia, VizieR, SCAMP, LSST, a spreadsheet. This module recognises
+their columns by name, converts or refuses their units, and returns their rows in the schema
+``REFERENCE``. Values that a table does not have are NaN: unknown is not zero.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ Pieces = Sequence[tuple["pa.Table", Any]]  # tables, and which of their rows
 
 INDEX_COLUMNS = ("_healpix_29", "_hipscat_index")
 
-# Catalogue word -> epoch of its positions (Julian year), error of a position that comes without
-# one (mas; for Gaia the error of a star of magnitude 20, a little rounded up).
+# Catalogue word -> epoch of its positions (Julian year), error of a position without one (mas; for
+# Gaia the error at magnitude 20, rounded up; Tycho-2: Hog et al. 2000, A&A 355, L27).
 KNOWN_CATALOGS: dict[str, tuple[float, float]] = {
     "GAIADR1": (2015.0, 1.0),
     "GAIADR2": (2015.5, 0.7),
@@ -62,8 +62,10 @@ KNOWN_CATALOGS: dict[str, tuple[float, float]] = {
     "TYCHO2": (2000.0, 60.0),
     "HIPPARCOS": (1991.25, 1.0),
 }
+# Error of positions of an unknown catalogue: that of USNO-B or GSC, the worst still in use, is
+# 200 mas, that of CCD surveys below 100.
 UNKNOWN_POSITION_ERROR_MAS = 100.0
-BLANK_MAG = 40.0  # a magnitude of 99.99, -9999 or 1e20 says "unknown"
+BLANK_MAG = 40.0  # larger magnitudes (99.99, 1e20, also -9999) mean "unknown"
 
 
 # --- units ------------------------------------------------------------------------------------
@@ -79,7 +81,7 @@ _YEARS = ("yr", "year", "years", "a", "jyr", "julianyear")
 
 
 def unit_scale(unit: str, wanted: str) -> float | None:
-    """Return the factor that brings a value in `unit` to `wanted`; None where there is none.
+    """Return the factor that converts `unit` to `wanted`; None if they are not compatible.
 
     The common spellings are known here; any other is left to ``astropy.units``, which is imported
     only then.
@@ -162,7 +164,7 @@ def catalog_word(*texts: str | None) -> str:
 
 
 def named_by_columns(schema: pa.Schema | None, epoch_yr: float | None, word: str) -> str:
-    """Return a better word for a catalogue that Gaia's columns and epoch give away."""
+    """Return the word of the Gaia release that columns and epoch identify, else the given word."""
     if schema is None or word in KNOWN_CATALOGS or epoch_yr is None:
         return word
     if not {"source_id", "phot_g_mean_mag", "ra_error", "ref_epoch"} <= set(schema.names):
@@ -187,7 +189,7 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """How the columns of a catalogue become ``REFERENCE``; made by :func:`find_meaning`.
+    """The mapping of a catalogue's columns to ``REFERENCE``; made by :func:`find_meaning`.
 
     Attributes
     ----------
@@ -219,9 +221,9 @@ class Meaning:
         return list(dict.fromkeys(names))
 
     def only(self, columns: Iterable[str]) -> Meaning:
-        """Return the meaning of no more than some columns of ``REFERENCE`` need.
+        """Return the mapping restricted to the inputs of some columns of ``REFERENCE``.
 
-        Positions, magnitudes and identifiers are always read: stars are chosen and put in order by
+        Positions, magnitudes and identifiers are always read: stars are selected and sorted by
         them.
         """
         wanted = {*NEEDED, "ref_id", *columns}
@@ -246,7 +248,7 @@ class Meaning:
         return values * source.scale if source.scale != 1.0 else values
 
     def magnitudes(self, table: pa.Table, rows: Any = slice(None)) -> Floats:
-        """Return the magnitudes, those that no star has as NaN."""
+        """Return the magnitudes, with impossible ones as NaN."""
         return _possible("mag", self.values(table, "mag", rows))
 
     def ranked(self, pieces: Pieces, max_rows: int | None) -> NDArray[np.int64]:
@@ -269,7 +271,7 @@ class Meaning:
         Parameters
         ----------
         pieces : list of (Arrow table, rows)
-            Put together in this order.
+            Joined in this order.
         order : array of int, optional
             Which of all those rows, and in which order.
 
@@ -312,7 +314,7 @@ class Meaning:
         return _joined(values)[order]
 
     def _identifiers(self, pieces: Pieces) -> NDArray[np.int64]:
-        """Return the catalogue's integers, or where it has none the cells of order 29."""
+        """Return the catalogue's integer identifiers, or else the cells of order 29."""
         name = self.column("ref_id")
         if name is not None and not any(t.column(name).null_count for t, _ in pieces):
             ids = [array_values(t.column(name))[rows].astype(np.int64) for t, rows in pieces]
@@ -331,7 +333,11 @@ def _filled(values: Floats | None, unknown: float) -> Floats | float:
 
 
 def _possible(role: str, values: Floats) -> Floats:
-    """Make NaN of numbers that no star has: they stand for "unknown" in many tables."""
+    """Replace impossible values, which mean "unknown" in many tables, by NaN.
+
+    The limits: errors in (0, 1e6) mas, motions below 20"/yr (Barnard's star: 10.4), parallaxes
+    below 2" (Proxima: 0.77).
+    """
     with np.errstate(invalid="ignore"):
         if role in ("mag", "color", "bp_mag", "rp_mag"):
             return np.where(np.abs(values) < BLANK_MAG, values, np.nan)
@@ -349,7 +355,11 @@ def _possible(role: str, values: Floats) -> Floats:
 
 
 def _passes(found: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Say which stars pass the quality cuts whose columns exist."""
+    """Say which stars pass the quality cuts whose columns exist.
+
+    A five- or six-parameter solution (31, 95), RUWE below 1.4 (Lindegren 2018, technical note
+    GAIA-C3-TN-LU-LL-124), not a duplicate, and few images with several peaks.
+    """
     good = np.ones(len(found["ra_deg"]), dtype=bool)
     with np.errstate(invalid="ignore"):
         if "params_solved" in found:
@@ -367,7 +377,7 @@ def check_degrees(
     catalog: str, ra_deg: Floats, dec_deg: Floats, ra_name: str | None = "ra",
     dec_name: str | None = "dec",
 ) -> None:
-    """Refuse positions that cannot be degrees; NaN are let through."""
+    """Refuse positions that cannot be degrees; NaN are allowed."""
     for values, name, limit in ((dec_deg, dec_name, 90.0), (ra_deg, ra_name, 360.0)):
         beyond = np.abs(values) > limit * (1 + 1e-12)
         if beyond.any():
@@ -406,7 +416,7 @@ _DTYPES = {
 
 
 def array_values(column: pa.ChunkedArray, null: float | None = None) -> NDArray[Any]:
-    """Return the numbers of an Arrow column; with `null` given, it stands for null (as float64).
+    """Return the numbers of an Arrow column; `null`, if given, replaces null (as float64).
 
     ``to_numpy`` would do, but it imports pandas where pandas is installed: a third of a second.
     """
@@ -442,16 +452,16 @@ def find_meaning(
     catalog : str
         What messages call it.
     word : str
-        The catalogue's word, which may tell its epoch and errors.
+        The catalogue's word, which determines epoch and errors of known catalogues.
     ref_epoch_yr, position_error_mas : float, optional
-        For rows of which the catalogue does not say it.
+        For rows without a value of their own.
     named : mapping, optional
-        Role (or "index") to the column that the catalogue itself names for it.
+        Role (or "index") to the column that the catalogue's metadata name for it.
 
     Raises
     ------
     CatalogDamaged
-        If position or magnitude is not there, or a unit is not one of the quantity.
+        If there is no position or magnitude, or a unit does not fit the quantity.
     """
     by_name = {name.lower(): name for name in reversed(schema.names)}
     sources: dict[str, _Source] = {}
@@ -461,7 +471,7 @@ def find_meaning(
         if role.name.endswith("mag_error"):
             names = _error_names(sources.get(role.name.removesuffix("_error")))
         elif role.name == "g_snr" and "phot_g_mean_mag" not in _column_of(sources.get("mag")):
-            continue  # the magnitude is another one's
+            continue  # the magnitude is in another band
         name = own.get(role.name) or next((by_name[n] for n in names if n in by_name), None)
         if name is not None and _usable(schema.field(name), role):
             sources[role.name] = _source(schema.field(name), role, catalog)
@@ -507,7 +517,7 @@ def _error_names(source: _Source | None) -> tuple[str, ...]:
 
 
 def _usable(column: pa.Field, role: Role) -> bool:
-    """An identifier that is a text, or a flag that is one, is passed over; a position is not."""
+    """Say whether a column's type fits: identifiers and flags that are texts are passed over."""
     import pyarrow as pa
 
     kind = column.type

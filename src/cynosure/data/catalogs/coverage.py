@@ -1,4 +1,4 @@
-"""Where a catalogue has stars: a part of the sky as ranges of HEALPix cells."""
+"""The coverage of a catalogue: a part of the sky as ranges of HEALPix cells."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class Coverage:
         [first, last), sorted and apart.
     """
 
-    # A cell counts as covered where there is a star in it; it is chosen so large that the mean
-    # cell has this many, and an empty cell inside the field is then unlikely (e^-24).
+    # A cell with a star counts as covered. Cells are so large that the mean cell has this many
+    # stars: an empty cell inside the field then has a probability of e^-24.
     STARS_PER_CELL = 24
-    MAX_RANGES = 2000
+    MAX_RANGES = 2000  # cells become larger until there are at most so many: 40 kB of text
 
     def __init__(self, ranges: NDArray[np.int64]):
         self.ranges = np.asarray(ranges, dtype=np.int64).reshape(-1, 2)
 
     @classmethod
     def of_cells(cls, cells29: NDArray[np.int64]) -> Coverage:
-        """Tell it from the cells (order 29) of the stars."""
+        """Return the coverage of stars in cells of order 29."""
         return cls.of_counts(distinct(cells29 >> (2 * (sky.MAX_ORDER - 12))), len(cells29))
 
     @classmethod
     def of_counts(cls, cells: NDArray[np.int64], n_stars: int) -> Coverage:
-        """Tell it from the number of stars and the cells of order 12 in which there are any."""
+        """Return the coverage of a number of stars in some cells of order 12."""
         order = 12
         mean = min(cls.STARS_PER_CELL, max(1.0, n_stars / 8))
         while order > 0 and n_stars < mean * len(cells):
@@ -50,7 +50,7 @@ class Coverage:
 
     @classmethod
     def of_order(cls, cells: NDArray[np.int64], order: Any) -> Coverage:
-        """Make it of cells of one order, or of one order each."""
+        """Return the coverage of cells of one order, or each of its own order."""
         shift = 2 * (sky.MAX_ORDER - np.asarray(order, dtype=np.int64))
         cells = np.asarray(cells, dtype=np.int64)
         return cls(_merged(np.stack([cells << shift, (cells + 1) << shift], axis=1)))
@@ -81,11 +81,11 @@ class Coverage:
 
     @property
     def sky_fraction(self) -> float:
-        """The part of the whole sky that it is."""
+        """The covered part of the whole sky."""
         return float((self.ranges[:, 1] - self.ranges[:, 0]).sum() / (12 << 58))
 
     def holds(self, cells29: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Say which cells of order 29 are in it."""
+        """Say which cells of order 29 are covered."""
         index = np.searchsorted(self.ranges[:, 0], cells29, side="right") - 1
         inside = index >= 0
         inside[inside] = cells29[inside] < self.ranges[index[inside], 1]
@@ -93,7 +93,8 @@ class Coverage:
 
     def fraction(self, ra_deg: float, dec_deg: float, radius_deg: float) -> float:
         """Return the part of a circle that is covered, from 1500 points spread evenly in it."""
-        # Sunflower: even in area, the same each time (Vogel 1979).
+        # Fibonacci spiral: equal areas, no random numbers (Vogel 1979, Math. Biosci. 44, 179). 1500
+        # points give the fraction to about a per cent.
         k = np.arange(1500) + 0.5
         height = 2.0 * math.sin(math.radians(radius_deg) / 2) ** 2 * k / len(k)  # 1 - cos(r)
         sine = np.sqrt(height * (2.0 - height))
@@ -107,7 +108,7 @@ class Coverage:
 
 
 def distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the values that occur, in order; by sorting, which for millions is the quicker way."""
+    """Return the distinct values, sorted; for millions of values faster than ``np.unique``."""
     values = np.sort(values)
     return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 

@@ -1,10 +1,10 @@
-"""Fetching the part of a catalogue that is needed, for work offline.
+"""Fetch a region of a catalogue, for work offline.
 
-From a TAP service (Gaia's, VizieR's, any) the sky is asked for in HEALPix cells. Each cell is
-counted first, and what comes must be as many rows as were counted; a service that cuts short is
-asked again in smaller cells, so that no limit of anybody's can leave out stars without a word.
-From a HATS catalogue only the partitions, row groups and columns are read that are needed. What
-has come is kept on the disk cell by cell: a fetch that was broken off goes on where it was.
+A TAP service (Gaia's, VizieR's, any) is queried by HEALPix cells. The rows of each cell are counted
+first, and the answer must have that number of rows; where a service truncates its answer, smaller
+cells are queried, so that no row limit can leave out stars silently. From a HATS catalogue only the
+necessary partitions, row groups and columns are read. Fetched cells are kept on the disk: an
+interrupted fetch continues where it stopped.
 
 TAP: Dowler et al. 2019, IVOA recommendation TAP 1.1 (section 2.7.4 on OVERFLOW).
 """
@@ -42,12 +42,13 @@ if TYPE_CHECKING:
 __all__ = ["GAIA_TAP", "fetch_refcat"]
 
 GAIA_TAP = "https://gea.esac.esa.int/tap-server/tap"
-# Gaia's archive answers at once (synchronously) with at most this many rows.
+# Gaia's archive answers synchronous queries with at most this many rows.
 SYNC_ROWS = 2000
-# Gaia's identifiers hold the cell of order 12 in their upper bits, above these.
+# Gaia's source_id has the cell of order 12 in the bits above these (Gaia DR3 documentation 20.1.1).
 SOURCE_ID_SHIFT = 35
 DEEPEST_TILE = 12
-# Stars move: some that are in the circle now were filed in a cell beside it.
+# Margin around the circle. The cell in Gaia's source_id is of an early position; the star in the
+# catalogue may lie in the next cell. 0.01 deg covers a motion of 1"/yr over 36 years.
 MARGIN_DEG = 0.01
 
 
@@ -82,22 +83,22 @@ def fetch_refcat(
     max_mag : float, optional
         Only stars at least that bright.
     name : str, optional
-        The catalogue's name; by default told by the table's.
+        The catalogue's name; by default it is derived from that of the table.
     ref_epoch_yr, position_error_mas : float, optional
-        For rows of which the catalogue does not say it.
+        For rows without a value of their own.
     mode : str
-        How a TAP service is asked: "sync", "async", or "auto": at once up to 2000 rows.
+        Mode of the TAP queries: "sync", "async", or "auto", which is sync up to 2000 rows.
     max_rows_per_query : int
-        A cell with more stars is asked for in four parts.
+        A cell with more stars is queried in four parts.
     retries : int
-        How often a query is tried again where the network fails, after 1, 2, 4, ... seconds.
+        How often a query is repeated where the network fails, after 1, 2, 4, ... seconds.
     cache : path, optional
-        Where what has come is kept. By default in a folder beside `out` until it is complete; a
-        folder of your own is not removed, and serves later fetches too.
+        Folder of the fetched cells. By default a folder beside `out` that is removed at the end; a
+        folder that is given is not removed, and later fetches use it too.
     overwrite : bool
-        Whether a catalogue that is already there may be replaced.
+        Whether an existing catalogue may be replaced.
     progress : callable, optional
-        Called with (done, of how many, what).
+        Called with (number done, total, name of the step).
 
     Returns
     -------
@@ -107,13 +108,13 @@ def fetch_refcat(
     Raises
     ------
     CatalogMissing
-        If the service has no such table, or no star there.
+        If the service has no such table, or no star in the circle.
     CatalogDamaged
-        If a service counts other rows than it gives, even in the smallest cells.
+        If a service returns another number of rows than it counts, even in the smallest cells.
     Temporary
-        If the network or the service fails; what has come is kept, run it again.
+        If the network or the service fails; the fetched cells are kept for another attempt.
     OutputExists, OutputError
-        If `out` is there, or cannot be written.
+        If `out` exists, or cannot be written.
     """
     out = Path(out)
     check_replaceable(out, overwrite)
@@ -156,7 +157,7 @@ def _is_tap(service: str, kind: str) -> bool:
 
 @contextlib.contextmanager
 def _kept(folder: Path) -> Iterator[None]:
-    """Make the folder of what has come; an error says that it is kept."""
+    """Make the folder of the fetched cells; an error says that it is kept."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -190,7 +191,7 @@ def _rows_of(path: Path) -> int:
 
 
 class _Tap:
-    """A TAP service, asked until it answers."""
+    """A TAP service, with repeated attempts where the network fails."""
 
     def __init__(self, url: str, retries: int, pause_s: float = 1.0):
         self.url = url
@@ -201,7 +202,7 @@ class _Tap:
         self._answers: list[Any] = []
 
     def table(self, query: str, max_rows: int, asynchronous: bool = False) -> tuple[pa.Table, bool]:
-        """Ask, and return the answer and whether the service says that it cut it short."""
+        """Return the answer to a query, and whether the service reports that it is truncated."""
         for attempt in range(self.retries + 1):
             try:
                 return self._ask(query, max_rows, asynchronous)
@@ -235,7 +236,7 @@ class _Tap:
                 self.close()
 
     def close(self) -> None:
-        """Close the answers, which nobody else does."""
+        """Close the responses, which pyvo leaves open."""
         for response in self._answers:
             response.close()
         self._answers.clear()
@@ -256,7 +257,7 @@ class _Tap:
             answers = self._answers
 
             class Session(requests.Session):
-                """A session that does not wait for ever, and remembers its answers."""
+                """A session with timeouts that keeps its responses, to close them."""
 
                 def request(self, *args: Any, **kwargs: Any) -> Any:
                     kwargs["timeout"] = kwargs.get("timeout") or (20, 300)
@@ -281,7 +282,7 @@ def _network_errors() -> tuple[type[BaseException], ...]:
 
 
 def _overflown(result: Any) -> bool:
-    """Say whether any status of an answer is OVERFLOW; it stands before or after the rows."""
+    """Say whether a status of an answer is OVERFLOW, before or after the rows."""
     votable = result.votable
     infos = list(votable.infos)
     for resource in votable.resources:
@@ -296,7 +297,7 @@ def _overflown(result: Any) -> bool:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Tile:
-    """A cell of the sky that is asked for."""
+    """A cell of the sky that is queried."""
 
     order: int
     pixel: int
@@ -331,7 +332,7 @@ class _TapSource:
         self._meaning: Meaning | None = None
 
     def fetch(self, tell: Callable[[int, int, str], None]) -> list[Path]:
-        """Return the files of all tiles that have stars."""
+        """Fetch all tiles; return the files of those that have stars."""
         meaning = self._columns()
         folder = self.keep / _key(self.tap.url, self.table, meaning.columns, self.max_mag)
         folder.mkdir(exist_ok=True)
@@ -352,7 +353,7 @@ class _TapSource:
         return sorted(files)
 
     def _columns(self) -> Meaning:
-        """Ask for one row of everything, to learn the columns and their units."""
+        """Query one row with all columns, for their names and units."""
         path = self.keep / f"columns-{_key(self.tap.url, self.table)}.parquet"
         if not path.exists():
             row, _ = self.tap.table(f"SELECT TOP 1 * FROM {self.table}", 1)
@@ -362,7 +363,7 @@ class _TapSource:
         return find_meaning(pq.read_schema(path), self.origin, word=self.name)
 
     def _fetched(self, tile: _Tile, path: Path, meaning: Meaning) -> bool:
-        """Fetch a tile; False where it must be asked for in quarters."""
+        """Fetch a tile; return False where it must be queried in quarters."""
         where, exact = self._where(tile, meaning)
         counted, _ = self.tap.table(f"SELECT COUNT(*) AS n FROM {self.table} WHERE {where}", 1)
         n = int(counted.column(0)[0].as_py())

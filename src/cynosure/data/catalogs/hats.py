@@ -1,4 +1,4 @@
-"""HATS catalogues as they lie on disk, on a web server or in a bucket.
+"""HATS catalogues on disk, on a web server or in a bucket.
 
 A HATS catalogue is a folder: ``hats.properties`` (or ``properties``), ``partition_info.csv``, and
 for each cell of an adaptive HEALPix grid one Parquet file
@@ -30,9 +30,9 @@ __all__ = ["HatsStore", "partition_path", "read_properties"]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-REMOTE_THREADS = 8
-RETRY_PAUSES_S = (0.5, 2.0)
-FOOTERS_KEPT = 512
+REMOTE_THREADS = 8  # partitions read at a time over a network, which waits for latency
+RETRY_PAUSES_S = (0.5, 2.0)  # pauses before further attempts where the network fails
+FOOTERS_KEPT = 512  # Parquet footers kept in memory, some kilobytes each
 
 
 def partition_path(order: int, pixel: int, suffix: str = ".parquet") -> str:
@@ -165,7 +165,7 @@ class HatsStore:
         """Return the numbers of the partitions that share a cell of order 29 with the ranges."""
         if len(ranges) == 0:
             return np.zeros(0, dtype=np.int64)
-        # The first range that ends after the partition begins must begin before it ends.
+        # Of the first range that ends after the partition begins, the start must precede its end.
         k = np.searchsorted(ranges[:, 1], self._first, side="right")
         found = k < len(ranges)
         found[found] = ranges[k[found], 0] < self._last[found]
@@ -248,12 +248,12 @@ class HatsStore:
         return ((cells + 1) << shift) - 1 if last else cells << shift
 
     def index_size_deg(self) -> float:
-        """Return how far a star may be from the first cell of order 29 of its index."""
+        """Return the largest distance of a star from the first cell of order 29 of its index."""
         order = 19 if self._hipscat() else self.index_order
         return 2.0 * sky.healpix_radius_deg(order)
 
     def _hipscat(self) -> bool:
-        """Say whether the index is that of the format's ancestor: cell of order 19, a counter."""
+        """Say whether the index is HiPSCat's, the format before HATS: order 19 and a counter."""
         names = self.schema().names
         return "_healpix_29" not in names and "_hipscat_index" in names
 
@@ -307,7 +307,7 @@ class HatsStore:
         return [piece for some in pieces for piece in some]
 
     def _check_cells(self, meaning: Meaning, table: pa.Table, ra: Floats, dec: Floats) -> None:
-        """Hold positions against the cells they are filed under: units that drifted show here."""
+        """Compare positions with the cells of the index; a wrong unit or column shows here."""
         name = meaning.index_column
         if name is None or len(ra) == 0:
             return
@@ -324,7 +324,7 @@ class HatsStore:
             )
 
     def coverage(self) -> Coverage:
-        """Return where there are stars: as it was recorded at building, else the partitions."""
+        """Return the coverage recorded at building, else that of the partitions."""
         text = self.properties.get("cynosure_moc")
         if text:
             return Coverage.from_text(text)
@@ -354,7 +354,7 @@ def _without_index_metadata(schema: pa.Schema) -> pa.Schema:
 
 
 def _partitions(place: Place) -> tuple[Integers, Integers]:
-    """Read the list of partitions, or where there is none tell it from ``dataset/_metadata``."""
+    """Read the list of partitions, or else derive it from ``dataset/_metadata``."""
     text = place.read_text("partition_info.csv")
     try:
         if text is not None:

@@ -48,7 +48,7 @@ class Place:
         return f"{self.root}/{name}"
 
     def child(self, name: str) -> Place:
-        """Return a folder in it, or the place that an absolute name names."""
+        """Return a folder in it, or the place of an absolute name."""
         if "://" in name or name.startswith("/"):
             return Place(name)
         place = Place.__new__(Place)
@@ -112,11 +112,11 @@ class Place:
 
     @contextlib.contextmanager
     def errors(self, path: str) -> Iterator[None]:
-        """Turn what goes wrong with a file into errors with facts."""
+        """Convert errors of reading a file into errors with facts."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            # fsspec calls a server that fails a file that is not there.
+            # fsspec reports a failing server as a missing file.
             cause = error.__cause__
             if isinstance(cause, _network_errors(self.fs)) and getattr(cause, "status", 0) != 404:
                 raise Temporary(resource=str(path), reason=str(cause) or repr(cause)) from error
@@ -143,7 +143,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
         options: dict[str, Any] = {}
         if url.startswith("s3://") and not any(k.startswith("AWS_") for k in os.environ):
-            options["anon"] = True  # public buckets, which is where catalogues are
+            options["anon"] = True  # catalogues lie in public buckets
         fs, root = url_to_fs(url, **options)
     except ImportError as error:
         raise CatalogMissing(

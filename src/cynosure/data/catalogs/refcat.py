@@ -1,9 +1,9 @@
-"""Reference catalogues: a sky of stars with known positions.
+"""Reference catalogues: stars with known positions.
 
 :func:`open_refcat` opens a HATS catalogue (a folder of Parquet files, one for each HEALPix cell;
-ours or anybody's; local, over HTTP or on S3) or a plain table file, and :meth:`RefCat.cone` gives
-the stars of a circle in the schema ``REFERENCE``. Of a HATS catalogue only the columns, the files
-and the row groups are read that the circle needs.
+local, over HTTP or on S3) or a plain table file, and :meth:`RefCat.cone` returns the stars of a
+circle in the schema ``REFERENCE``. Of a HATS catalogue only the necessary columns, files and row
+groups are read.
 
 HATS: Caplar et al. 2025 and the IVOA note "HATS", version 1.0; HEALPix: Gorski et al. 2005.
 """
@@ -55,16 +55,15 @@ def open_refcat(
     source : str, Path, Table, structured array or RefCat
         A HATS catalogue or collection: a folder, or its URL (``https://``, ``s3://``). Or a table
         file: Parquet, FITS (SCAMP's LDAC too), ECSV, CSV, VOTable. A table in memory (astropy,
-        Arrow, pandas, or a structured array) is read as such a file is, its units with it. A
-        RefCat is returned as it is.
+        Arrow, pandas, or a structured array) is read like such a file, with its units. A RefCat is
+        returned unchanged.
     name : str, optional
-        The catalogue's short word, as it stands in WCSNAME; by default told by its properties or
-        its file name.
+        The catalogue's short word, as in WCSNAME; by default from its properties or its file name.
     ref_epoch_yr : float, optional
-        Julian year of the positions, for rows of which the catalogue does not say it.
+        Julian year of the positions, for rows without one.
     position_error_mas : float, optional
-        Error per axis of positions that come without one. By default 0.5 to 1 mas for Gaia, 60
-        mas for Tycho-2, 100 mas for a catalogue that is not known here.
+        Error per axis of positions without one. By default 0.5 to 1 mas for Gaia, 60 mas for
+        Tycho-2, 100 mas for an unknown catalogue.
 
     Returns
     -------
@@ -73,10 +72,10 @@ def open_refcat(
     Raises
     ------
     CatalogMissing
-        If nothing is there.
+        If there is no catalogue.
     CatalogDamaged
-        If it contradicts itself, lacks position or magnitude, or has a unit that is not one of
-        the quantity.
+        If it contradicts itself, lacks position or magnitude, or has a unit that does not fit the
+        quantity.
     """
     if isinstance(source, RefCat):
         return source
@@ -144,7 +143,7 @@ def _open_hats(
 
 
 class Store(Protocol):
-    """Where the stars of a :class:`RefCat` come from."""
+    """The storage of the stars of a :class:`RefCat`."""
 
     def cone(
         self, meaning: Meaning, ra_deg: float, dec_deg: float, radius_deg: float,
@@ -158,7 +157,7 @@ class Store(Protocol):
         ...
 
     def coverage(self) -> Coverage:
-        """Return where on the sky there are stars."""
+        """Return the part of the sky that has stars."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -178,7 +177,7 @@ class RefCat:
     source : str
         Path or URL.
     notes : tuple of str
-        What had to be assumed, and what was mended, in plain words.
+        Assumptions and corrections, in plain words.
     """
 
     def __init__(
@@ -209,7 +208,7 @@ class RefCat:
             Only stars at least that faint, and at most that faint. With either, a star of unknown
             magnitude is left out; without, it comes last.
         max_rows : int, optional
-            Keep only so many of the brightest. There is no limit unless you give one.
+            Return only the brightest stars, up to this number. There is no limit by default.
         columns : iterable of str, optional
             Columns of ``REFERENCE`` to return; no more is read than these need. All by default.
 
@@ -254,8 +253,8 @@ class RefCat:
     def coverage(self, ra_deg: float, dec_deg: float, radius_deg: float) -> float:
         """Return the fraction of a circle, by area, where the catalogue has stars.
 
-        It is told from the cells of the sky that hold stars, cells large enough to hold a dozen
-        or more; so at the edge of the catalogue it is a little too large.
+        It is derived from the cells of the sky that contain stars, which are large enough for a
+        dozen or more; at the edge of the catalogue it is therefore a little too large.
         """
         circle = _checked_circle(ra_deg, dec_deg, radius_deg)
         if self._coverage is None:
@@ -267,7 +266,7 @@ class RefCat:
         return self.coverage(ra_deg, dec_deg, radius_deg) > 0.98
 
     def info(self) -> dict[str, Any]:
-        """Return what is known of the catalogue, safe for JSON; None is unknown."""
+        """Return the properties of the catalogue, safe for JSON; None is unknown."""
         sources = self.meaning.sources
         stored = self.store.facts()
         epoch = stored.pop("epoch_yr", None)

@@ -1,4 +1,4 @@
-"""What a column of a star catalogue can mean, and the names under which each meaning is known."""
+"""The roles of the columns of a star catalogue, and the column names of each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["BANDS", "GAIA_NAMES", "MADE_FROM", "NEEDED", "POGSON", "QUALITY", "R
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a column can mean.
+    """The role of a column.
 
     Attributes
     ----------
     name : str
         Column of ``REFERENCE``, or the name of a quality column.
     unit : str
-        The unit it is brought to; a column without a declared unit is taken to be in it.
+        The unit of the result; a column without a declared unit is taken to be in it.
     names : tuple of str
-        Names under which it is known, best first, lower case.
+        Names of columns with this role, best first, lower case.
     """
 
     name: str
@@ -90,7 +90,7 @@ ROLES: tuple[Role, ...] = (
     *_CORRELATIONS,
     _role("bp_mag", "mag", "phot_bp_mean_mag bpmag bp_mag"),
     _role("rp_mag", "mag", "phot_rp_mean_mag rpmag rp_mag"),
-    # Of the column that the magnitude itself is in: see `_error_names`.
+    # The error of the column that has the magnitude: see `_error_names`.
     _role("mag_error", "mag", "phot_g_mean_mag_error"),
     _role("bp_mag_error", "mag", "phot_bp_mean_mag_error"),
     _role("rp_mag_error", "mag", "phot_rp_mean_mag_error"),
@@ -106,10 +106,10 @@ ROLES: tuple[Role, ...] = (
 GAIA_NAMES: dict[str, str] = {role.name: role.gaia_name for role in ROLES}
 NEEDED = ("ra_deg", "dec_deg", "mag")
 QUALITY = ("ruwe", "params_solved", "duplicated", "multi_peak")
-# Magnitude, and what stands for its error where the catalogue has none: flux over its error.
+# Magnitude, and the flux over its error, from which the magnitude's error is computed.
 BANDS = {"mag": "g_snr", "bp_mag": "bp_snr", "rp_mag": "rp_snr"}
 POGSON = 2.5 / np.log(10.0)
-# What a column of REFERENCE is made from, beside the column of its own name.
+# Further inputs of a column of REFERENCE, beside the column of its own name.
 MADE_FROM: dict[str, tuple[str, ...]] = {
     "color": ("bp_mag", "rp_mag"), "good": QUALITY, "mag_error": ("g_snr",),
     "bp_mag_error": ("bp_snr",), "rp_mag_error": ("rp_snr",),

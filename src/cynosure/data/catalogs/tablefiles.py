@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["from_astropy", "read_table", "table_in_memory"]
 
-# Bytes of a CSV from which the kinds of its columns are told.
+# Bytes of a CSV from which the types of its columns are inferred, and pyarrow's largest block.
 FIRST_BLOCK = 1 << 24
 WHOLE_FILE = 2**31 - 1
 
@@ -25,7 +25,7 @@ WHOLE_FILE = 2**31 - 1
 def read_table(path: str | Path) -> pa.Table:
     """Read a Parquet, FITS, ECSV, CSV or VOTable file as an Arrow table with units.
 
-    The kind is told by the file's first bytes, not by its name; gzip is seen through.
+    The format is recognised by the first bytes, not by the name, also of a file with gzip.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def _reader(path: Path) -> Callable[[Path], pa.Table]:
 
 
 def _opened(path: Path) -> Any:
-    """Open a file, through gzip where it is compressed, whatever its name."""
+    """Open a file, through gzip where its content is compressed."""
     with path.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else path.open("rb")
@@ -86,7 +86,7 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 def _read_ecsv(path: Path) -> pa.Table:
-    """Read an ECSV table: astropy its header, Arrow its rows, a hundred times as fast."""
+    """Read an ECSV table: its header by astropy, its rows by Arrow (a hundred times faster)."""
     import pyarrow as pa
     from astropy.table.meta import get_header_from_yaml
 
@@ -128,7 +128,7 @@ def _parse_csv(path: Path, skip: int, delimiter: str, kinds: dict[str, Any] | No
         strings_can_be_null=True,
     )
     parse = csv.ParseOptions(delimiter=delimiter)
-    # The types are told from the first block; where that misleads, the whole file is one block.
+    # The types are inferred from the first block; if that fails, from the whole file as one block.
     for block in (FIRST_BLOCK, WHOLE_FILE):
         reading = csv.ReadOptions(skip_rows=skip, block_size=block)
         try:
@@ -147,7 +147,7 @@ def _read_votable(path: Path) -> pa.Table:
     from astropy.io.votable.exceptions import VOWarning
 
     with warnings.catch_warnings():
-        # Most services break the letter of the standard somewhere; the numbers are checked later.
+        # Most services deviate from the standard in details; the numbers are checked later.
         warnings.simplefilter("ignore", VOWarning)
         return from_astropy(parse_single_table(path).to_table(use_names_over_ids=True))
 
@@ -227,7 +227,7 @@ def from_astropy(table: Any) -> pa.Table:
 
 
 def _from_columns(columns: Mapping[str, tuple[Any, str, Any]]) -> pa.Table:
-    """Return an Arrow table of name → (values, unit, the value that stands for null)."""
+    """Return an Arrow table of name → (values, unit, value of null)."""
     import pyarrow as pa
 
     fields, arrays = [], []

@@ -1,4 +1,4 @@
-"""Verifying that a reference catalogue holds what it says, where it says it."""
+"""Verify that a reference catalogue agrees with its metadata and its index."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["verify_refcat"]
 
-# Identifiers of so many rows are held against each other over the whole catalogue; of more, only
+# Up to so many rows, identifiers are compared over the whole catalogue (400 MB); with more, only
 # within each partition.
 IDS_IN_MEMORY = 50_000_000
 
@@ -31,28 +31,28 @@ IDS_IN_MEMORY = 50_000_000
 def verify_refcat(
     path: str | Path, *, progress: Callable[[int, int, str], None] | None = None
 ) -> list[str]:
-    """Check a catalogue thoroughly: every file of it is read.
+    """Check a catalogue thoroughly, reading every file.
 
     Checked are: the list of partitions against the files and the cells; each file's columns,
     order, and rows against its cell; positions against ``_healpix_29``; units; magnitudes;
-    identifiers that come twice; the counts of rows; ``dataset/_metadata``.
+    duplicate identifiers; the counts of rows; ``dataset/_metadata``.
 
     Parameters
     ----------
     path : str or Path
         A HATS catalogue or collection (also a URL), or a table file.
     progress : callable, optional
-        Called with (done, of how many, what).
+        Called with (number done, total, name of the step).
 
     Returns
     -------
     list of str
-        What is wrong, in plain words; empty where nothing is.
+        The problems, in plain words; empty for a sound catalogue.
 
     Raises
     ------
     Temporary
-        If a network fails, which says nothing about the catalogue.
+        If a network fails.
     """
     try:
         place = Place(path)
@@ -91,7 +91,7 @@ def _doubtful(ids: NDArray[np.int64], mags: NDArray[np.float64], where: str) -> 
     problems = []
     twice = len(ids) - len(distinct(ids))
     if twice:
-        problems.append(f"{where}: {twice} identifiers are there more than once")
+        problems.append(f"{where}: {twice} identifiers occur more than once")
     odd = int(np.sum(~((mags > -5.0) & (mags < 35.0))))
     if odd > 0.5 * len(mags):
         problems.append(f"{where}: {odd} of {len(mags)} magnitudes are unknown or impossible")
@@ -99,7 +99,7 @@ def _doubtful(ids: NDArray[np.int64], mags: NDArray[np.float64], where: str) -> 
 
 
 class _Check:
-    """The checks of a HATS catalogue, and what they found."""
+    """The checks of a HATS catalogue, and the problems found."""
 
     def __init__(self, store: HatsStore, meaning: Meaning):
         self.store = store
@@ -110,7 +110,7 @@ class _Check:
         self._ids: list[NDArray[np.int64]] = []
 
     def partitions(self) -> None:
-        """Check the list of partitions: no cell in another, no file that is not listed."""
+        """Check the list of partitions: no cell within another, no file that is not listed."""
         store = self.store
         cells = Counter(zip(store.orders.tolist(), store.pixels.tolist()))
         for (order, pixel), n in cells.items():
@@ -196,7 +196,7 @@ class _Check:
             self.problems.append(f"{where}: {outside} rows lie outside of its cell")
 
     def whole(self) -> None:
-        """Check what concerns all partitions together."""
+        """Check counts, identifiers and metadata over all partitions."""
         said = self.store.properties.get("hats_nrows")
         if said is not None and int(said) != self.rows:
             self.problems.append(f"hats_nrows is {said}, the partitions have {self.rows} rows")

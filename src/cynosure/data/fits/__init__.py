@@ -1,1 +1,1 @@
-"""FITS files in and out: one reader, one writer, cards, WCS's, which extensions are science."""
+"""FITS files: one reader, one writer, cards, WCS's, and the choice of science extensions."""

@@ -1,13 +1,13 @@
-"""The WCS cards of a header: taken out, kept as an alternate, brought back.
+"""The WCS cards of a header: remove, archive as an alternate, restore.
 
 The old primary WCS is kept under a letter, A to Z, *in its own cards*: only the keyword field of
 each 80-byte record changes (``CRVAL1`` to ``CRVAL1A``), so value, format and comment survive to
-the bit, and :func:`restore_alternate` gives back the very records. FITS allows the letter on the
+the bit, and :func:`restore_alternate` returns identical records. FITS allows the letter on the
 linear part and on PV terms, and every reader understands them there (``WCS(header, key="A")``).
 SIP, TNX and lookup-table keywords have no alternate form in the standard: their cards get the
 letter too, by the same rule (``A_0_2A``; ``APORDERA`` where eight characters are too few), which
-other readers ignore; the alternate's CTYPE then leaves out ``-SIP``, so that what they read is its
-linear part. No second copy, no table to be lost, nothing twice.
+other readers ignore; the alternate's CTYPE then has no ``-SIP``, so that they use its linear part.
+No further extension or table is needed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Records = list[
 ]  # keyword, and the card with its CONTINUEs (a multiple of 80 bytes)
 
 # Keywords of eight characters have no room for a letter: (primary, alternate without its letter).
-# Those of lookup tables have room, but wcslib refuses a whole alternate that names one in them.
+# Those of lookup tables have room, but wcslib rejects an alternate with such keywords.
 SQUEEZED = (
     (r"CPDIS(\d)", r"CPLUT\1"),
     (r"DP(\d)", r"DPLUT\1"),
@@ -70,7 +70,7 @@ UNSQUEEZED = (
     (r"([AB])P(\d)_(\d\d)", r"\1P_\2_\3"),
     (r"([AB])P(\d\d)_(\d)", r"\1P_\2_\3"),
 )
-# The comment that marks a name which the archived WCS did not have itself.
+# The comment of a WCSNAME that was added when a WCS without a name was archived.
 GIVEN_NAME = b"/ name given when it was archived"
 
 
@@ -89,7 +89,7 @@ def alternate_keyword(keyword: str, letter: str) -> str:
 
 
 def primary_keyword(keyword: str, letter: str) -> str | None:
-    """Return the primary keyword of an alternate's one; None where it is none of that letter."""
+    """Return the primary keyword of an alternate's keyword; None if it is not of that letter."""
     if len(keyword) < 2 or not keyword.endswith(letter) or keyword == letter:
         return None
     bare = keyword[:-1]
@@ -127,14 +127,14 @@ def strip_records(records: Records) -> tuple[Records, Records]:
 
 
 def archive_records(records: Records, name: str, letter: str = "") -> tuple[Records, str]:
-    """Move the primary WCS to the first free letter, or to one that is known to be free.
+    """Move the primary WCS to the first free letter, or to a given free one.
 
     Parameters
     ----------
     records : list
         All cards of the header.
     name : str
-        WCSNAME of the alternate where the WCS has none itself.
+        WCSNAME of the alternate if the WCS has none.
     letter : str, optional
         The letter to take.
 
@@ -143,8 +143,8 @@ def archive_records(records: Records, name: str, letter: str = "") -> tuple[Reco
     records : list
         The header without a primary WCS, each of its cards renamed in its place.
     letter : str
-        Empty where there was no WCS to keep. A WCS that is already kept as an alternate, card for
-        card, is not kept twice: its letter is returned.
+        Empty if there is no WCS. A WCS that is already archived, card for card, is not archived
+        again: its letter is returned.
 
     Raises
     ------
@@ -184,7 +184,7 @@ def _alternate_of(records: Records, letter: str, name: str) -> Records:
             card = f"WCSNAME{letter}= {quoted:<20} ".encode() + GIVEN_NAME
             out.append((f"WCSNAME{letter}", card.ljust(CARD)))
             named = True
-        if sip and keyword.startswith("CTYPE"):  # what others can read of it is its linear part
+        if sip and keyword.startswith("CTYPE"):  # other readers then use its linear part
             body = _without_sip(body)
         out.append(_renamed(keyword, alternate_keyword(keyword, letter), body))
     return out
@@ -195,7 +195,7 @@ def _of_letter(records: Records, letter: str) -> Records:
 
 
 def _renamed(old: str, new: str, body: bytes) -> tuple[str, bytes]:
-    """Exchange the keyword field; a record-valued keyword (``DP1.NAXES``) is named by its card."""
+    """Replace the keyword field; that of a record-valued keyword (``DP1.NAXES``) is ``DP1``."""
     if len(new) > 8:
         message = f"no alternate keyword for {old}"
         raise ValueError(message)
@@ -211,7 +211,7 @@ def _with_sip(body: bytes) -> bytes:
 
 
 def restore_records(records: Records, letter: str) -> Records:
-    """Make an alternate the primary WCS again, bit for bit; the primary that is there is dropped.
+    """Make an alternate the primary WCS again, bit for bit; the present primary is removed.
 
     Raises
     ------
@@ -243,7 +243,7 @@ def restore_records(records: Records, letter: str) -> Records:
 
 def _records_from_header(header: Header) -> Records:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a card that is not quite FITS is kept as it can be
+        warnings.simplefilter("ignore")  # cards that violate the standard are kept if possible
         text = header.tostring(sep="", endcard=True, padding=True)
     return records_of(text.encode("latin-1", "replace"))
 

@@ -1,8 +1,8 @@
 """The bytes of a FITS file: units, cards, pixels, checksums.
 
-A file is walked here without interpreting more than its structure needs, so that a copy can keep
-every byte it does not mean to change, a truncated file is told apart from a wrong one, and 61
-million pixels become float32 in a twentieth of a second without a second copy of them.
+This module interprets only the structure of a file, so that a copy keeps every byte that is not
+meant to change, a truncated file is distinguished from another format, and pixels become float32 in
+one pass without a second copy (61 million of them in a twentieth of a second).
 
 The structure is FITS 4.0, sections 3 and 4; the checksum its appendix J.
 """
@@ -39,13 +39,12 @@ __all__ = [
     "sum32",
 ]
 
-BLOCK = 2880
-CARD = 80
-# Pixels are converted in pieces that stay in the cache of one core.
+BLOCK, CARD = 2880, 80  # bytes (FITS 4.0, 3.1 and 4.1)
+# Pixels are converted in pieces that fit the second-level cache of a core.
 PIECE_BYTES = 1 << 20
-# A header longer than this is not a header: 10,000 blocks are 360,000 cards.
+# Limit of a header, against reading a damaged file to its end: 10,000 blocks are 360,000 cards.
 MAX_HEADER_BLOCKS = 10_000
-MAX_AXES = 999
+MAX_AXES = 999  # FITS 4.0, section 4.4.1
 
 # BITPIX to the type in the file.
 DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -58,7 +57,7 @@ def padded(size: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """One header-data unit as it lies in a file.
+    """One header-data unit of a file.
 
     Attributes
     ----------
@@ -67,9 +66,9 @@ class Unit:
     raw : bytes
         The header with END and padding.
     data_start, data_size : int
-        Where the data are, without their padding.
+        Position and size of the data in the file, without padding.
     first : dict of str to bytes, optional
-        The first card of each keyword, where it is at hand: found faster than in the bytes.
+        The first card of each keyword, where an index of them is at hand.
     """
 
     index: int
@@ -149,7 +148,7 @@ def printable(raw: bytes) -> str:
     return "".join(c if " " <= c <= "~" else ("?" if ord(c) > 127 else " ") for c in text)
 
 
-# A card as the standard has it; the few that are not are shown to astropy, which forgives much.
+# A card that conforms to the standard; astropy parses the others, which it partly corrects.
 PLAIN_CARD = re.compile(
     r"(?:COMMENT|HISTORY|CONTINUE| {8}).*|[A-Z0-9_-]{1,8} *= *"
     r"(?:'(?:[^']|'')*'|[TF]|[+-]?(?:\d+\.?\d*|\.\d+)(?:[EDed][+-]?\d+)?)? *(?:/.*)?"
@@ -157,13 +156,13 @@ PLAIN_CARD = re.compile(
 
 
 def readable_header(raw: bytes) -> tuple[Header, tuple[str, ...]]:
-    """Return header bytes as a header in which every card can be read, and what was left out."""
+    """Return header bytes as a header of readable cards, and the keywords of the others."""
     from astropy.io.fits import Card, Header, VerifyError
 
     text = printable(raw)
     kept, bad = [], []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what astropy mends in passing
+        warnings.simplefilter("ignore")  # astropy reports the cards that it corrects
         for start in range(0, len(text), CARD):
             record = text[start : start + CARD]
             if PLAIN_CARD.fullmatch(record) or not record.strip():
@@ -230,10 +229,9 @@ def _split_slowly(raw: bytes) -> list[tuple[str, bytes]]:
     return out
 
 
-# Keywords by their bytes: a few hundred make up nearly all headers, and thousands are read
-# a second.
+# Keywords by their bytes, to decode each once: a few hundred make up nearly all headers.
 _KEYWORDS: dict[bytes, str] = {}
-MAX_KEYWORDS = 4096
+MAX_KEYWORDS = 4096  # limit of the dictionary, for files with random keywords
 
 
 def card_value(raw: bytes, keyword: str) -> str:
@@ -274,9 +272,9 @@ def read_units(
     name : str
         Named in errors.
     size : int, optional
-        Length of the file in bytes, to tell a truncated one before its pixels are read.
+        Length of the file in bytes, to detect truncation before its pixels are read.
     start : int
-        Where to begin, at an extension; for the units behind one that is damaged.
+        Offset of the first unit to read, for the units behind a damaged one.
 
     Raises
     ------
@@ -297,7 +295,7 @@ def read_units(
 
 
 def _unit(index: int, raw: bytes, position: int, name: str, size: int | None) -> Unit:
-    """Return the unit of a header; refuse one that nobody has, or that is cut short."""
+    """Return the unit of a header; refuse impossible axes and data that are cut short."""
     data_size, keyword, n = _measured(raw)
     if keyword:
         raise ImageError(
@@ -321,9 +319,9 @@ def _unit(index: int, raw: bytes, position: int, name: str, size: int | None) ->
 
 @lru_cache(maxsize=64)  # lookup tables have the same few headers in thousands of files
 def _measured(raw: bytes) -> tuple[int, str, int]:
-    """Return the bytes of data, or else the keyword of a number of axes that nobody has, and it.
+    """Return the size of the data, or keyword and value of an impossible number of axes.
 
-    Others would count to it for hours.
+    Other readers would loop over such a number for hours.
     """
     for keyword in ("NAXIS", "ZNAXIS") if b"BINTABLE" in raw[:CARD] else ("NAXIS",):
         n = card_int(raw, keyword)
@@ -373,7 +371,7 @@ def _has_end(block: bytes) -> bool:
 
 def _data_size(raw: bytes) -> int:
     """Return the bytes of data: |BITPIX| / 8 GCOUNT (PCOUNT + prod NAXISn) (FITS 4.0, eq. 2)."""
-    n = min(card_int(raw, "NAXIS"), MAX_AXES)  # a damaged card may ask for thousands of millions
+    n = min(card_int(raw, "NAXIS"), MAX_AXES)  # a damaged card may have any number
     if n <= 0:
         return 0
     axes = [card_int(raw, f"NAXIS{i}") for i in range(1, n + 1)]
@@ -454,7 +452,7 @@ def _fill(stream: BinaryIO, view: memoryview, name: str, unit: Unit, at: int) ->
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How stored numbers become pixels: ``BZERO + BSCALE * stored``, BLANK is no pixel."""
+    """The conversion of stored numbers to pixels: ``BZERO + BSCALE * stored``, BLANK is NaN."""
 
     scale: float = 1.0
     zero: float = 0.0
@@ -474,7 +472,7 @@ class Scaling:
     def convert_into(self, out: NDArray[np.float32], stored: NDArray) -> bool:
         """Convert into `out`; return whether every pixel is a finite number."""
         if stored.dtype.kind in "iu":
-            # A float32 holds 24 bits; wider integers are scaled as float64 before they are cut.
+            # A float32 has 24 bits; wider integers are scaled as float64 before rounding.
             if self.scale == 1.0 and stored.dtype.itemsize <= 2:
                 out[...] = stored
                 if self.zero:
@@ -494,7 +492,7 @@ class Scaling:
                 out *= np.float32(self.scale)
             if self.zero:
                 out += np.float32(self.zero)
-            # One sum tells of any NaN or infinity; the exact test only where it is not finite.
+            # A finite sum excludes NaN and infinities; otherwise test each pixel.
             return bool(np.isfinite(out.sum(dtype=np.float64)) or np.isfinite(out).all())
 
 

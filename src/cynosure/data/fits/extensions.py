@@ -1,4 +1,4 @@
-"""What the extensions of a file are: science, and its errors, variances, weights and masks."""
+"""The roles of a file's extensions: science, errors, variances, weights and masks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cynosure.data.mask import MASK_CARD, Mask, as_mask, joined, smallest_intege
 
 __all__ = ["Companions", "companions_of", "headers_alone", "label", "role_of", "science_units"]
 
-# What an extension is, by EXTNAME, where the instrument file does not say: the convention of
-# Hubble, Webb and most pipelines. A number may follow (``DQ2``), or a chip be named (``CCD1_DQ``).
+# Roles by EXTNAME, where the instrument file does not state them: the convention of Hubble, Webb
+# and most pipelines. A number may follow (``DQ2``), or a chip be named (``CCD1_DQ``).
 ROLE_NAMES: dict[str, tuple[str, ...]] = {
     "science": ("SCI", "SCIENCE", "IMAGE", "DATA", "COMPRESSED_IMAGE", "IMG"),
     "error": ("ERR", "ERROR", "UNCERT", "SIGMA", "RMS"),
@@ -29,17 +29,17 @@ ROLE_NAMES: dict[str, tuple[str, ...]] = {
     "mask": ("DQ", "MASK", "BPM", "FLAGS"),
 }
 COMPANIONS = ("error", "variance", "ivar", "weight", "mask")
-# Extensions that are images but not of the sky.
+# Names of extensions that are images, but not of the sky.
 NO_SKY = (
     *("WCSDVARR", "D2IMARR", "SAMP", "TIME", "CON", "CTX", "SIPWCS", "BACKGROUND", "BKG", "PSF"),
     *("HDRLET", "CAT", "FLAT", "DARK", "BIAS"),
 )
-# Where more of an error array than this is not positive, it was never computed.
+# An error array with a larger share of values that are not positive was never computed.
 MAX_EMPTY = 0.9
 
 
 def role_of(unit: Unit, camera: Instrument) -> str:
-    """Say what an image extension is.
+    """Return the role of an image extension.
 
     Returns
     -------
@@ -68,10 +68,10 @@ def _role(name: str, layout: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
 
 
 def science_units(units: Sequence[Unit], camera: Instrument) -> list[Unit]:
-    """Return the images of a file that are science; the only place where this is decided.
+    """Return the science images of a file; no other function decides this.
 
-    Those that the instrument or their names call so; where none is, those of which nothing is
-    known. An image has pixels on two axes or more.
+    They are the images that the instrument file or their names call science; without any, those of
+    unknown role. An image has pixels on two axes or more.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def science_units(units: Sequence[Unit], camera: Instrument) -> list[Unit]:
 
 
 def headers_alone(units: Sequence[Unit], camera: Instrument) -> list[Unit]:
-    """Return the units without pixels that may stand for an image: ``NAME.wcs.fits``."""
+    """Return the units without pixels that have a WCS of an image: ``NAME.wcs.fits``."""
     return [
         u for u in units
         if not u.is_image and not u.is_table and role_of(u, camera) in ("science", "unknown")
@@ -109,13 +109,13 @@ def _bare(token: str) -> str:
 
 
 def label(unit: Unit) -> str:
-    """Return how messages call a unit: number, name, version and size."""
+    """Return the label of a unit for messages: number, name, version and size."""
     size = "x".join(str(n) for n in reversed(unit.shape))
     return f"{unit.index} [{unit.name or 'PRIMARY'},{unit.version}] {size}"
 
 
 class Companions(NamedTuple):
-    """What lies beside an image.
+    """The companions of an image.
 
     Attributes
     ----------
@@ -124,7 +124,7 @@ class Companions(NamedTuple):
     mask : (ny, nx) ndarray of uint32, or None
         Bits of the mask dictionary.
     dq : (ny, nx) ndarray of int, or None
-        The flags as they stand in the file, where they are another observatory's.
+        The flags of the file, where they are another observatory's.
     notes : list of str
     """
 
@@ -189,7 +189,7 @@ def companions_of(
 def _siblings(unit: Unit, images: list[Unit], camera: Instrument) -> list[Unit]:
     """Return the companions of an image in its own file.
 
-    All where it is the only image; else those of its chip, number and EXTVER; else those between
+    All if it is the only image; else those of the same chip, number and EXTVER; else those between
     it and the next image.
     """
     roles = {u.index: role_of(u, camera) for u in images}
@@ -205,7 +205,7 @@ def _siblings(unit: Unit, images: list[Unit], camera: Instrument) -> list[Unit]:
 
 
 def _kinship(unit: Unit) -> tuple[tuple[str, ...], str, int]:
-    """Return what an image shares with its companions: chip name, number, EXTVER."""
+    """Return the identity that an image shares with its companions: chip name, number, EXTVER."""
     every = {name for names in ROLE_NAMES.values() for name in names}
     chip, number = [], ""
     for token in _tokens(unit.name):
@@ -233,9 +233,9 @@ def _files_beside(file: FitsFile, camera: Instrument) -> list[tuple[FitsFile, st
 def _variance(
     values: NDArray[np.float32], role: str
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
-    """Return the variance that a companion means, and the pixels that it declares unusable."""
+    """Return the variance of a companion, and the pixels that it declares unusable."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if role == "weight":  # in a unit of its own (exposure, number of images): only 0 is certain
+        if role == "weight":  # of unknown unit (exposure time, number of images): use only zeros
             return None, ~(values > 0)
         variance = {"error": values * values, "variance": values, "ivar": 1.0 / values}[role]
     bad = ~(np.isfinite(variance) & (variance > 0))

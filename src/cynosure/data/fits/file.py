@@ -1,7 +1,7 @@
-"""FITS files as units that give their pixels when they are asked for.
+"""FITS files as units whose pixels are read on demand.
 
-:class:`FitsFile` is a file on disk, compressed or not; :class:`FitsInMemory` makes an HDUList or
-plain arrays look like one. :class:`Selector` says which unit and which plane is meant.
+:class:`FitsFile` is a file on disk, compressed or not; :class:`FitsInMemory` gives an HDUList or
+plain arrays the same interface. :class:`Selector` selects a unit and a plane.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
     "stamp_of",
 ]
 
-# A file of this size is hashed faster than a thread is started.
+# Files up to this size are hashed at once: a thread would cost more.
 SMALL_BYTES = 1 << 20
 
 
@@ -75,7 +75,7 @@ def split_path(source: str) -> tuple[Path, str | None]:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Which HDU and which planes of it: by number, or by EXTNAME and EXTVER."""
+    """A selection of an HDU and its planes: by number, or by EXTNAME and EXTVER."""
 
     hdu: int | None = None
     name: str | None = None
@@ -84,7 +84,7 @@ class Selector:
 
     @classmethod
     def of(cls, value: str | int | None, image: str) -> Selector | None:
-        """Read a selection; None selects what is science."""
+        """Parse a selection; None selects the science images."""
         if value is None:
             return None
         if isinstance(value, int):
@@ -111,7 +111,7 @@ class Selector:
         return ",".join(str(p) for p in parts if p is not None)
 
     def takes(self, unit: Unit) -> bool:
-        """Say whether a unit is meant."""
+        """Say whether a unit is selected."""
         if self.hdu is not None:
             return unit.index == self.hdu
         return unit.name == self.name and self.version in (None, unit.version)
@@ -126,12 +126,12 @@ def _plane(rest: Sequence[int | str], value: str, image: str) -> int | str | Non
 
 
 def open_fits(path: Path) -> tuple[BinaryIO, int | None]:
-    """Open a file that may be compressed by gzip, bzip2 or xz, told by its first bytes.
+    """Open a file; gzip, bzip2 and xz are recognised by its first bytes.
 
     Returns
     -------
     stream : binary file
-        Seekable; what was compressed is decompressed into memory.
+        Seekable; a compressed file is decompressed into memory.
     size : int or None
         Its length in bytes.
     """
@@ -165,7 +165,7 @@ def open_fits(path: Path) -> tuple[BinaryIO, int | None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep astropy's remarks on odd cards to itself; what matters becomes a note."""
+    """Suppress astropy's warnings about cards; the relevant ones become notes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -173,7 +173,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def understood(name: str, index: int) -> Iterator[None]:
-    """Turn what astropy says of a damaged table or compressed image into an ImageError."""
+    """Convert astropy's errors about a damaged table or compressed image into an ImageError."""
     from astropy.io.fits import VerifyError
 
     try:  # where astropy 6.1 and later keep it; without it the other errors are caught all the same
@@ -198,7 +198,7 @@ def understood(name: str, index: int) -> Iterator[None]:
 
 
 class FitsFile:
-    """The units of a FITS file, and their pixels when they are asked for."""
+    """The units of a FITS file, with their pixels on demand."""
 
     def __init__(self, path: Path):
         self.path: Path | None = path
@@ -221,7 +221,7 @@ class FitsFile:
         self._stream.close()
 
     def digest(self) -> Any:
-        """Return what gives the SHA-256 of the file."""
+        """Return an object that returns the SHA-256 of the file when called."""
         return LazyDigest(self.path, self._stamp) if self.path is not None else ""
 
     def hdulist(self) -> Any:
@@ -235,7 +235,7 @@ class FitsFile:
         return self._hdulist
 
     def header(self, unit: Unit) -> Header:
-        """Return the header as the image has it."""
+        """Return the header of the image."""
         return unit.header
 
     def row(self, number: int, plane: int) -> dict[str, Any]:
@@ -275,7 +275,7 @@ class FitsFile:
         """Go to a plane and return its place in the data."""
         bitpix = card_int(unit.raw, "BITPIX")
         if bitpix not in DTYPES:
-            raise ImageError(image=self.name, reason=f"BITPIX = {bitpix} is no FITS pixel type")
+            raise ImageError(image=self.name, reason=f"BITPIX = {bitpix} is not a FITS pixel type")
         ny, nx = sides(unit.shape)
         offset = plane * ny * nx * abs(bitpix) // 8
         self._stream.seek(unit.data_start + offset)
@@ -283,7 +283,7 @@ class FitsFile:
 
 
 class FitsInMemory(FitsFile):
-    """An HDUList, or arrays with headers, that look like a file."""
+    """An HDUList, or arrays with headers, with the interface of a file."""
 
     def __init__(self, hdulist: Any, name: str = "image"):
         self.path, self.name, self._hdulist = None, name, hdulist
@@ -291,7 +291,7 @@ class FitsInMemory(FitsFile):
 
     @classmethod
     def of(cls, source: Any) -> FitsInMemory:
-        """Take an HDUList, an image HDU, an array, (data, header), or a CCDData with its mask."""
+        """Return it for an HDUList, image HDU, array, (data, header), or CCDData with its mask."""
         from astropy.io import fits
 
         if isinstance(source, fits.HDUList):
@@ -313,7 +313,7 @@ class FitsInMemory(FitsFile):
         )
 
     def __exit__(self, *_: object) -> None:
-        """Leave what the caller opened open."""
+        """Do nothing: the caller opened the HDUList and closes it."""
 
     def header(self, unit: Unit) -> Header:
         """Return the header of the HDU, without cards that cannot be read."""
@@ -362,7 +362,7 @@ def _pixels(data: Any) -> NDArray[Any]:
 
 
 def _ccd_hdus(ccd: Any) -> Any:
-    """Return the HDUs of a CCDData: pixels, mask, and its uncertainty as what it is."""
+    """Return the HDUs of a CCDData: pixels, mask, and its uncertainty under the fitting name."""
     from astropy.io import fits
 
     header = fits.Header(ccd.header)
@@ -399,10 +399,9 @@ def _plane_of(data: NDArray[Any], plane: int) -> NDArray[Any]:
 class LazyDigest:
     """The SHA-256 of a file, computed beside the work that does not need it.
 
-    A file of more than a megabyte is hashed by a thread that starts at once; hashlib lets other
-    threads run. Pickling waits for the result and carries only that. It is empty where the file
-    was removed, or is not as it was when it was opened: what was read from it is then not vouched
-    for.
+    A file of more than a megabyte is hashed by a thread that starts at once; hashlib releases the
+    interpreter's lock. Pickling waits for the result and stores only that. It is empty if the file
+    was removed or changed since it was opened, since it may then differ from what was read.
     """
 
     def __init__(self, path: Path, stamp: tuple[int, ...] | None = None):
@@ -437,7 +436,7 @@ class LazyDigest:
 
 
 def stamp_of(stat: os.stat_result) -> tuple[int, ...]:
-    """Return what changes where a file is replaced or written to: node, size and time."""
+    """Return a stamp that changes when a file is replaced or written to: inode, size and time."""
     return stat.st_ino, stat.st_dev, stat.st_size, stat.st_mtime_ns
 
 

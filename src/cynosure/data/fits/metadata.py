@@ -1,4 +1,4 @@
-"""What header and instrument together say of a frame: its detector and where it points."""
+"""Detector properties and pointing of a frame, from header and instrument file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def detector_of(header: Header, camera: Instrument, unit: Unit) -> dict[str, Any
     """Return gain, read noise, saturation, exposure time and filter of a frame.
 
     Pixels in electrons have gain 1, pixels in electrons or counts per second the exposure time as
-    a factor (BUNIT). A 16-bit image is saturated at the end of its range at the latest.
+    a factor (BUNIT). The saturation of an 8- or 16-bit image is at most the end of its range.
     """
     names, values = camera.aliases, camera.values
     exptime = number(header, names["exptime"], 0.0, 1e7)[1]
@@ -62,10 +62,12 @@ def detector_of(header: Header, camera: Instrument, unit: Unit) -> dict[str, Any
 
 
 def pointing_of(frame: Frame, camera: Instrument, primary: Header) -> tuple[Pointing, list[str]]:
-    """Return what header and instrument say of where the centre of a frame points."""
+    """Return the pointing of a frame's centre, from header and instrument file, and notes."""
     header = frame.header if frame.header is not None else primary
     ny, nx = frame.shape
     ra = dec = scale = math.nan
+    # Relative error of the scale: 10 % where it comes from a focal length, as in `scale_of`; 5 % of
+    # a WCS or an instrument file, which may be nominal.
     scale_error, notes = 0.1, []
     rotation: float | None = None
     if frame.wcs is not None:
@@ -115,7 +117,7 @@ def _from_wcs(wcs: Any, nx: int, ny: int) -> tuple[float, float, float, float | 
 
 
 def binning(header: Header) -> float:
-    """Return how many pixels were summed along x, from XBINNING or CCDSUM; 1 where unknown."""
+    """Return the binning along x, from XBINNING or CCDSUM; 1 where unknown."""
     value = number(header, ("XBINNING", "BINX", "CCDXBIN", "BINAXIS1"), 0.0, 64.0)[1]
     if math.isfinite(value):
         return value

@@ -1,4 +1,4 @@
-"""Opening a FITS file to change it: the lock, and what lies behind a damaged extension."""
+"""Open a FITS file for changes: its lock, and the search for units behind a damaged one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cynosure.ground.files import reason_of
 
 __all__ = ["LOCK_WAIT_S", "next_unit", "opened"]
 
-# A writer waits this long for another one: some ten changes of a file of 100 MB. It looks again
-# this often, which is shorter than the pause of a program that makes one change after another.
+# A writer waits this long for another one, about ten changes of a file of 100 MB, and polls the
+# lock at this interval, which is shorter than the pause between changes of a busy program.
 LOCK_WAIT_S, LOCK_POLL_S = 5.0, 0.001
 
 
 def opened(path: Path, *, lock: bool) -> tuple[BinaryIO, int | None]:
-    """Open a file, for writing with its lock, for which it waits a short while.
+    """Open a file; for writing, wait a short while for its lock.
 
-    The other writer puts a new file in the place of this one, so each try opens what is there.
+    Another writer replaces the file, so that each attempt opens it again.
     """
     until = time.monotonic() + LOCK_WAIT_S
     while True:
@@ -61,9 +61,9 @@ def _lock(stream: BinaryIO, path: Path) -> None:
 
 
 def next_unit(stream: BinaryIO, end: int, size: int) -> int | None:
-    """Return where the next extension begins behind bytes that are none; None where none does.
+    """Return the offset of the next extension behind bytes that are not one; None without any.
 
-    Those of a headerlet (its WCSs and tables) may lie within the damaged one: they are passed over.
+    The extensions of a headerlet may lie within the damaged one: they are passed over.
     """
     for at in range(end, size - BLOCK + 1, BLOCK):
         stream.seek(at)

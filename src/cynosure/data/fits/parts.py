@@ -1,8 +1,8 @@
 """A FITS file as parts: read lazily, changed card by card, written in one pass.
 
-A part is a header as its own 80-byte records and data that stay in the file until they are copied.
-What is not changed is copied by the kernel, byte for byte; a change needs the memory of headers
-only. The result takes the place of the file when it is whole and on the disk.
+A part has its header as 80-byte records, and data that stay in the file until they are copied.
+Unchanged data are copied by the operating system, byte for byte, so that only headers need memory.
+The result replaces the file when it is complete and on the disk.
 """
 
 from __future__ import annotations
@@ -55,14 +55,13 @@ __all__ = [
 
 Value = str | int | float | bool | None
 
-PIECE_BYTES = 1 << 22
-# Pieces that are summed stay in the cache of one core.
-SUMMED_BYTES = 1 << 20
+PIECE_BYTES = 1 << 22  # bytes copied at a time, where the operating system cannot copy
+SUMMED_BYTES = 1 << 20  # bytes summed at a time: they fit the second-level cache of a core
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([EDed][+-]?\d+)?")
-# Longest text on a first card, and on each that continues it.
+# Longest text on a first card, and on each that continues it (with "&": FITS 4.0, 4.2.1.2).
 LONGEST, CONTINUED = 67, 67
 SUMS = ("CHECKSUM", "DATASUM")
-# The sum of the header that a compressed image had before it was compressed: not true of another.
+# The checksum of the uncompressed image of a compressed one; invalid once its header has changed.
 STALE = "ZHECKSUM"
 
 
@@ -116,7 +115,7 @@ def _quoted(text: str) -> str | None:
 
 
 def card(keyword: str, value: Value, comment: str = "") -> tuple[str, bytes]:
-    """Return a card as (keyword, record); a long text goes on in CONTINUE cards.
+    """Return a card as (keyword, record); a long text is continued in CONTINUE cards.
 
     Examples
     --------
@@ -143,7 +142,7 @@ def card(keyword: str, value: Value, comment: str = "") -> tuple[str, bytes]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut a text (quotes doubled) for a card and its CONTINUEs, never between two quotes."""
+    """Split a text (quotes doubled) for a card and its CONTINUEs, not within a doubled quote."""
     if len(text) <= LONGEST + 1:
         return [text]
     out = []
@@ -174,11 +173,11 @@ class Part:
     records : list of (str, bytes)
         Its cards without END; change them through `set`, `remove` and `replace`.
     raw : bytes
-        The header as it lies in the file; empty once it is changed, or for a new part.
+        The header in the file; empty once it is changed, or for a new part.
     data : bytes or None
-        New data; None where they lie in the file.
+        New data; None if they are in the file.
     start, size : int
-        Where they lie.
+        Their position and size in the file.
     """
 
     records: Records
@@ -191,7 +190,7 @@ class Part:
 
     @property
     def unit(self) -> Unit:
-        """The part as the reader of pixels sees it."""
+        """The part as a unit, for reading pixels."""
         return Unit(0, self.header_bytes(), self.start, self.size)
 
     @property
@@ -235,7 +234,7 @@ class Part:
         return keyword in self.first()
 
     def set(self, keyword: str, value: Value, comment: str = "") -> None:
-        """Set a card in its place, or append it; a card that says so already is left alone."""
+        """Replace a card, or append it; a card that already has the value is not changed."""
         for i, (key, body) in enumerate(self.records):
             if key == keyword:
                 if value_of(body) != value or type(value_of(body)) is not type(value):
@@ -253,7 +252,7 @@ class Part:
             self.replace(kept)
 
     def replace(self, records: Records) -> None:
-        """Exchange all cards."""
+        """Replace all cards."""
         if records != self.records:
             self.records = records
             self.raw = b""
@@ -263,12 +262,12 @@ class Part:
         return readable_header(self.header_bytes())[0]
 
     def header_bytes(self) -> bytes:
-        """Return the header in whole blocks, as it is or as it has become."""
+        """Return the header in whole blocks, with its changes."""
         return self.raw or _joined(self.records)
 
 
 def _comment_of(body: bytes) -> str:
-    """Return the comment of a card of one record; CONTINUEs have none worth keeping."""
+    """Return the comment of a card of one record; those of CONTINUEs are not kept."""
     text = printable(body[:CARD])
     found = re.match(r"[^=]{8}=\s*(?:'(?:[^']|'')*'|[^'/]*)\s*/(.*)", text)
     return found[1].strip() if found else ""
@@ -280,7 +279,7 @@ def _joined(records: Records) -> bytes:
 
 
 def parts_of_bytes(data: bytes, name: str, *, max_parts: int = 10_000) -> list[Part]:
-    """Take a FITS file in memory apart; the data of its parts are copies.
+    """Return the parts of a FITS file in memory, with copies of their data.
 
     Raises
     ------
@@ -345,7 +344,7 @@ class FitsParts:
         self, out: str | Path | None = None, *, overwrite: bool = False,
         check: Callable[[Path], None] | None = None,
     ) -> Path:
-        """Write the file anew, in one pass; over itself where `out` is None.
+        """Write the file in one pass; replace it if `out` is None.
 
         Parameters
         ----------
@@ -353,15 +352,15 @@ class FitsParts:
         overwrite : bool
             Whether another file of that name may be replaced.
         check : callable, optional
-            Called with the path of the whole file before it takes its name; what it raises is
-            raised, and nothing is written.
+            Called with the path of the complete temporary file before it is renamed; if it raises,
+            nothing is written.
 
         Raises
         ------
         OutputExists, OutputError
-            Nothing half-written is left, and the file is as it was.
+            The file is then unchanged, and no partial file is left.
         SettingError
-            If a compressed file is to be changed in place.
+            If a compressed file would be changed in place.
         Temporary
             If another program changed the file since it was opened.
         """
@@ -372,7 +371,7 @@ class FitsParts:
                 "{path}: a compressed file cannot be changed in place", path=str(self.path),
                 hint="Use --out; the result is written uncompressed.",
             )
-        if own and not os.access(target, os.W_OK):  # its folder may allow what the file does not
+        if own and not os.access(target, os.W_OK):  # a rename would only need a writable folder
             raise OutputError(
                 path=str(target), reason="the file is read-only", hint="Use --out, or chmod u+w.",
             )
@@ -403,13 +402,13 @@ class FitsParts:
         _write_all(sink, _fill(part, size))
 
     def _size(self, part: Part) -> int:
-        """Return the bytes of data that there are, with the padding as it lies in the file."""
+        """Return the size of the data in bytes, with the padding of the file."""
         if part.data is not None:
             return len(part.data)
         return min(padded(part.size), max(self.length - part.start, part.size))
 
     def _known_sum(self, part: Part) -> int | None:
-        """Return the sum of the data where it need not be made from the file; 0 for no need."""
+        """Return the sum of the data if it is known without reading them; 0 if none is needed."""
         if not {key for key, _ in part.records} & set(SUMS):
             return 0
         if part.data is not None:
@@ -418,7 +417,7 @@ class FitsParts:
         return int(stated) if stated.isdigit() and int(stated) >> 32 == 0 else None
 
     def _header(self, part: Part, total: int) -> bytes:
-        """Return a changed header; CHECKSUM and DATASUM stay true where they are there."""
+        """Return a changed header, with CHECKSUM and DATASUM updated if it has them."""
         records = [r for r in part.records if r[0] != STALE]
         texts = {"DATASUM": str(total), "CHECKSUM": "0" * 16}
         records = [(k, _with_text(b, texts[k]) if k in SUMS else b) for k, b in records]
@@ -448,7 +447,7 @@ class FitsParts:
         sink.seek(end)
 
     def _read_into(self, view: memoryview) -> int:
-        """Fill the view; a short read would upset the words of the sum."""
+        """Fill the view; the sum is over words, and needs whole pieces."""
         done = 0
         while done < len(view):
             n = self.stream.readinto(view[done:])  # type: ignore[attr-defined]
@@ -458,7 +457,7 @@ class FitsParts:
         return done
 
     def _copy(self, start: int, size: int, sink: BinaryIO) -> None:
-        """Copy bytes of the file; in the kernel where it can."""
+        """Copy bytes of the file, by the operating system if it can."""
         left = size
         try:
             while left and not self.packed:
@@ -479,9 +478,9 @@ class FitsParts:
             left -= len(piece)
 
     def _unchanged(self, target: Path | None) -> None:
-        """Refuse to go on where somebody changed the file meanwhile, or put another in its place.
+        """Raise an error if another program has changed or replaced the file.
 
-        A program that writes into the file itself takes no lock; its size and time tell.
+        A program without our lock is detected by the file's size and time.
         """
         if self.packed or not self.stamp:
             return
@@ -493,7 +492,7 @@ class FitsParts:
 
 
 def _fill(part: Part, size: int) -> bytes:
-    """Return what fills the last block of data: blanks for an ASCII table, else zeros."""
+    """Return the padding of the last block of data: blanks for an ASCII table, else zeros."""
     return (b" " if part.kind == "TABLE" else b"\0") * (padded(size) - size)
 
 
@@ -503,11 +502,11 @@ def new_parts(path: str | Path, parts: list[Part]) -> FitsParts:
 
 
 NO_SPACE = (28, 122, 27)  # ENOSPC, EDQUOT, EFBIG
-FLUSH_BYTES = 24 << 20
+FLUSH_BYTES = 24 << 20  # bytes after which a flush is started: some tenths of a second of a disk
 
 
 class _Flusher:
-    """Sends what is written to the disk while the rest is copied, so that the end waits less."""
+    """Flushes written data to the disk while the rest is copied, to shorten the final flush."""
 
     def __init__(self, sink: BinaryIO):
         self._sink, self._since = sink, 0
@@ -521,7 +520,7 @@ class _Flusher:
             self._thread.join()
 
     def note(self, size: int) -> None:
-        """Count what was written; start a flush where enough has come together."""
+        """Count written bytes; start a flush after `FLUSH_BYTES`."""
         self._since += size
         busy = self._thread is not None and self._thread.is_alive()
         if self._since > FLUSH_BYTES and not busy:
@@ -530,7 +529,7 @@ class _Flusher:
             self._thread.start()
 
     def _flush(self) -> None:
-        with contextlib.suppress(OSError):  # the flush at the end says what is wrong
+        with contextlib.suppress(OSError):  # the final flush raises the error
             os.fsync(self._sink.fileno())
 
 
@@ -553,9 +552,9 @@ def open_parts(path: str | Path, *, lock: bool = False) -> Iterator[FitsParts]:
     Parameters
     ----------
     path : path
-        Also one compressed by gzip, bzip2 or xz, which can be read but not changed in place.
+        A file compressed by gzip, bzip2 or xz can be read, but not changed in place.
     lock : bool
-        Take the file for writing; a second writer waits some seconds, then it is refused.
+        Lock the file for writing; another writer waits some seconds and then gets an error.
 
     Raises
     ------

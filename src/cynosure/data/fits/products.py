@@ -1,9 +1,8 @@
-"""Writing FITS products: images of several planes, compressed or not, and tables of a schema.
+"""Write FITS products: images, compressed or not, and tables of a schema.
 
-:func:`write_product` makes a file from :class:`ImagePlane` and :class:`TablePlane` records. It
-appears whole or not at all, every unit has true sums, and the same input gives the same bytes: no
-date is written that the caller does not give. Solutions written into an image that exists are the
-business of :mod:`cynosure.data.fits.parts`.
+:func:`write_product` makes a file from :class:`ImagePlane` and :class:`TablePlane` records. The
+write is atomic, every unit has DATASUM and CHECKSUM, and the same input gives the same bytes: the
+only dates are those of the caller. :mod:`cynosure.data.fits.parts` changes existing files.
 
 FITS 4.0; the compression of tiles is its section 10, done by astropy.
 """
@@ -38,7 +37,7 @@ Record = tuple[str, bytes]
 
 KEYWORD = re.compile(r"[A-Z0-9_-]{1,8}")
 COMMENTARY = ("COMMENT", "HISTORY", "")
-# What the structure of a unit says; cards of a given header that say it of another are left out.
+# Structural keywords, which are written for each unit; those of a given header are left out.
 STRUCTURAL = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|GROUPS|BZERO|BSCALE|BLANK|TFIELDS|THEAP"
     r"|CHECKSUM|DATASUM|EXTNAME|EXTVER|EXTLEVEL|INHERIT|BUNIT|END"
@@ -61,35 +60,36 @@ FORMS: dict[str, tuple[str, str, int]] = {
     "u4": ("J", ">i4", 1 << 31), "i8": ("K", ">i8", 0), "u8": ("K", ">i8", 1 << 63),
     "f4": ("E", ">f4", 0), "f8": ("D", ">f8", 0),
 }
-# Units of the schemas as FITS spells them (the standard has no word for an electron), and how
-# numbers in a unit are shown: to about a tenth of what is ever measured.
+# Units of the schemas in the spelling of FITS (the standard has no word for an electron), and the
+# display format of numbers in a unit: to about a tenth of the smallest measurable difference.
 FITS_UNITS = {"px": "pixel", "e-": "electron"}
 DISPLAYS = {
     "deg": "F14.9", "px": "F12.4", "mag": "F9.4", "mas": "F11.3", "mas/yr": "F11.3", "yr": "F11.5",
     "e-": "E14.6",
 }
 KINDS = ("RICE_1", "GZIP_1", "GZIP_2", "PLIO_1", "HCOMPRESS_1")
-METHODS = {"none": -1, "dither": 1, "dither_zero": 2}
+METHODS = {"none": -1, "dither": 1, "dither_zero": 2}  # numbers of the CFITSIO library
 
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """How the tiles of an image are compressed.
+    """The compression of an image by tiles.
 
     Attributes
     ----------
     kind : str
-        ``RICE_1``, ``GZIP_1``, ``GZIP_2``, ``PLIO_1`` or ``HCOMPRESS_1``. Integers lose nothing.
+        ``RICE_1``, ``GZIP_1``, ``GZIP_2``, ``PLIO_1`` or ``HCOMPRESS_1``. It is lossless for
+        integers.
     tile : (ny, nx), optional
-        Size of a tile; a row where it is not given.
+        Size of a tile; a row by default.
     quantize : float
-        Pixels that are not integers are rounded to this part of the noise: 16 is a sixteenth of
-        its standard deviation. 0 rounds nothing, and wants a GZIP.
+        Floating-point pixels are rounded to steps of the noise divided by this: 16 adds 0.02 % to
+        the standard deviation. 0 does not round, and needs a GZIP.
     method : str
-        ``none``; ``dither`` adds a random part of a step before it is rounded, so that faint
-        light is not biased; ``dither_zero`` does, and keeps pixels of exactly 0.
+        ``none``; ``dither`` adds a random part of a step before rounding, so that faint light is
+        not biased; ``dither_zero`` also keeps pixels of exactly 0.
     seed : int
-        Of the dither, 1 to 10000.
+        Seed of the dither, 1 to 10000.
     """
 
     kind: str = "RICE_1"
@@ -112,7 +112,7 @@ class ImagePlane:
     version : int
         EXTVER.
     cards : Header, or sequence of (keyword, value, comment)
-        What the header says beside its structure.
+        The cards of the header, without the structural ones.
     unit : str
         BUNIT.
     compression : Compression, optional
@@ -139,9 +139,8 @@ class TablePlane:
     name, version, cards
         As in :class:`ImagePlane`.
     nulls : mapping of column to int
-        What an integer column has where it is unknown (TNULL); by default the least number of its
-        type in a column with masked values, and none in another. Unsigned columns have no null:
-        what is masked there is 0.
+        The value of unknown numbers of an integer column (TNULL); by default the smallest number of
+        its type in a column with masked values. Unsigned columns have no null: masked values are 0.
     """
 
     table: NDArray[Any]
@@ -162,20 +161,19 @@ def write_product(
     ----------
     path : str or Path
     planes : iterable of ImagePlane or TablePlane
-        The units, in order. Where the first is not an image for the primary unit, one without
-        pixels comes before it.
+        The units, in order. If the first is not an image for the primary unit, a primary unit
+        without pixels precedes it.
     cards : Header, or sequence of (keyword, value, comment)
-        Of the primary unit; those of an image that is put there come after them.
+        Cards of the primary unit, before those of its image.
     overwrite : bool
-        Whether a file that is there may be replaced.
+        Whether an existing file may be replaced.
 
     Raises
     ------
     OutputExists, OutputError
-        If the file is there, or cannot be written.
+        If the file exists, or cannot be written.
     SettingError
-        If a keyword is none, two units have the same name and version, or a type has no form in
-        FITS.
+        If a keyword is invalid, two units have the same name and version, or FITS has no such type.
 
     Examples
     --------
@@ -203,7 +201,7 @@ def write_product(
 
 
 def mask_cards(name: str = "default") -> list[tuple[str, Value, str]]:
-    """Return the cards that make a mask of uint32 explain itself: its dictionary, bit by bit."""
+    """Return the cards of a mask of uint32 that describe its dictionary, bit by bit."""
     dictionary = mask_dictionary(name)
     cards: list[tuple[str, Value, str]] = [(MASK_CARD, name, "dictionary of the mask's bits")]
     for bit in dictionary.bits:
@@ -294,8 +292,8 @@ def _kind(dtype: np.dtype[Any]) -> str:
 
 
 def _stored(values: NDArray[Any], kind: str, zero: int) -> NDArray[Any]:
-    """Return numbers as they lie in the file: big-endian, less their zero."""
-    if zero > 0:  # of an unsigned integer less half its range the first bit is turned
+    """Return the stored numbers: big-endian, minus their zero."""
+    if zero > 0:  # subtracting half the range of an unsigned integer flips its first bit
         half = values.dtype.type(zero)
         return (values ^ half).astype(values.dtype.newbyteorder(">")).view(kind)
     if zero < 0:
@@ -304,7 +302,7 @@ def _stored(values: NDArray[Any], kind: str, zero: int) -> NDArray[Any]:
 
 
 def _image(plane: ImagePlane, given: list[Record], primary: bool) -> Part:
-    """Return an image as it lies in a file."""
+    """Return an image as a part of a file."""
     first = (
         card("SIMPLE", True, "FITS 4.0") if primary else card("XTENSION", "IMAGE", "image")
     )
@@ -329,7 +327,7 @@ def _image(plane: ImagePlane, given: list[Record], primary: bool) -> Part:
 
 
 def _pixels(plane: ImagePlane) -> NDArray[Any]:
-    """Return the pixels of a plane in a type that FITS has."""
+    """Return the pixels of a plane in a type of FITS."""
     pixels = np.ascontiguousarray(plane.data)
     if pixels.dtype.kind == "b":
         pixels = pixels.view(np.uint8)
@@ -379,7 +377,7 @@ def _compressed(plane: ImagePlane, how: Compression) -> Part:
 
 
 def _table(plane: TablePlane) -> Part:
-    """Return a binary table as it lies in a file."""
+    """Return a binary table as a part of a file."""
     values = np.ma.getdata(plane.table)
     masks: Any = np.ma.getmaskarray(plane.table) if np.ma.isMaskedArray(plane.table) else None
     columns, cards = [], []
@@ -406,7 +404,7 @@ def _table(plane: TablePlane) -> Part:
 def _column(
     plane: TablePlane, column: Column, values: NDArray[Any], mask: NDArray[np.bool_] | None
 ) -> tuple[NDArray[Any], str, list[tuple[str, Value]]]:
-    """Return a column as it lies in the file, its TFORM, and its other cards."""
+    """Return the stored column, its TFORM, and its other cards."""
     more: list[tuple[str, Value]] = []
     if column.unit:
         more.append(("TUNIT", FITS_UNITS.get(column.unit, column.unit)))

@@ -1,8 +1,7 @@
-"""Reading exposures: FITS, compressed or not, with one extension or many; TIFF and PNG.
+"""Read exposures: FITS, compressed or not, with one extension or many; TIFF and PNG.
 
-:func:`read` is the door: whatever an image is stored in, an :class:`Exposure` comes out, with the
-pixels as float32, bad ones masked, the epoch of mid-exposure, the pointing, the WCS it came with,
-and notes on everything that had to be assumed.
+:func:`read` returns an :class:`Exposure` for every format: pixels as float32, a mask of bad pixels,
+the epoch of mid-exposure, the pointing, the input WCS, and notes on all assumptions.
 
 This and :mod:`cynosure.data.fits.parts`, which writes, are the only places that open FITS files;
 1-based pixels stay in headers.
@@ -86,7 +85,7 @@ def read(
     extension : str or int, optional
         As in the brackets of a path: ``2``, ``"SCI"``, ``"SCI,2"``, ``"0,3"`` or ``"0,all"``.
     epoch_yr : float, optional
-        Julian year of mid-exposure; stands in for a header without a date, or overrides it.
+        Julian year of mid-exposure; it overrides the date of the header.
     bayer : str, optional
         The colour pattern of a raw colour camera from the first pixel, such as ``"rggb"``: every
         2 x 2 cell becomes one pixel, the mean of its greens (see :func:`debayered`); ``"sum"``
@@ -99,7 +98,7 @@ def read(
     Raises
     ------
     ImageError
-        If there is no image to be read, with the reason.
+        If no image can be read, with the reason.
     SettingError
         If the instrument is not known.
 
@@ -126,7 +125,7 @@ def read(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the frames of one exposure are read with."""
+    """The file, instrument and options with which the frames of an exposure are read."""
 
     file: FitsFile
     camera: Instrument
@@ -254,7 +253,7 @@ def _instrument(
 def _science(
     file: FitsFile, images: list[Unit], selector: Selector | None, camera: Instrument
 ) -> list[Unit]:
-    """Return the units to be read: the selected ones, else science, else what could be."""
+    """Return the units to read: the selected ones, else the science images."""
     listed = ", ".join(label(u) for u in images)
     if selector is not None:
         chosen = [u for u in file.units if selector.takes(u)]
@@ -265,7 +264,8 @@ def _science(
         pictures = [u for u in chosen if u.is_image]
         if not pictures:
             raise ImageError(
-                image=file.name, reason=f"HDU {selector} is no image", hint=f"Images are {listed}."
+                image=file.name, reason=f"HDU {selector} is not an image",
+                hint=f"Images are {listed}.",
             )
         return pictures
     if found := science_units(images, camera):
@@ -280,7 +280,7 @@ def _science(
 def _chosen_planes(
     file: FitsFile, unit: Unit, selector: Selector | None, camera: Instrument
 ) -> list[int | None]:
-    """Return the planes to be read; None stands for the only one."""
+    """Return the planes to read; None stands for the only one."""
     count = planes(unit.shape)
     wanted = selector.plane if selector is not None else None
     if count == 1 and wanted in (None, 0, "all"):
@@ -307,7 +307,7 @@ def _chosen_planes(
 def inherited(own: Header, primary: Header) -> Header:
     """Return an extension's header with the cards of the primary header that it lacks.
 
-    The primary's WCS is not inherited: it is of the whole mosaic, not of one array.
+    The WCS of the primary header is not inherited: it describes the mosaic, not one array.
     """
     header = own.copy()
     known = set(own)
@@ -325,9 +325,9 @@ def inherited(own: Header, primary: Header) -> Header:
 def outside_data_section(
     header: Header, shape: tuple[int, int], camera: Instrument
 ) -> Mask | None:
-    """Mask what lies outside DATASEC (overscan) of a raw frame; None where all is inside.
+    """Mask the pixels outside DATASEC (overscan) of a raw frame; None where all are inside.
 
-    A DATASEC that does not fit the array was left over from before a crop and is not believed.
+    A DATASEC that does not fit the array dates from before a crop and is ignored.
     """
     if camera.values.get("trim") is False:
         return None
@@ -418,7 +418,7 @@ def debayered(frame: Frame, pattern: str) -> Frame:
     if pattern not in BAYER_PATTERNS:
         raise ImageError(
             image=frame.name,
-            reason=f"{pattern!r} is no Bayer pattern",
+            reason=f"{pattern!r} is not a Bayer pattern",
             hint=f"One of {', '.join(BAYER_PATTERNS)}.",
         )
     cells = [(0, 0), (0, 1), (1, 0), (1, 1)]

@@ -1,7 +1,7 @@
-"""Files that solutions are written to besides images: headers alone, and pictures made FITS.
+"""Files for solutions other than FITS images: headers without pixels, and converted pictures.
 
-Both are parts that lie in memory (:mod:`cynosure.data.fits.parts`), so that a solution gets into
-them, and they to the disk, as into any image.
+Both are parts in memory (:mod:`cynosure.data.fits.parts`), so that solutions are written into them
+in the same way as into an image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["header_parts", "output_name", "picture_parts", "records_from", "write_header_only"]
 
-# Cards that a header without pixels states itself.
+# Cards that are written for a header without pixels and not copied.
 RESTATED = ("IMAGEW", "IMAGEH", *SUMS)
 SUFFIXES = (".fits", ".fit", ".fts", ".fz", ".gz", ".bz2", ".xz", *RASTERS)
 
@@ -47,7 +47,7 @@ def records_from(header: Header) -> Records:
 
 
 def summed(records: Records) -> Part:
-    """Return a part with CHECKSUM and DATASUM, which the writer fills in."""
+    """Return a part with empty CHECKSUM and DATASUM, which the writer computes."""
     part = Part(records, data=b"")
     part.set("CHECKSUM", "", "of the HDU")
     part.set("DATASUM", "", "of the data")
@@ -68,7 +68,7 @@ def header_parts(
     Parameters
     ----------
     source : path
-        The image that they are of.
+        The image of the headers.
     headers : sequence of list
         Cards of each unit; they may be empty.
     shapes : sequence of (int, int)

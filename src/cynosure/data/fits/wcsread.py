@@ -1,8 +1,8 @@
-"""Reading the WCS of a header, whatever its dialect.
+"""Read the WCS of a header in any dialect.
 
-wcslib and astropy do the mathematics. What is done here is what they leave to the reader: choosing
-between SIP and PV where a header has both, mending old keywords, and saying in plain words, as
-notes, what was assumed or cannot be read. No dialect makes it raise.
+wcslib and astropy do the mathematics. This module adds what they leave to the caller: the choice
+between SIP and PV where a header has both, the conversion of old keywords, and notes in plain words
+on assumptions and on what cannot be read. No header raises an exception.
 
 The dialects: TAN, SIP (Shupe et al. 2005), TPV and the TAN with PV of old SCAMP (the FITS registry
 of conventions), TNX and ZPX (IRAF), ZPN and the other projections of Calabretta & Greisen (2002),
@@ -39,14 +39,14 @@ WCS_KEYWORD = re.compile(
 )
 SIP_KEYWORD = re.compile(r"[AB]P?_(ORDER|DMAX|\d+_\d+)")
 SIZE_KEYWORD = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|PV[12]_\d+")
-# Pixels and degrees end long before; squares of larger numbers overflow.
+# Limit of the numbers of a WCS: far above any pixel or degree, and its square does not overflow.
 LARGEST = 1e100
 PV_KEYWORD = re.compile(r"PV[12]_\d+")
-# Two distortions that agree this well are one, converted.
+# SIP and PV that agree within this (arcsec) are conversions of one distortion.
 SAME_ARCSEC = 1e-3
 CELESTIAL = re.compile(r"(RA--|DEC-|[GEHS]LON|[GEHS]LAT|[A-Z]{2}LN|[A-Z]{2}LT)-")
 
-# What wcslib says, and what it means to somebody who does not know wcslib. None: not worth saying.
+# Messages of wcslib and their translations for users. None: not reported.
 PLAIN_WORDS: tuple[tuple[str, str | None], ...] = (
     (r"has more axes .* than the image", None),
     (r"deprecated", None),
@@ -74,7 +74,7 @@ def _text(header: Header, keyword: str) -> str:
 
     try:
         value = header.get(keyword)
-    except VerifyError:  # a card that cannot be read says nothing
+    except VerifyError:  # the card cannot be read
         return ""
     return value.strip().upper() if isinstance(value, str) else ""
 
@@ -97,15 +97,15 @@ def read_wcs(
     wcs : WCS or None
         None where there is no celestial WCS, or one that cannot be used.
     notes : tuple of str
-        What was assumed, mended, or cannot be read.
+        What was assumed, corrected, or cannot be read.
     """
     if not has_wcs(header):
         return None, _partial(header)
     shape = shape or _image_shape(header)
     cards, notes = _prepared(header, shape)
-    if lost := _nowhere(cards):
-        return None, (*notes, f"the WCS cannot be used: {lost} is missing or no number")
-    if absurd := _absurd(cards):
+    if lost := _missing_crval(cards):
+        return None, (*notes, f"the WCS cannot be used: {lost} is missing or not a number")
+    if absurd := _impossible_size(cards):
         return None, (*notes, f"the WCS cannot be read: {absurd}")
     if any(k.startswith(("CPDIS", "D2IMDIS")) or "-TAB" in str(cards[k]) for k in cards):
         if hdulist is None:
@@ -130,15 +130,15 @@ def _partial(header: Header) -> tuple[str, ...]:
     return (f"no celestial WCS: CTYPE1 and CTYPE2 are {kinds}",)
 
 
-def _nowhere(cards: Header) -> str:
-    """Return the CRVALs of the sky that say nothing; zero, their default, is no pointing."""
+def _missing_crval(cards: Header) -> str:
+    """Return the CRVALs of the sky without a value; their default, zero, is not a pointing."""
     kinds = [k for k in cards if k.startswith("CTYPE")]
     axes = [k[5:] for k in kinds if CELESTIAL.match(_text(cards, k) + "-")]
     return " and ".join(f"CRVAL{n}" for n in axes if not _is_number(cards.get(f"CRVAL{n}")))
 
 
-def _absurd(cards: Header) -> str:
-    """Name a size that no WCS has; reading on would fill the memory, or take minutes."""
+def _impossible_size(cards: Header) -> str:
+    """Return an impossible size of a WCS; reading it could fill the memory or take minutes."""
     for key, most in (("WCSAXES", 99), *((f"{k}_ORDER", 9) for k in ("A", "B", "AP", "BP"))):
         value = cards.get(key, 0)
         if not _is_number(value) or not -1 <= value <= most:
@@ -159,12 +159,12 @@ def _image_shape(header: Header) -> tuple[int, int] | None:
 
 
 def _prepared(header: Header, shape: tuple[int, int] | None) -> tuple[Header, list[str]]:
-    """Copy the cards of the WCS, mended, so that wcslib has nothing to complain about."""
+    """Copy the cards of the WCS, corrected so that wcslib reads them without warnings."""
     from astropy.io.fits import Header, VerifyError
 
     cards, notes = Header(), []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # cards that are not quite FITS are read as well as can be
+        warnings.simplefilter("ignore")  # cards that violate the standard are read if possible
         for card in header.cards:
             if not is_wcs_keyword(card.keyword):
                 continue
@@ -175,7 +175,7 @@ def _prepared(header: Header, shape: tuple[int, int] | None) -> tuple[Header, li
                 if odd := _odd_record(cards, card.keyword, value):
                     notes.append(odd)
                     continue
-                # A plain card is made anew, so that its odd format is not complained about.
+                # A plain card is formatted again, to avoid warnings about its format.
                 cards.append(card if "." in card.keyword else (card.keyword, value))
             except (VerifyError, ValueError):
                 notes.append(f"{card.keyword} cannot be read and was left out")
@@ -194,17 +194,17 @@ def _prepared(header: Header, shape: tuple[int, int] | None) -> tuple[Header, li
 
 
 def _odd_record(cards: Header, keyword: str, value: Any) -> str:
-    """Say what is wrong with a record of a distortion, ``DP1.NAXES``; empty for a good one.
+    """Return the error of a record of a distortion, ``DP1.NAXES``; empty for a valid one.
 
-    wcslib believes them: it writes beyond its memory where NAXES is there twice or is huge, and
-    reads beyond it where AXIS.n names an axis that there is not.
+    wcslib does not check them: it writes beyond its memory where NAXES is repeated or huge, and
+    reads beyond it where AXIS.n names an axis that does not exist.
     """
     if re.fullmatch(r"(DP|DQ|D2IM)\d+", keyword):
-        return f"{keyword} = {value!r} is no record of a distortion and was left out"
+        return f"{keyword} = {value!r} is not a distortion record and was left out"
     if "." not in keyword:
         return ""
     if keyword in cards:
-        return f"{keyword} is there twice; the first one counts"
+        return f"{keyword} is repeated; the first one is used"
     axes = (2,) if keyword.endswith(".NAXES") else (1, 2) if ".AXIS." in keyword else None
     if axes is not None and value not in axes:
         return f"{keyword} is {value}, but an image has two axes; it was left out"
@@ -212,7 +212,7 @@ def _odd_record(cards: Header, keyword: str, value: Any) -> str:
 
 
 def _rename_old(cards: Header) -> None:
-    """Give old keywords their present names: RADECSYS, PC001002, PROJPn."""
+    """Rename old keywords to their present names: RADECSYS, PC001002, PROJPn."""
     if "RADECSYS" in cards:
         value = cards.pop("RADECSYS")
         cards.setdefault("RADESYS", value)
@@ -223,7 +223,7 @@ def _rename_old(cards: Header) -> None:
 
 
 def _one_matrix(cards: Header) -> list[str]:
-    """Leave one of CD, PC with CDELT, and CROTA with CDELT."""
+    """Keep one of CD, PC with CDELT, and CROTA with CDELT."""
     cd = [k for k in cards if re.fullmatch(r"CD\d+_\d+", k)]
     pc = [k for k in cards if re.fullmatch(r"PC\d+_\d+", k)]
     crota = [k for k in cards if k.startswith("CROTA")]
@@ -280,9 +280,10 @@ def _one_distortion(cards: Header, shape: tuple[int, int] | None) -> list[str]:
 
 
 def _is_scamp(cards: Header, pv: list[str]) -> bool:
-    """Tell a distortion from the native-longitude parameters, PV1_0 to PV1_4, of any projection.
+    """Say whether PV terms are a distortion of SCAMP, and not PV1_0 to PV1_4 of a projection.
 
-    Those appear on the longitude axis only; a distortion has the terms of both axes.
+    The parameters of a projection's native longitude appear on the longitude axis only; a
+    distortion has terms on both axes.
     """
     latitude = 2 if _text(cards, "CTYPE1").startswith("RA") else 1
     return any(k.startswith(f"PV{latitude}_") or int(k.split("_")[1]) > 4 for k in pv)
@@ -290,12 +291,12 @@ def _is_scamp(cards: Header, pv: list[str]) -> bool:
 
 def _drop(cards: Header, keys: list[str]) -> list[str]:
     for key in keys:
-        cards.remove(key, ignore_missing=True, remove_all=True)  # a keyword may be there twice
+        cards.remove(key, ignore_missing=True, remove_all=True)  # also repeated keywords
     return []
 
 
 def _difference(cards: Header, pv: list[str], sip: list[str], shape: tuple[int, int] | None) -> str:
-    """Say how far the two distortions are apart over the image."""
+    """Return a note on the largest difference of the two distortions over the image."""
     if shape is None:
         return ""
     skies = []
@@ -329,7 +330,7 @@ def _build(cards: Header, hdulist: HDUList | None) -> tuple[WCS | None, list[str
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            # Of a distorted WCS wcslib takes the first two axes at once or not at all.
+            # wcslib cannot select the celestial axes of a distorted WCS later, only at reading.
             wcs = WCS(cards, fobj=hdulist, naxis=2 if _celestial_first(cards) else None)
             if wcs.naxis != 2:
                 wcs = wcs.celestial
@@ -396,10 +397,10 @@ def _checked(wcs: WCS, shape: tuple[int, int] | None) -> list[str]:
 
 
 def _frame_name(wcs: WCS) -> str:
-    """Name the frame of a WCS where it is not ICRS; empty for ICRS and for FK5 of J2000.
+    """Return the name of a WCS's frame; empty for ICRS and for FK5 of J2000.
 
-    FK5 J2000 and ICRS agree within 25 mas, and most headers that say FK5 were made with
-    catalogues on the ICRS; the fit to Gaia tells.
+    FK5 J2000 and ICRS agree within 25 mas, and most headers with FK5 were made with catalogues on
+    the ICRS; the fit to Gaia corrects the difference.
     """
     kind = wcs.wcs.lngtyp.strip()
     if kind.startswith(("GLON", "ELON", "HLON", "SLON")):
@@ -442,8 +443,8 @@ def sky_of_pixels(wcs: WCS, x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]
 def read_head(path: str | Path) -> list[Header]:
     """Read a text file of header cards, one header per END: SCAMP's ``.head``, ``.hdr`` dumps.
 
-    Cards of 80 columns with or without line ends are understood; bytes that are not ASCII are
-    tolerated (SCAMP writes the names of its authors).
+    Cards of 80 columns with or without line ends are read; bytes that are not ASCII are allowed
+    (SCAMP writes the names of its authors).
 
     Raises
     ------

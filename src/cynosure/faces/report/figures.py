@@ -54,7 +54,7 @@ __all__ = [
 Table = NDArray[np.void]
 Floats = NDArray[np.float64]
 
-# Arrows beyond this number only make a figure slow and black.
+# Arrows in a figure; more overlap at its size and take time to draw.
 MAX_ARROWS = 1500
 
 # What became of a pair: its colour, its mark.

@@ -32,7 +32,7 @@ from cynosure.solutions.solution import Solution
 
 __all__ = ["write_report"]
 
-# A page of this size still opens at once and can be mailed.
+# Bytes of a page; one of this size opens at once and can be mailed (5 MB is a usual limit).
 MAX_BYTES = 4_600_000
 # Sign and colour class of a verdict; the word itself is always there too.
 SIGNS = {"solved": "✓", "compromised": "!", "failed": "✗", "pending": "…"}

@@ -30,9 +30,9 @@ Floats = NDArray[np.float64]
 BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 PURPLE, GREY, INK = "#CC79A7", "#777777", "var(--ink)"
 
-# Points beyond this number only make a figure slow and black.
+# Points in a figure; more overlap at its size and take time to draw.
 MAX_POINTS = 2500
-# Marks lie on a grid of a quarter of a pixel: finer than anyone sees, and short to write.
+# Marks are placed on a grid of a quarter of a pixel, finer than the eye resolves: short numbers.
 FINE = 4
 
 # A scale of colours whose lightness rises evenly, from dark blue over grey to yellow.

@@ -1,1 +1,1 @@
-"""The service: the store over HTTP, for Hubble's client, for programs, and for people."""
+"""The store over HTTP: for Hubble's client (stwcs), for programs (JSON), and for browsers."""

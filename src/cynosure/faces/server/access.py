@@ -1,4 +1,4 @@
-"""What all parts of the service share: the store of the application, and who may write."""
+"""Access to the store of the application, and authorisation of writers, for all routes."""
 
 from __future__ import annotations
 

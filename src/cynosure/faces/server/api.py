@@ -1,4 +1,4 @@
-"""The JSON interface: what the store can do, for programs."""
+"""The JSON interface of the store, for programs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/api/v1", tags=["JSON"])
 
+# Solutions in one answer, about 1 MB of JSON; `offset` asks for the next.
 MAX_ROWS = 1000
 Policy = Literal["hierarchy", "measured"]
 Limit = Annotated[int, Query(ge=1, le=MAX_ROWS)]

@@ -1,4 +1,4 @@
-"""The application: its parts, its limits, and how errors are told."""
+"""The application: its routes, its limits, and its answers to errors."""
 
 from __future__ import annotations
 

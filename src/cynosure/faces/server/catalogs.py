@@ -30,6 +30,8 @@ router = APIRouter(tags=["Hubble's client"])
 
 Floats = NDArray[np.float64]
 
+# Limits of one request, so that no client can occupy the service: the radius of a cone, the stars
+# of an answer (some 10 MB of CSV), the corners of a polygon.
 MAX_RADIUS_DEG = 5.0
 MAX_STARS = 50_000
 MAX_VERTICES = 100

@@ -28,9 +28,12 @@ Floats = NDArray[np.float64]
 Shape = tuple[int, int]  # rows and columns
 Chip = tuple[Target, Shape]
 
-NX, NY = 9, 7  # points over a chip
+# Points over a chip, along x and y: 63 arrows to a picture.
+NX, NY = 9, 7
+# Chips that are compared; DECam has 62.
 MAX_CHIPS = 64
-MIN_POINTS = 3  # of a chip, for a linear map
+# Points that a linear map of the plane needs.
+MIN_POINTS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""The drawings of the pages, as SVG: they need no script, and no colour tells anything alone."""
+"""The figures of the pages, as SVG without scripts; what differs in colour differs in form too."""
 
 from __future__ import annotations
 

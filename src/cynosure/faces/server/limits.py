@@ -1,4 +1,4 @@
-"""What a request may cost: its body and its rate are checked before anything reads it."""
+"""Limits of a request: the size of its body and its rate, checked before a route reads it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ SECURITY_HEADERS = (
      b"base-uri 'none'; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
 )
+# Addresses whose rate is counted at a time, about 1 MB; the oldest are dropped.
 MAX_CLIENTS = 10_000
 
 

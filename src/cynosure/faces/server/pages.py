@@ -23,9 +23,12 @@ __all__ = ["error_page", "router"]
 
 router = APIRouter(include_in_schema=False)
 
+# Exposures in a list, and pictures on a page: what a browser shows without delay.
 ROWS = 200
 PICTURES = 12
-TOLD_MAS = 1.0  # smaller movements are in the picture only
+# A movement below this, mas, is in the picture and not in the text.
+TOLD_MAS = 1.0
+# Seconds for which the map of all exposures is kept.
 KEPT_S = 60.0
 
 

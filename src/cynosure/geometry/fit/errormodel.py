@@ -1,19 +1,19 @@
-r"""The error model: what a residual should be.
+r"""The error model: the covariance that a residual should have.
 
 The covariance of the residual of star i is
 
     Sigma_i = a^2 S_source,i + S_reference,i + sigma_0^2 I
 
 with S_source the covariance of the measured position, S_reference that of the reference star at
-the epoch, a the factor by which the measuring errors are wrong, and sigma_0 what neither knows:
-turbulence, unmodelled distortion, pixel phase. The two numbers are found by maximum likelihood,
+the epoch, a the factor on the measuring errors, and sigma_0 the error that neither covariance
+includes: turbulence, unmodelled distortion, pixel phase. Both are found by maximum likelihood,
 
     minimise  1/2 sum_i [ln det Sigma_i + r_i^T Sigma_i^-1 r_i],
 
 over the stars that are not outliers (Mahalanobis distance squared below the 0.9999 quantile of
 chi^2 with two degrees of freedom). A residual of a star that took part in the fit is smaller than
-its error by sqrt(1 - h) with h its leverage; it is divided by that before it is judged. A weak
-prior (a within a factor 1.6 of 1) decides where few stars cannot.
+its error by sqrt(1 - h) with h its leverage; it is divided by that before the fit. A weak prior
+(ln a ~ N(0, 0.5^2): a within a factor 1.6 of 1) decides where few stars cannot.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ Floats = NDArray[np.float64]
 # The 0.9999 quantile of chi^2 with two degrees of freedom, -2 ln 1e-4.
 CHI2_OUTLIER = 18.42068
 
-# A sigma_0 below this is indistinguishable from none, and its logarithm must stay finite.
+# Floor of sigma_0: a tenth of the smallest error of a reference star (LEAST_ERROR_MAS), so that it
+# has no effect; the fit uses ln sigma_0, which must stay finite.
 LEAST_SIGMA0_MAS = 1e-3
 
-# Standard deviation of the prior on ln a.
+# Standard deviation of the prior on ln a: wide enough that a is measured wherever the stars
+# determine it, and narrow enough that a stays near 1 with fewer than about ten stars.
 PRIOR_LN_A = 0.5
 
 
@@ -100,7 +102,7 @@ def fit_error_model(
         residual = residual / np.sqrt(np.clip(1.0 - leverage, 0.05, 1.0))
     model = start or _rough(residual, source, reference)
     inlier = mahalanobis2(residual, model.covariance(source, reference)) < 2.0 * CHI2_OUTLIER
-    if 2 * inlier.sum() < len(inlier):  # a start that explains less than half explains nothing
+    if 2 * inlier.sum() < len(inlier):  # the start calls most stars outliers: it is discarded
         model = _rough(residual, source, reference)
         inlier = mahalanobis2(residual, model.covariance(source, reference)) < 2.0 * CHI2_OUTLIER
     for _ in range(rounds):
@@ -115,7 +117,7 @@ def fit_error_model(
 
 
 def _rough(residual: Floats, source: Floats, reference: Floats) -> ErrorModel:
-    """Start with a = 1 and the sigma_0 that makes the median chi^2 what it should be."""
+    """Start with a = 1 and the sigma_0 that gives chi^2 its expected median, 2 ln 2."""
     low, high = LEAST_SIGMA0_MAS, max(10.0 * float(np.median(np.abs(residual))), 1.0)
     for _ in range(30):
         middle = np.sqrt(low * high)
@@ -134,7 +136,7 @@ def _most_likely(
     residual, source, reference = (
         np.ascontiguousarray(table.T) for table in (residual, source, reference)
     )
-    # Below a twentieth of the best star's error sigma_0 has no effect that could be seen.
+    # A sigma_0 below a twentieth of the best star's error changes its variance by 1/400 at most.
     best = np.sqrt(np.min(source[0] + reference[0]))
     floor = np.log(max(LEAST_SIGMA0_MAS, 0.05 * best))
     p = np.array([np.log(start.a), max(np.log(max(start.sigma0_mas, 1e-9)), floor)])

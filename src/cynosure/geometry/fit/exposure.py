@@ -1,27 +1,27 @@
-"""Fit a WCS to paired stars, with the order that stars held out choose.
+"""Fit a WCS to paired stars, with the order that cross-validation chooses.
 
-A *geometry* says what is fitted. ``shift``, ``rshift``, ``rscale`` and ``general`` move the plane
-of a model that is there already: the WCS that the image came with, whose distortion stays, or else
-a linear one. ``poly1`` … ``poly7`` fit the whole polynomial. All are linear in their parameters, so
+A *geometry* names the parameters that are fitted. ``shift``, ``rshift``, ``rscale`` and ``general``
+move the plane of an existing model: the input WCS, whose distortion is kept, or else a linear
+model. ``poly1`` … ``poly7`` fit the whole polynomial. All are linear in their parameters, so
 each is one generalised least-squares problem with the full 2 x 2 covariance of every star,
 
     minimise  sum_i r_i^T Sigma_i^-1 r_i,     Sigma_i from the error model,
 
-solved anew as outliers are dropped (Huber weights in between) and as the error model, which needs
-the residuals, settles. The covariance of the parameters gives the error of the WCS itself at any
+solved again as outliers are dropped (with Huber weights) and as the error model, which needs
+the residuals, converges. The covariance of the parameters gives the error of the WCS itself at any
 pixel.
 
-Of every set of pairs a seventh is held out, chosen by the stars' identity, so that the same stars
-are held out whoever asks. The geometry is the one whose likelihood for the stars held out is
-best, or a simpler one that is as good to within a third of the standard error of the paired
-difference:
-a term too many costs a little noise, a term too few is an error that no error bar knows of. For
-the same reason an even order is raised to the next odd one where there are stars enough and that
-is not clearly worse: the distortion of a centred system is cubic, then of fifth order. Where the
-stars held out are too few to tell, five-fold cross-validation over the others decides.
+Of every set of pairs a seventh is held out, chosen by a hash of the star's identifier, so that
+every fit holds out the same stars. The geometry is the one with the best likelihood of the
+held-out stars, or a simpler one that is as good to within a third of the standard error of the
+paired difference: a superfluous term adds a little noise, which the error bars include; a missing
+term is a systematic error, which they do not. For the same reason an even order is raised to the
+next odd one where there are enough stars and that is not clearly worse: the distortion of a
+centred optical system is of third order, then of fifth. Where the held-out stars are too few,
+five-fold cross-validation over the others decides.
 
-The higher terms of what is chosen are then believed as far as the stars show them
-(:mod:`cynosure.geometry.fit.priors`); what is left open is part of the error of the WCS.
+The higher terms of the chosen geometry then get a Gaussian prior whose size is estimated from the
+stars (:mod:`cynosure.geometry.fit.priors`); the error of the WCS includes what they leave open.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ __all__ = ["GEOMETRIES", "Fit", "Pairs", "fit_wcs", "linear_part", "reserve"]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-# The higher terms of a polynomial of this degree are shrunk, from this many stars on.
+# Degree of the polynomial whose higher terms have a prior: five includes the third- and fifth-order
+# distortion of a lens; a chosen order above it is used instead. The fewest pairs for it: five give
+# ten equations for the six linear parameters, and so a residual from which to estimate the sizes.
 SHRUNK_DEGREE, SHRUNK_LEAST = 5, 5
 
-# The best measured stars decide the geometry; the faint half of a rich field adds time and no
-# light.
+# The geometry is chosen on this many of the best-measured stars. Fainter ones carry little weight,
+# and the time of cross-validation is proportional to their number.
 SELECTION_STARS = 4000
 
 
@@ -81,17 +83,16 @@ def fit_wcs(
     shape : tuple of int
         Rows and columns of the frame.
     prior : SkyModel, optional
-        A model made from other stars than these, on the same tangent plane as `base`: ``shift`` …
-        ``general`` keep its distortion. Without it they move the linear part of `base`.
+        A model that does not depend on these stars, on the same tangent plane as `base`: ``shift``
+        … ``general`` keep its distortion. Without it they move the linear part of `base`.
     lowest : str
-        The simplest geometry that ``auto`` may choose: ``shift`` where nothing of `prior` was
-        learnt from these stars, ``general`` where its linear part was. A geometry that keeps what
-        the same stars have taught believes it without an error, and its error of the WCS is far
-        too small.
+        The simplest geometry that ``auto`` may choose: ``shift`` where `prior` does not depend on
+        these stars, ``general`` where its linear part was fitted to them. A simpler geometry would
+        treat that linear part as exact, and the error of the WCS would be far too small.
     last : Fit, optional
-        A fit to nearly the same pairs, whose geometry stands.
+        A fit to nearly the same pairs; its geometry is used again.
     geometry : str
-        What to fit; ``auto`` lets held-out stars choose.
+        What to fit; ``auto`` chooses by the likelihood of held-out stars.
     max_order : int
         Highest polynomial to try.
     clipping_threshold : float
@@ -112,6 +113,7 @@ def fit_wcs(
         raise Degenerate(what="WCS fit", n_points=0, n_parameters=2, condition=np.inf)
     lower = linear_part(base, shape) if prior is None else prior
     plane = Plane(pairs, base, lower, Clipping(clipping_threshold, error_threshold, rounds))
+    # With fewer than 30 pairs none is held out: four stars would measure nothing.
     held = reserve(pairs.ref_id) if len(pairs) >= 30 else np.zeros(len(pairs), dtype=bool)
     if geometry != "auto":
         return plane.fit(geometry, ~held)
@@ -124,7 +126,7 @@ def fit_wcs(
         around = None if polynomial else prior
         least = int(chosen[4:]) if polynomial else 1
         degree = max(min(max_order, SHRUNK_DEGREE), around.degree if around else 1, least)
-        # A polynomial runs away where there are no stars.
+        # A polynomial of higher order is not extrapolated over more than half of the frame.
         wide = extent(pairs.x, pairs.y, shape) > 0.5
         highest = degree if wide else least
         return replace(

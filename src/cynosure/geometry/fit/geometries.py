@@ -1,7 +1,7 @@
-"""What may be fitted: each geometry's parameters, and how the plane depends on them.
+"""The fit geometries: the parameters of each, and the design matrix of the plane.
 
-``shift``, ``rshift``, ``rscale`` and ``general`` move the plane of a model that is there already;
-``poly1`` … ``poly7`` are the whole polynomial. All are linear in their parameters.
+``shift``, ``rshift``, ``rscale`` and ``general`` move the plane of an existing model; ``poly1`` …
+``poly7`` are the whole polynomial. All are linear in their parameters.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ __all__ = ["GEOMETRIES", "Design", "assemble"]
 
 Floats = NDArray[np.float64]
 
-# Geometry, its parameters, and the fewest stars it is tried with: two equations a star, and at
-# least one star more than the parameters need. A polynomial wants two stars a coefficient and two
-# more before it is tried; whether it is chosen, the stars held out decide.
+# Geometry: number of parameters, and the fewest stars it is tried with. A star gives two equations;
+# rscale and general have at least one star more than their parameters need, so that a residual is
+# left. A polynomial needs two stars a coefficient and two more before it is tried;
+# cross-validation decides whether it is chosen.
 GEOMETRIES: dict[str, tuple[int, int]] = {
     "shift": (2, 1),
     "rshift": (3, 2),

@@ -38,14 +38,17 @@ __all__ = ["Clipping", "Fit", "Pairs", "Plane"]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-# With fewer stars than these the higher terms of a polynomial are shrunk in every round of the
-# fit, with more of them once, on the normal equations of the fit without a prior.
+# With fewer stars than these the prior of the higher terms takes part in every round of the robust
+# fit; with more, outliers and weights do not depend on it, and it is applied once, to the normal
+# equations of the fit without a prior, which saves a robust fit for each initial size.
 FEW_STARS = 1500
+# Most rounds of the robust fit with a prior: one fit is made for each initial size, and four rounds
+# limit their cost while outliers and error model settle.
 SHRUNK_ROUNDS = 4
 
-# The input WCS, corrected, is kept where it lies within this many standard errors (rms over the
-# frame) of the free fit.
-AS_LIKELY = 1.0
+# Keep the input WCS, corrected, when it lies within this many standard errors (rms over the frame)
+# of the free fit: at 1 the difference is no larger than the error of the free fit itself.
+KEEP_WITHIN_SE = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +86,7 @@ class Fit:
     base : SkyModel, optional
         What `geometry` moves.
     spread : str
-        The geometry of the covariance where terms were left open that `geometry` has not.
+        The geometry of the covariance, where it includes terms that `geometry` does not have.
     """
 
     model: SkyModel
@@ -128,7 +131,7 @@ class Fit:
 
 
 class Clipping(NamedTuple):
-    """When pairs are dropped: `first` of the settings' clipping_threshold, then error_threshold."""
+    """Clipping: `first` is clipping_threshold, `threshold` is error_threshold, then the rounds."""
 
     first: float
     threshold: float
@@ -136,7 +139,7 @@ class Clipping(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """What one size of the higher terms leads to."""
+    """The fit with one initial size of the prior."""
 
     evidence: float
     parameters: Floats
@@ -191,7 +194,7 @@ class Plane:
         return self.designs[geometry]
 
     def goal(self, geometry: str) -> Floats:
-        """Return what the design must explain: all of the target, or its distance to a model."""
+        """Return the values that the design fits: the target, or its offset from a model."""
         if geometry.startswith("poly"):
             return self.target
         return self._distance(self.lower)
@@ -234,10 +237,10 @@ class Plane:
     def fit_shrunk(
         self, geometry: str, degree: int, highest: int, around: SkyModel | None, train: Bools
     ) -> Fit:
-        """Fit a polynomial whose higher terms are believed as far as the stars show them.
+        """Fit a polynomial with a Gaussian prior of its higher terms, estimated from the stars.
 
-        Where `around` is given and its motion by `geometry` is as good, that is what is returned,
-        with the covariance of the former.
+        Where `around` is given and, moved by `geometry`, lies within `KEEP_WITHIN_SE` standard
+        errors of that polynomial, it is returned instead, with the covariance of the polynomial.
         """
         whole = f"poly{degree}"
         tried = self._tried(degree, around, train)
@@ -249,7 +252,7 @@ class Plane:
             low = self.fit(geometry, train)
             change = -p.reshape(2, -1)
             change[:, : low.model.coeff.shape[1]] += low.model.coeff
-            if moved(change.ravel(), covariance, u, v) < AS_LIKELY:
+            if moved(change.ravel(), covariance, u, v) < KEEP_WITHIN_SE:
                 return replace(low, covariance=covariance + np.outer(change, change), spread=whole)
         new, order = simplified(p - best.prior.mean, covariance, u, v, highest)
         left = new + best.prior.mean - p
@@ -270,7 +273,7 @@ class Plane:
         return replace(found, model=model, geometry=f"poly{order}", spread=whole)
 
     def _tried(self, degree: int, around: SkyModel | None, train: Bools) -> list[Tried]:
-        """Return what each size of the terms leads to."""
+        """Return the fit for each initial size of the prior."""
         whole = f"poly{degree}"
         priors = [Shrinkage.of(self.base, degree, size, around) for size in SIZES_PX]
         tried = []
@@ -290,13 +293,13 @@ class Plane:
         matrix, right = self.design(whole).normal(w, self.target)
         for prior in priors:
             p, covariance = prior.solve(matrix, right)
-            chi2 = p @ matrix @ p - 2.0 * p @ right  # less that of all zeros, which is common
+            chi2 = p @ matrix @ p - 2.0 * p @ right  # less chi2 of p = 0, the same for all priors
             tried.append(Tried(prior.log_evidence - 0.5 * float(chi2), p, covariance, fit, prior))
         return tried
 
     def _record(self, geometry: str, fit: RobustFit, train: Bools, n_parameters: float) -> Fit:
         cov = self._covariance(fit.errors)
-        # Of a star that the fit has not seen, the error of the WCS is part of the residual.
+        # The residual of a held-out star includes the error of the WCS.
         cov[~train] += self.design(geometry)[~train].variance(fit.covariance)
         q = mahalanobis2(fit.residual_mas, cov)
         history = tuple({"geometry": geometry, **r._asdict()} for r in fit.history)

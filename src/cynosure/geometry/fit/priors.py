@@ -1,18 +1,18 @@
-r"""Distortion that few stars cannot tell: terms that are believed as far as they show.
+r"""Gaussian priors on the distortion, with sizes that are estimated from the stars.
 
-A choice between a linear map and a polynomial is a choice between an error that no error bar
-knows of and one that is needlessly large. Here every coefficient beyond the linear ones has a
-Gaussian prior about zero, or about what the image came with,
+With few stars a linear map has a systematic error that its covariance does not include, and a free
+polynomial is needlessly noisy. Here every coefficient beyond the linear ones has a Gaussian prior
+about zero, or about the input WCS,
 
     c_k ~ N(m_k, tau_g^2)      for the terms of group g,
 
-so that the fit is a linear problem still, ``(N + T^-1) (c - m) = b - N m``, and its covariance
-``(N + T^-1)^-1`` holds what the stars have left open. The groups are the terms of each degree,
-and the third- and fifth-order radial distortion about the frame's centre as a parameter each: a
-lens has more of these than of anything else. The sizes tau_g are those under which the residuals
-are most likely (type-II maximum likelihood, MacKay 1992, Neural Computation 4, 415; by the steps
-of Dempster, Laird & Rubin 1977), with a weak prior about a size that is tried. Several are tried,
-and what they lead to is averaged by what the residuals say of each.
+so that the fit stays a linear problem, ``(N + T^-1) (c - m) = b - N m``, and its covariance
+``(N + T^-1)^-1`` includes what the stars do not determine. The groups are the terms of each degree,
+and the third- and fifth-order radial distortion about the frame's centre, one parameter each,
+which are the largest terms of a lens. The sizes tau_g maximise the likelihood of the residuals
+(type-II maximum likelihood, MacKay 1992, Neural Computation 4, 415; by the expectation-maximisation
+steps of Dempster, Laird & Rubin 1977, J. R. Stat. Soc. B 39, 1), with a weak prior about an initial
+size. Several initial sizes are tried, and their solutions are averaged with the evidence as weight.
 """
 
 from __future__ import annotations
@@ -30,28 +30,36 @@ __all__ = ["SIZES_PX", "Shrinkage", "mixture", "moved", "simplified"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Sizes that are tried, px half a frame from the centre, of the terms of second and third degree.
+# Initial sizes of the terms of second and third degree: px, half a frame from the centre. They run
+# from an undistorted camera (below any centroid error) to a wide lens, a factor 4 to 5 apart, which
+# the estimated sizes bridge.
 SIZES_PX = (0.004, 0.02, 0.1, 0.4, 1.5)
 
-# The terms of each higher degree are smaller by this factor, and radial ones larger by that.
+# Initial sizes beyond the third degree fall by this factor a degree, and those of radial terms (and
+# of the linear terms of an input WCS) are this factor larger: the ratios that are typical of
+# lenses. They only matter where the stars do not determine the sizes.
 FALL, RADIAL = 0.4, 5.0
 
-# What the size that is tried weighs against the stars, in coefficients.
+# Weight of the initial size against the fitted coefficients of its group, in coefficients. A group
+# of one radial term has a smaller weight, so that one coefficient can change its own size.
 WEIGHT, RADIAL_WEIGHT = 3.0, 0.3
 
-# Each size is likelier than the next by this, as a logarithm.
-SMALLER = 0.3
+# Prior log-odds of each initial size over the next larger one: a weak preference (0.3 is 1.35 : 1)
+# for little distortion where the evidence is equal.
+SIZE_LOG_ODDS = 0.3
 
-# Terms that move the WCS by less than this part of its error, in the mean over the frame.
-MISSED = 0.5
+# Terms are left out when that moves the WCS by less than this part of its error (rms over the
+# frame): at 0.5 the total error rises by 12 % at most, and it is added to the covariance.
+NEGLIGIBLE_SE = 0.5
 
-# Steps of the iteration for the sizes, each time the linear problem is solved.
+# Expectation-maximisation steps for the sizes. They converge linearly and are not iterated to the
+# end: the several initial sizes and their mixture take care of the rest.
 STEPS = 12
 
 
 @dataclass(slots=True, eq=False)
 class Shrinkage:
-    """The prior of the coefficients of a polynomial, and what has been learnt of it.
+    """The prior of the coefficients of a polynomial, with its estimated sizes.
 
     Attributes
     ----------
@@ -60,17 +68,17 @@ class Shrinkage:
     basis : (2 t, q) ndarray
         From the parameters, the radial ones last, to the coefficients of both axes.
     groups : tuple of (k,) ndarray of int
-        Parameters that have a size in common; the linear ones are in none.
+        The parameters that share a size; without a prior mean the linear ones are in no group.
     typical2, size2 : (g,) ndarray
-        The squares of the sizes that are tried and of the present ones, deg^2.
+        The squares of the initial and of the present sizes, deg^2.
     weight : (g,) ndarray
-        What the former weigh, in coefficients.
+        Weight of the initial sizes, in coefficients.
     mean : (2 t,) ndarray
-        What the coefficients are expected to be.
+        The prior mean of the coefficients.
     effective : float
-        Parameters that the stars determine.
+        Effective number of parameters that the stars determine.
     log_evidence : float
-        What the prior adds to the logarithm of the likelihood of the residuals.
+        Contribution of the prior to the log-likelihood of the residuals.
     """
 
     degree: int
@@ -92,12 +100,12 @@ class Shrinkage:
         Parameters
         ----------
         base : SkyModel
-            Its linear part tells what radial is.
+            Its linear part defines the radial direction.
         degree : int
         size_px : float
-            What the terms of second and third degree are taken for.
+            Initial size of the terms of second and third degree.
         around : SkyModel, optional
-            On the same plane: what the coefficients are expected to be, linear ones too.
+            The prior mean of all coefficients, on the same plane; zero by default.
         """
         t = n_terms(degree)
         powers = poly_exponents(degree)
@@ -124,7 +132,7 @@ class Shrinkage:
         )
 
     def solve(self, matrix: Floats, right: Floats) -> tuple[Floats, Floats]:
-        """Solve the normal equations of the coefficients; learn the sizes on the way.
+        """Solve the normal equations of the coefficients, and estimate the sizes.
 
         Returns
         -------
@@ -168,14 +176,14 @@ class Shrinkage:
 
 
 def mixture(tried: list[tuple[float, Floats, Floats]]) -> tuple[Floats, Floats]:
-    """Return mean and covariance of what different sizes led to, by what they are worth.
+    """Return mean and covariance of the solutions of several priors, weighted by their evidence.
 
     Parameters
     ----------
     tried : list of tuple
         Logarithm of the evidence, coefficients (p,) and covariance (p, p).
     """
-    log_weight = np.array([t[0] for t in tried]) - SMALLER * np.arange(len(tried))
+    log_weight = np.array([t[0] for t in tried]) - SIZE_LOG_ODDS * np.arange(len(tried))
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
     mean = sum(w * t[1] for w, t in zip(weight, tried))
@@ -188,9 +196,9 @@ def mixture(tried: list[tuple[float, Floats, Floats]]) -> tuple[Floats, Floats]:
 def simplified(
     p: Floats, covariance: Floats, u: Floats, v: Floats, highest: int
 ) -> tuple[Floats, int]:
-    """Leave out terms of the highest degrees that nobody would miss.
+    """Leave out terms of the highest degrees that hardly move the WCS (see `NEGLIGIBLE_SE`).
 
-    The lower terms become what they are expected to be if the higher ones are zero.
+    The lower terms get their conditional mean for higher terms of zero.
 
     Parameters
     ----------
@@ -213,7 +221,7 @@ def simplified(
         out = np.flatnonzero(np.tile(order > degree, 2))
         new = p - covariance[:, out] @ np.linalg.lstsq(covariance[np.ix_(out, out)], p[out])[0]
         new[out] = 0.0
-        if degree == highest or moved(new - p, covariance, u, v) < MISSED:
+        if degree == highest or moved(new - p, covariance, u, v) < NEGLIGIBLE_SE:
             return new, degree
     return p, int(order[-1])
 

@@ -6,11 +6,11 @@ stars may take part,
     minimise  sum_i w_i r_i^T Sigma_i^-1 r_i,    r = A p - goal,
     Sigma_i = a^2 S_source,i + S_reference,i + sigma_0^2 I,
 
-is solved in rounds: parameters, then the error model that the residuals ask for
+is solved in rounds: the parameters, then the error model of the residuals
 (:mod:`cynosure.geometry.fit.errormodel`), then the stars beyond the threshold are left out and
-those beyond 2.5 standard deviations weigh less (Huber), until nothing changes. It knows nothing
-of what the parameters mean: the fit of a polynomial, of a correction of a WCS, and of many
-exposures at once are all this loop.
+those beyond 2.5 standard deviations get a smaller weight (Huber), until nothing changes. The
+meaning of the parameters does not matter: the fit of a polynomial, of a correction of a WCS, and
+of many exposures at once all use this loop.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ Bools = NDArray[np.bool_]
 # outliers, 2.5 next to nothing; the outliers that it leaves with weight are dropped.
 HUBER_K = 2.5
 
-# Where the leverage is nearly one no residual is left to judge by: this part of it is, at least.
+# Floor of 1 - h, by which squared residuals are divided. With a leverage h near one the residual is
+# rounding, and dividing by less would make an outlier of it.
 LEAST_LEFT = 0.05
 
-# Clipping may not drop more than this part of the stars that may take part.
+# Clipping keeps at least this share of the stars that may take part: if more than two thirds look
+# like outliers, the error model is wrong rather than the stars.
 LEAST_SHARE = 0.3
 
-# The loop has settled when ln a and ln sigma_0 change by less than these.
+# The loop has converged when ln a and ln sigma_0 change by less than these; their statistical
+# errors, about 1 / sqrt(4 n), are larger for up to some thousands of stars.
 SETTLED_LN_A, SETTLED_LN_SIGMA0 = 1e-3, 1e-2
 
 # From the normal matrix (p, p), the right side (p,) and the number of equations to parameters (p,)
@@ -66,7 +69,7 @@ class LinearDesign(Protocol):
 
 
 class Measured(NamedTuple):
-    """What is to be explained. All on the same two axes, in mas and mas^2.
+    """The measured values of a fit. All on the same two axes, in mas and mas^2.
 
     Attributes
     ----------
@@ -74,7 +77,7 @@ class Measured(NamedTuple):
         The values.
     source, reference : (n, 3) ndarray
         Their covariances (xx, yy, xy): the part that the error model scales by a^2, and the part
-        that it believes.
+        that it does not scale.
     train : (n,) ndarray of bool
         The stars that may take part; the others are held out.
     """
@@ -86,7 +89,7 @@ class Measured(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """When a star is dropped, and when the loop ends.
+    """The settings of the loop: clipping threshold, rounds, and fewest stars.
 
     Attributes
     ----------
@@ -115,7 +118,7 @@ class Start(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What one round did."""
+    """The numbers of one round."""
 
     round: int
     n_used: int
@@ -162,7 +165,7 @@ def fit_robust(
     measured : Measured
     rules : Rules
     start : Start
-        As :func:`without_outliers` gives it.
+        As :func:`without_outliers` returns it.
     solve : callable, optional
         Solves the normal equations, with a prior for instance; least squares by default.
 

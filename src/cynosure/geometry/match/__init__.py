@@ -1,1 +1,1 @@
-"""Recognising stars: with a pointing, blind, from a WCS that is nearly right."""
+"""Catalogue matching: with a pointing, blind, or from a WCS that is nearly right."""

@@ -1,9 +1,9 @@
-"""Asterisms: lists of stars that can be compared, and the quads of neighbours in them.
+"""Asterisms: star lists of equal density, and the quads of neighbours in them.
 
-Two lists of very different depth and extent are made alike first: a star stays where fewer than
-`rank` brighter ones lie within a fixed radius (adaptive non-maximal suppression, Brown, Szeliski &
-Winder 2005, CVPR). The rule knows nothing of frames, cells or rotations, evens out clusters, and
-needs brightness as an order only.
+Two lists of different depth and extent are first thinned to the same density: a star is kept where
+fewer than `rank` brighter ones lie within a fixed radius (adaptive non-maximal suppression, Brown,
+Szeliski & Winder 2005, CVPR). The rule does not depend on frames, cells or rotations, it thins
+clusters, and it uses brightness as an order only.
 
 Four neighbours make a quad: the two most distant stars A, B define a frame in which A is (0, 0)
 and B is (1, 0), and the places of C and D in it are four numbers that do not change with shift,
@@ -40,7 +40,9 @@ Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
 Ints = NDArray[np.int64]
 
-BINS = 16  # cells on each axis of code space
+# Cells on each axis of code space: 16^4 cells, a few for each quad of the image, and a cell about
+# six times as wide as the default tolerance, so that few codes fall into several cells.
+BINS = 16
 Y_MAX = 0.88  # |y| of C and D is at most sqrt(3)/2, for AB is the longest side
 
 
@@ -55,7 +57,7 @@ def select(points: Complexes, radius: float, rank: int, min_sep: float) -> Ints:
     radius : float
     rank : int
     min_sep : float
-        A point closer than this to an earlier one is a second detection of it, and left out.
+        A point closer than this to an earlier one counts as a second detection and is left out.
     """
     n = points.size
     kept = np.empty(n, np.int64)
@@ -64,8 +66,8 @@ def select(points: Complexes, radius: float, rank: int, min_sep: float) -> Ints:
     x0, y0, width, height = bounds(points)
     size = max(radius, min_sep, max(width, height) / 2000.0, np.sqrt(width * height / n), 1e-9)
     nx, ny = int(width / size) + 1, int(height / size) + 1
-    # A cell as wide as the radius need not list more than a few times `rank`: whoever has so many
-    # brighter ones in a cell beside it has enough of them near.
+    # A cell as wide as the radius lists at most a few times `rank` points: a later point beside so
+    # many brighter ones has at least `rank` of them within the radius.
     room = 10 * rank if size == radius else n
     head = np.zeros(nx * ny, np.int64) - 1
     listed = np.zeros(nx * ny, np.int64)
@@ -193,7 +195,7 @@ def _variants(
     z: Complexes, who: Ints, side: Floats, s: Ints, tol: float, n: int,
     out: tuple[NDArray[np.int32], Floats, Floats],
 ) -> int:
-    """Append every code that noise could give the quad `s`: ambiguous sides, ends and orders."""
+    """Append every code that noise could give the quad `s`, where its canonical order is unsure."""
     star, code, length = out
     longest = 0.0
     for i in range(4):
@@ -233,10 +235,7 @@ def reaches(points: Complexes, near: NDArray[np.int32]) -> Floats:
 def listed_earlier(
     who: NDArray[np.int64], side: Floats, reach: Floats, i: int, j: int, k: int
 ) -> bool:
-    """Say whether a star before `who[0]` has the quad 0, i, j, k among its neighbours, too.
-
-    So that each quad is taken once.
-    """
+    """Say whether a star before `who[0]` also lists the quad 0, i, j, k; each is taken once."""
     for a, b, c in ((i, j, k), (j, i, k), (k, i, j)):
         star = who[a]
         if star < who[0] and max(side[a, 0], side[a, b], side[a, c]) <= reach[star]:

@@ -1,15 +1,15 @@
-"""Recognising the stars of an image that could be anywhere: quads against the blind index.
+"""Match an image without a pointing: look up its quads in the blind index.
 
 The sources are thinned to about as many as a band of the index has in a field of its width; their
 quads, in both parities, are looked up in every band (Lang et al. 2010, AJ 139, 1782). An agreement
-of codes says where on the sky A and B would be, and so the scale: if the index knows fields of
-that width, the neighbours are asked, and the hypothesis is grown among the stars of the band
-(:mod:`cynosure.geometry.match.verification`); the best go on as in
-:mod:`cynosure.geometry.match.pointing`.
+of codes gives the positions of A and B on the sky, and so the scale. If the scale lies within the
+limits of the index and neighbours of the quad are found where they are predicted, the hypothesis is
+grown among the stars of the band (:mod:`cynosure.geometry.match.verification`); the best ones
+continue as in :mod:`cynosure.geometry.match.pointing`.
 
-The image could have been at as many places as there are pairs of an image's quad and an index's
-quad with different A and B. The logarithm of that number is taken off the log-odds before they are
-compared with the limit, so that the limit means the same for a star field and for the whole sky.
+The number of hypotheses is that of the pairs of an image's quad and an index's quad with different
+A and B. Its logarithm is subtracted from the log-odds before they are compared with the limit, so
+that the limit means the same for a star field and for the whole sky.
 """
 
 from __future__ import annotations
@@ -65,17 +65,23 @@ Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
 Ints = NDArray[np.int64]
 
+# Fewest sources: four make the quad, and two are left to verify it.
 MIN_STARS = 6
-NEAR = 7  # neighbours that a source makes quads with
+# Neighbours that a source makes quads with, 35 quads a source: enough that a quad survives where a
+# third of the sources are spurious.
+NEAR = 7
 # Sources in the thinned list, in the order in which they are tried: first about as many as the
-# index has in a field, then what lies between two bands, then what odd depths need.
+# index has in a field (24), then numbers that fit half-way between two bands, then those of images
+# that are much shallower or deeper than the index. The second row is tried with a wider tolerance.
 TIERS = ((20, 28, 14, 40), (20, 28, 14, 40, 10, 56, 80))
-ENOUGH = 70.0  # log-odds at which the search ends at once
-PROMISING = 12.0
-WIDTH_SLACK = 1.5  # fields this much narrower or wider than the index's are still tried
-KEEP = 8
-MAX_GATHER = 6000  # stars of the index that one hypothesis is grown among
-MAX_RADIUS = 1.2  # radians; a plane cannot hold more of the sky
+# Log-odds at which the search ends at once: far above the logarithm of the number of hypotheses of
+# the whole sky (below 30) plus the acceptance limit.
+ENOUGH = 70.0
+PROMISING = 12.0  # log-odds from which a hypothesis is grown over fainter stars
+WIDTH_SLACK = 1.5  # fields narrower or wider than the index's by this factor are still tried
+KEEP = 8  # hypotheses that a search keeps
+MAX_GATHER = 6000  # stars of the index that one hypothesis is grown among; it limits the memory
+MAX_RADIUS = 1.2  # radians (69 degrees), where the scale of the tangent plane has grown to eight
 
 
 class _Blind(NamedTuple):
@@ -100,7 +106,7 @@ class _Blind(NamedTuple):
 
 
 class _Scene(NamedTuple):
-    """What a blind search works on: sources, their neighbours and quads, limits, scratch."""
+    """The input of a blind search: sources, neighbours, quads, limits; and its work arrays."""
 
     zz: Complexes
     near: NDArray[np.int32]
@@ -187,7 +193,7 @@ def _neighbours_there(
     scene: _Scene, z: Complexes, quad: NDArray[np.int32], rows: Rows, scale: float,
     pole: tuple[float, float, float], similarity: tuple[complex, complex, complex],
 ) -> bool:
-    """Ask a similarity (a, b, z0) to place a few neighbours of the quad among the stars there."""
+    """Say whether a similarity (a, b, z0) predicts stars at a few neighbours of the quad."""
     near, point = scene.near, scene.point
     (x, y, t), (a, b, z0) = pole, similarity
     size = abs(z[quad[1]] - z[quad[0]])
@@ -229,7 +235,7 @@ def _consider(
     if not (scene.scale_min <= scale <= scene.scale_max):
         return -np.inf
     found.counts[2] += 1
-    # From here on the plane is in pixels of this hypothesis.
+    # From here on the unit of the plane is a pixel at the scale of this hypothesis.
     z0, b = 0.5 * (za + zb), 0.5 * (wa + wb) / scale
     a = (wb - wa) / (zb - za) / scale
     size = abs(zb - za)
@@ -254,6 +260,8 @@ def _consider(
         return -np.inf
     match, chance, owner = np.empty(z.size, np.int64), np.zeros(z.size), np.zeros(n, np.int64)
     coeff = np.empty(N_TERMS, np.complex128)
+    # The slope of A and B is known to 5 % and their middle to 5 % of their distance (a lens of that
+    # size); 15 % of the sources at least are expected to match, and a score of -6 ends the growth.
     growth = grow(
         z, outward(z, z0, quad[2], quad[3]), w, make_grid(w, 2.0), Birth(seeds, refs, a, b, z0, n),
         Expected(scene.norm, 0.05, 0.05 * size, scene.sigma_px, -1.0, 0.15, -6.0),
@@ -273,7 +281,7 @@ def _consider(
 
 @compiled
 def _slot(found: _Blind, growth: Growth, aim: Floats, radius: float) -> int:
-    """Choose where a hypothesis is kept: over what says the same, or over the worst; or not."""
+    """Return the place of a hypothesis: that of the same solution, else of the worst; or -1."""
     slot = 0
     for k in range(KEEP):
         if found.log_odds[k] < found.log_odds[slot]:
@@ -298,7 +306,7 @@ def _close(a: Floats, b: Floats, radius: float) -> bool:
 
 @compiled
 def _search_band(scene: _Scene, band: Band) -> bool:
-    """Look the quads of the image up in one band; say whether one was found beyond doubt."""
+    """Look up the quads of the image in one band; say whether one reached ENOUGH."""
     low, high = np.empty(4, np.int64), np.empty(4, np.int64)
     at, unit = np.empty(4), np.empty(4)
     for k in range(4):
@@ -333,7 +341,7 @@ def _search_band(scene: _Scene, band: Band) -> bool:
 
 @compiled(inline="always")
 def _known(quad: NDArray[np.int32], n: int) -> bool:
-    """Guard against a damaged file: numbers of stars that do not exist."""
+    """Say whether the stars of a quad exist, which they may not in a damaged file."""
     for k in range(4):
         if quad[k] < 0 or quad[k] >= n:
             return False
@@ -351,7 +359,7 @@ def solve_blind(
     min_log_odds: Annotated[float, Range(5.0, 1000.0)] = 30.0,
     min_lead: Annotated[float, Range(0.0, 1000.0)] = 10.0,
 ) -> Match:
-    """Recognise the stars of an image that could be anywhere.
+    """Match the stars of an image without a pointing.
 
     Parameters
     ----------
@@ -369,10 +377,10 @@ def solve_blind(
     name : str
         What messages call the image.
     min_log_odds : float
-        Log-odds from which a match is accepted, with the number of places where it could have
-        been taken off.
+        Log-odds from which a match is accepted, after the logarithm of the number of hypotheses
+        has been subtracted. 30 is odds of 10^13.
     min_lead : float
-        How far the second-best place must be behind.
+        Least difference of the log-odds to the best match at another place. 10 is a factor 22,000.
 
     Returns
     -------
@@ -395,7 +403,7 @@ def solve_blind(
     scales = _scales(index, shape, min_scale_arcsec, max_scale_arcsec)
     tried: list[str] = []
     known: list[Hypothesis] = []
-    for tol, tiers in zip((0.01, 0.02), TIERS):
+    for tol, tiers in zip((0.01, 0.02), TIERS):  # tolerances of the codes: 0.5 px in 50, and twice
         sizes: set[int] = set()
         for tier in tiers:
             step = _Tier(tier, tol, scales, parity, sigma_px)
@@ -433,7 +441,7 @@ def _scales(
 
 
 class _Tier(NamedTuple):
-    """One try: about how many sources, how far codes may differ, and what is known."""
+    """One attempt: number of sources, tolerance of the codes, limits of scale, parity, error."""
 
     n_target: int
     tol: float
@@ -499,7 +507,7 @@ def _hypothesis(
     matched = np.asarray(band.star)[found.match[k][hit]].astype(np.int64)
     if np.any((matched < 0) | (matched >= len(index.ra_deg))):
         raise CatalogDamaged(
-            catalog=str(index.path), reason="a band names stars that are not there",
+            catalog=str(index.path), reason="a band refers to stars that do not exist",
             hint="Build it again with `cynosure index build`.",
         )
     near = _stars_around(index, found.aim[k], 1.25 * sources.norm * scale)

@@ -1,10 +1,10 @@
-"""Confirming a WCS that is already nearly right.
+"""Confirm a WCS that is nearly right, up to a small shift.
 
-Most images come with a WCS that is off by a few pixels at most. Then there is nothing to search
-but a shift: the differences of all sources and reference stars within the radius pile up at it,
-and the odds of what lies there decide. A search of everything has to overcome a billion
-hypotheses; a shift of a few pixels is one of a few hundred, so that three or four stars in a small
-cutout are proof enough.
+Most images have a WCS that is off by a few pixels at most. Then only a shift has to be found: the
+differences of all sources and reference stars within the radius have their maximum density there,
+and the odds of the pairs at that shift decide. A full search tests up to a billion hypotheses; a
+shift of a few pixels is one of a few hundred, so that three or four stars in a small cutout are
+sufficient evidence.
 
 The odds are those of every match: for a source at distance d from its nearest reference star,
 
@@ -31,9 +31,12 @@ __all__ = ["confirm_wcs"]
 
 Floats = NDArray[np.float64]
 
+# Brightest sources that take part: far more than the odds need, few enough to be quick.
 MAX_SOURCES = 400
+# Fractions of sources with a reference star, and errors in units of the largest error expected,
+# among which the likelihood chooses. The steps are coarse because log-odds depend weakly on both.
 FRACTIONS = (0.3, 0.5, 0.7, 0.9)
-SIGMAS = (0.25, 0.5, 1.0)  # in units of the largest error expected
+SIGMAS = (0.25, 0.5, 1.0)
 
 
 def confirm_wcs(
@@ -41,12 +44,12 @@ def confirm_wcs(
     dec_deg: ArrayLike, shape: tuple[int, int], *, radius_px: float = 8.0, sigma_px: float = 0.7,
     min_log_odds: float = 21.0,
 ) -> Match | None:
-    """Find the small shift that makes a WCS fit the stars, if there is one beyond doubt.
+    """Find the small shift that aligns a WCS with the stars, if its odds are high enough.
 
     Parameters
     ----------
     model : SkyModel
-        The WCS that the image came with.
+        The input WCS.
     x, y, flux : (n,) array_like
         Sources, 0-based pixels.
     ra_deg, dec_deg : (m,) array_like
@@ -58,12 +61,12 @@ def confirm_wcs(
     sigma_px : float
         Largest error of the shifted WCS and of the positions, per axis.
     min_log_odds : float
-        Natural logarithm of the odds from which the shift is believed; 21 is one in 10^9.
+        Natural logarithm of the odds from which the shift is accepted; 21 is one in 10^9.
 
     Returns
     -------
     Match or None
-        None where no shift is beyond doubt; that says nothing about the image.
+        None where no shift is accepted; the image may still match elsewhere.
     """
     ny, nx = shape
     x, y, flux = (np.asarray(v, dtype=float) for v in (x, y, flux))
@@ -88,7 +91,7 @@ def confirm_wcs(
     log_odds, fraction = max(
         _log_odds(away**2, len(source), s, density, size) for s in sigma_px * np.array(SIGMAS)
     )
-    if not Acceptance(min_log_odds).believes(log_odds):
+    if not Acceptance(min_log_odds).accepts(log_odds):
         return None
     # A shift of the pixels by s is the model evaluated at x + s.
     moved = model.replaced(x0=model.x0 - refined[0], y0=model.y0 - refined[1])

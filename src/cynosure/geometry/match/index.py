@@ -1,10 +1,11 @@
 """The blind index on disk: quads of the whole sky, or of a part of it, at every scale.
 
 The index has bands, each for fields half as large again in area as the one before. In a band the
-stars are thinned by the same rule as the sources of an image (:func:`hypotheses.select`): a star
-stays where fewer than eight brighter ones lie within a radius, so that a field of the band's width
-holds about two dozen of them, in the Milky Way as at the poles. Each star makes quads with its
-nearest neighbours; their codes lie in a table over cells of code space.
+stars are thinned by the same rule as the sources of an image
+(:func:`cynosure.geometry.match.asterisms.select`): a star is kept where fewer than eight brighter
+ones lie within a radius, so that a field of the band's width holds about two dozen of them at any
+density of the sky. Each star makes quads with its nearest neighbours; their codes are sorted into
+cells of code space.
 
 A folder holds one ``.npy`` file an array, and ``index.json`` with version, shapes, sizes and
 checksums. The arrays are mapped into memory, not read: opening takes milliseconds, and a search
@@ -45,20 +46,27 @@ Ints = NDArray[np.int64]
 
 SCHEMA = "cynosure.index/1"
 HEADER = "index.json"
-WIDTHS_DEG = 0.01, 100.0  # of the fields that an index can be for
-FIELD_STARS = 24  # stars of a band in a square field of its width
-BAND_STEP = np.sqrt(2.0)  # width of a band's fields over that of the next narrower band
-NEAR = 4  # neighbours that a star makes quads with
-NEAR_FEW = 6  # the same in a band of few stars, where room is no concern
+WIDTHS_DEG = 0.01, 100.0  # narrowest and widest fields that an index can serve
+# Stars of a band in a square field of its width: enough quads where a third of them is missing.
+FIELD_STARS = 24
+# Width of a band's fields over that of the next narrower band: the density of stars changes by two
+# from band to band, which the list lengths that a blind search tries (20, 28, 14, 40) bridge.
+BAND_STEP = np.sqrt(2.0)
+# Neighbours that a star makes quads with: 4 make four quads a star, which sets the size of the
+# index; 6 make twenty, in bands of fewer stars than FEW, where size does not matter.
+NEAR = 4
+NEAR_FEW = 6
 FEW = 150_000
-CODE_MARGIN = 0.05  # codes are stored as 16-bit integers over the range of x and y and this much
-DEPTH = 4.0  # the stars kept are this many times as dense as the densest band
+# Codes are stored as 16-bit integers over the range of x and y, widened by this margin for noise.
+CODE_MARGIN = 0.05
+# The index keeps stars this many times as dense as the densest band, for the verification.
+DEPTH = 4.0
 STAR_ARRAYS = ("ra_deg", "dec_deg", "mag", "row", "vector", "ra", "start")
 BAND_ARRAYS = ("vector", "ra", "start", "star", "code", "quad", "cell")
 
 
 class Rows(NamedTuple):
-    """Stars in rows of declination, each sorted by right ascension, to be found around a place.
+    """Stars in rows of declination, each sorted by right ascension, for searches by position.
 
     Attributes
     ----------
@@ -81,7 +89,7 @@ class Band(NamedTuple):
     Attributes
     ----------
     width_deg : float
-        Width of the fields it is for.
+        Width of the fields that it serves.
     bins : int
         Cells on each axis of code space.
     rows : Rows
@@ -121,7 +129,7 @@ class QuadIndex:
     bands : tuple of Band
         From the narrowest fields to the widest.
     min_width_deg, max_width_deg : float
-        The fields it is for.
+        Widths of the narrowest and the widest fields that it serves.
     """
 
     path: Path
@@ -245,7 +253,7 @@ def _listed_before(near: NDArray[np.int32], who: Ints) -> bool:
 
 @compiled
 def _plane(vector: Floats, who: Ints, out: NDArray[np.complex128]) -> tuple[float, float, float]:
-    """Project four stars on the plane that touches the sky amid them: -xi + i eta, radians."""
+    """Project four stars on the plane tangent at their mean: -xi + i eta, radians."""
     x, y, z = 0.0, 0.0, 0.0
     for k in range(4):
         x += vector[who[k], 0]
@@ -263,8 +271,7 @@ def _plane(vector: Floats, who: Ints, out: NDArray[np.complex128]) -> tuple[floa
 def project_one(vx: float, vy: float, vz: float, x: float, y: float, z: float) -> complex:
     """Project a direction on the plane that touches the sky at (x, y, z): -xi + i eta, radians.
 
-    Near the poles, where east is not defined, the plane is turned with respect to it; the hand is
-    kept.
+    At the poles, where east is not defined, a fixed direction replaces it; the parity is kept.
     """
     h = np.sqrt(x * x + y * y)
     if h > 1e-9:
@@ -368,9 +375,9 @@ def build_index(
     out : str or Path
         The folder to make. It appears whole or not at all.
     min_width_deg, max_width_deg : float
-        The narrowest and the widest fields it is to serve.
+        The narrowest and the widest fields that it serves.
     overwrite : bool
-        Whether a folder that is there already is replaced.
+        Whether an existing folder is replaced.
 
     Returns
     -------
@@ -405,7 +412,7 @@ def build_index(
     row, ra_rad, dec_rad, vector = row[kept], ra_rad[kept], dec_rad[kept], vector[kept]
     n_bands = int(np.ceil(np.log(max_width_deg / min_width_deg) / np.log(BAND_STEP) - 1e-9)) + 2
     bands = []
-    # One band beyond either end, where it is small: a list may be deeper or shallower than usual.
+    # One small band beyond either end, for lists that are deeper or shallower than usual.
     for k in range(-1, n_bands):
         if k < 0 and len(row) > FEW:
             continue
@@ -485,7 +492,7 @@ def open_index(path: str | Path, *, check: bool = False) -> QuadIndex:
     CatalogMissing
         If there is no index at `path`.
     CatalogDamaged
-        If the header or an array is not what it should be.
+        If the header or an array is missing, or contradicts the other.
     """
     path = Path(path)
     try:
@@ -526,14 +533,14 @@ def open_index(path: str | Path, *, check: bool = False) -> QuadIndex:
 
 
 def _check_shapes(index: QuadIndex) -> None:
-    """Check what compiled loops take for granted: where rows begin, and that lengths agree."""
+    """Check what compiled loops assume: the starts of rows, and that lengths agree."""
     for name, rows, n in (
         ("the stars", index.rows, len(index.ra_deg)),
         *((f"band {k}", b.rows, len(b.star)) for k, b in enumerate(index.bands)),
     ):
         start = rows.start
         if len(start) < 2 or start[0] != 0 or start[-1] != n or np.any(np.diff(start) < 0):
-            raise CatalogDamaged(catalog=str(index.path), reason=f"{name}: rows begin nowhere")
+            raise CatalogDamaged(catalog=str(index.path), reason=f"{name}: invalid starts of rows")
         if rows.vector.shape != (n, 3) or rows.ra.shape != (n,):
             raise CatalogDamaged(catalog=str(index.path), reason=f"{name}: lengths disagree")
     for k, b in enumerate(index.bands):

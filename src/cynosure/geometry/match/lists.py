@@ -1,7 +1,7 @@
-"""What recognition works with: sources, reference stars, and hypotheses that were grown.
+"""The records of catalogue matching: sources, reference stars, and grown hypotheses.
 
-Lists are cut to the same density here; what a search finds goes on growing over a thousand fainter
-stars; and the proposals of the regions of a frame are joined.
+This module also thins lists to the same density, grows hypotheses over a thousand fainter stars,
+and joins the matches of the regions of a frame.
 """
 
 from __future__ import annotations
@@ -49,16 +49,20 @@ Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
 Ints = NDArray[np.int64]
 
-RANK = 8  # a star is listed while fewer than this many brighter ones are near
-MIN_SEP_PX = 2.0  # sources closer than this are one source detected twice
+# A star is listed while fewer than this many brighter ones are within the radius. Small numbers
+# follow the local density more closely, large ones depend less on single interlopers.
+RANK = 8
+MIN_SEP_PX = 2.0  # sources closer than this, about a FWHM, are one source detected twice
 # A disc that holds RANK / WHOLE stars on average rarely holds more than RANK: nearly all are kept.
 WHOLE = 1.3
-DENSE = 1000  # sources that the second growth takes in
+# Sources of the second growth: enough to constrain the cubic everywhere in the frame; its time is
+# proportional to them.
+DENSE = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Match:
-    """The stars of an image, recognised.
+    """The matched stars of an image.
 
     Attributes
     ----------
@@ -77,7 +81,7 @@ class Match:
     parity : int
         +1 where east is to the left when north is up, -1 for a mirrored image.
     evidence : dict
-        How it was found, JSON-safe.
+        The method, numbers and attempts, JSON-safe.
     """
 
     source_index: Ints
@@ -93,27 +97,27 @@ class Match:
 
 
 class Acceptance(NamedTuple):
-    """What is asked of a hypothesis before it is believed, however it was found.
+    """The acceptance criteria of a hypothesis, the same for all ways of matching.
 
     Attributes
     ----------
     min_log_odds : float
         Natural logarithm of the odds against chance.
     min_lead : float
-        How far the best of those that say something else must be behind.
+        Least difference of the log-odds to the best hypothesis of another solution.
     """
 
     min_log_odds: float
     min_lead: float = 0.0
 
-    def believes(self, log_odds: float, second: float = 0.0) -> bool:
+    def accepts(self, log_odds: float, second: float = 0.0) -> bool:
         """Say whether a match of these odds is accepted beside a second-best one."""
         return log_odds >= self.min_log_odds and log_odds - second >= self.min_lead
 
     def judge(self, best: Hypothesis, known: list[Hypothesis]) -> float | None:
         """Return the log-odds of the second best where the best is accepted, otherwise None."""
         second = max((h.log_odds for h in known if not best.says_the_same(h)), default=0.0)
-        return float(second) if self.believes(best.log_odds, second) else None
+        return float(second) if self.accepts(best.log_odds, second) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +147,7 @@ class Sources:
 
     @property
     def area(self) -> float:
-        """Of the part of the frame that has sources, px^2."""
+        """Area of the part of the frame that has sources, px^2."""
         if len(self.z) < 2:
             return float(self.shape[0] * self.shape[1])
         box = np.ptp(self.z.real) * np.ptp(self.z.imag) * (1 + 2 / len(self.z))
@@ -151,7 +155,7 @@ class Sources:
 
 
 def typical_density(points: Complexes) -> float:
-    """Return the median of the local density of points: what it is outside the clumps."""
+    """Return the median of the local density of points, which clumps hardly affect."""
     density = make_grid(points, 4.0).density
     return float(np.median(density[density > 0])) if len(points) else 0.0
 
@@ -172,7 +176,7 @@ class Stars:
 def prepare_sources(
     x: ArrayLike, y: ArrayLike, flux: ArrayLike, shape: tuple[int, int]
 ) -> Sources:
-    """Sort sources by brightness, unknown brightness last; those without a place are left out."""
+    """Sort sources by brightness, unknown brightness last; leave out those without a position."""
     x, y, flux = (np.asarray(v, dtype=float) for v in (x, y, flux))
     order = np.argsort(-np.nan_to_num(flux, nan=-np.inf), kind="stable")
     order = order[np.isfinite(x[order]) & np.isfinite(y[order])]
@@ -234,9 +238,9 @@ def even_lists(
 
 
 def brightest_lists(sources: Sources, stars: Stars, n_target: int) -> tuple[Ints, Ints]:
-    """Return the brightest of each, wherever they are, as many to a unit of area.
+    """Return the brightest of each list, not evened out, with the same number per area.
 
-    For clusters that are all that two lists have in common.
+    For lists that have little more than a cluster in common.
     """
     share = sources.area * make_grid(stars.w, 4.0).mean_density / len(stars.w)
     return (
@@ -259,6 +263,8 @@ def densify(h: Hypothesis, sources: Sources, stars: Stars) -> Hypothesis:
     match, coeff = np.full(len(z), -1), np.zeros(N_TERMS, np.complex128)
     a = h.coeff[1] / h.norm
     birth = Birth(np.searchsorted(i, h.i), np.searchsorted(j, h.j), a, h.coeff[0], h.z0, 0)
+    # Slope and offset are known to 5 % and 2 % of the frame at least; few of the fainter sources
+    # may match (2 %), and the growth is not given up.
     expected = Expected(
         h.norm, 0.05 * float(abs(a)), 0.02 * h.norm, h.sigma_px / float(NOISE[h.level]),
         float(h.level), 0.02, -np.inf,
@@ -274,8 +280,10 @@ def densify(h: Hypothesis, sources: Sources, stars: Stars) -> Hypothesis:
     )
 
 
-AGREE_SLOPE = 0.25  # by how much the local slopes of two regions may differ
-AGREE_STEP = 0.05  # by how much a step may differ from its prediction, of its length
+# Largest relative difference of the local slopes of two regions, and of the step between them from
+# its prediction. A lens that distorts by a tenth or two passes; wrong matches agree by chance only.
+AGREE_SLOPE = 0.25
+AGREE_STEP = 0.05
 
 
 def join(
@@ -307,7 +315,7 @@ def join(
     chosen = [proposals[k] for k in best]
     i = np.concatenate([h.i for h in chosen])
     j = np.concatenate([h.j for h in chosen])
-    # Regions overlap: every source and every star once.
+    # Regions overlap: keep every source and every star once.
     first = np.intersect1d(np.unique(i, return_index=True)[1], np.unique(j, return_index=True)[1])
     i, j = i[first], j[first]
     parity = chosen[0].parity
@@ -322,19 +330,19 @@ def join(
 
 
 def terms_matrix(u: Complexes) -> Complexes:
-    """Return the terms (n, 10) of the polynomial of :mod:`growth`."""
+    """Return the terms (n, 10) of the polynomial of :mod:`cynosure.geometry.match.verification`."""
     v = u.conj()
     terms = [np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3]
     return np.column_stack(terms)
 
 
 def seen(z: complex, parity: int) -> complex:
-    """Return a place as the growth sees it: mirrored where the parity is -1."""
+    """Return a pixel in the coordinates of the growth: mirrored where the parity is -1."""
     return z if parity > 0 else z.conjugate()
 
 
 def _complex_fit(u: Complexes, w: Complexes) -> tuple[Complexes, Ints]:
-    """Fit the polynomial of :mod:`growth` to control points, robustly; return who was kept."""
+    """Fit the polynomial of :func:`terms_matrix` robustly; return it and the rows kept."""
     design = terms_matrix(u)
     weights = np.ones(len(u))
     coeff: Complexes = np.zeros(N_TERMS, np.complex128)

@@ -1,9 +1,9 @@
-"""The fast path: where rotation and scale are nearly known, differences pile up at the offset.
+"""Match by the histogram of offsets, where rotation and scale are nearly known.
 
-All differences between reference stars and turned sources are counted in square bins; true pairs
-fall together, chance pairs do not (as in the last step of SCAMP, Bertin 2006). The pairs of the
-highest bins are seeds for growth, so that an error of the rotation only has to be small between
-neighbours, not over the frame. Bins of three sizes serve headers of three qualities.
+All differences between reference stars and rotated sources are counted in square bins; true pairs
+share a bin, chance pairs do not (as in the last step of SCAMP, Bertin 2006, ASP Conf. 351, 112).
+The pairs of the highest bins are seeds for growth, so that an error of the rotation only has to be
+small between neighbours, not over the frame.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ __all__ = ["search_offsets"]
 Complexes = NDArray[np.complex128]
 Ints = NDArray[np.int64]
 
+# Sides of the bins: an error of the rotation moves the corners by these many pixels. Small bins
+# have the better contrast, so that they are tried first.
 BINS_PX = np.array([4.0, 16.0, 64.0])
-MAX_BINS = 1024  # on an axis
-PEAKS = 3  # bins that are looked into, of each size
-SEEDS = 6  # pairs of a bin that are grown
-MAX_IN_BIN = 4096
+MAX_BINS = 1024  # bins on an axis; bins are wider where the radius needs more (memory: 4 MB)
+PEAKS = 3  # highest bins that are tried, of each size
+SEEDS = 6  # pairs of a bin that are grown: one of six is nearly always a true pair
+MAX_IN_BIN = 4096  # pairs listed of one bin; it limits the memory
 
 
 @compiled
@@ -170,6 +172,7 @@ def search_offsets(
                 if _sure(found, parity, z0, b, a, limits):
                     continue
                 found.counts[3] += 1
+                # The seed is placed to 1 px; 0.15 and -6 as for quads.
                 growth = grow(
                     z, by_distance(z, z0), w, grid, Birth(seed, ref, a, b, z0, found.counts[3]),
                     Expected(limits.norm, slope_sd, 1.0, limits.sigma_px, -1.0, 0.15, -6.0), work,
@@ -185,7 +188,7 @@ def search_offsets(
 
 @compiled
 def _sure(found: Found, parity: int, z0: complex, b: complex, a: complex, limits: Limits) -> bool:
-    """Say whether this place was found beyond doubt already."""
+    """Say whether this solution was already found with log-odds above `limits.enough`."""
     for k in range(found.log_odds.size):
         if found.log_odds[k] > limits.enough and same(found, k, parity, z0, b, a, limits.norm):
             return True

@@ -1,7 +1,7 @@
-"""Pairs: who is who, once the mapping from pixels to the sky is known well.
+"""Pair sources and reference stars, once the mapping from pixels to the sky is known well.
 
-:func:`pair` is the gate that every fit goes through: a source and a reference star may be one
-where the square of their distance in units of its error,
+Every fit uses :func:`pair`: a source and a reference star are candidates where the square of their
+distance in units of its error,
 
     q = d^T (S_source + S_reference + S_model)^-1 d,
 
@@ -30,8 +30,8 @@ __all__ = ["depth_match", "mutual_nearest", "pair"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# A group of candidates larger than this is not one confused blend but a misfit; it is resolved
-# greedily, so that its cost stays linear.
+# Candidates of a connected group up to which the assignment is solved exactly, at a cost that grows
+# with the cube. Blends have a few; a larger group comes from a bad model and is paired greedily.
 MAX_ASSIGNMENT = 200
 
 
@@ -225,7 +225,7 @@ def _assign(i: Ints, j: Ints, q: Floats, limit: float) -> Ints:
         return _greedy(a, b, q)
     from scipy.optimize import linear_sum_assignment
 
-    # What is no candidate costs as much as the gate, so that a pair is never broken for nothing.
+    # Pairs that are no candidates cost as much as the gate, so that the most pairs are made.
     cost = np.full((len(ui), len(uj)), limit)
     edge = np.full((len(ui), len(uj)), -1)
     cost[a, b], edge[a, b] = np.minimum(q, limit) - limit, np.arange(len(i))
@@ -277,14 +277,14 @@ def depth_match(
     depth: Annotated[int, Range(1, 100_000_000)] = 15000,
     depth_fraction: Annotated[float, Range(0.0, 1.0)] = 0.3,
 ) -> tuple[Ints, Ints]:
-    """Pair from bright to faint, each pair removed: the depth match, with a gate.
+    """Pair from bright to faint within a radius, removing each pair from the lists.
 
-    The sources are taken from the brightest on. Each takes the nearest reference star within
-    `radius_px` that is left among the brightest ones: a window of ``max(depth, depth_fraction m)``
-    stars that moves down the list as the sources do. Without the gate a source that has no
-    counterpart would take a neighbour's, and that one another's, down the list. Where there are
-    more sources than reference stars the ranks say little, and the pairs are mutual nearest
-    neighbours within the radius.
+    The sources are taken in order of brightness. Each takes the nearest unpaired reference star
+    within `radius_px` in a window of ``max(depth, depth_fraction m)`` stars that moves down the
+    reference list at the same pace. Without the radius a source that has no counterpart would take
+    that of a neighbour, and so on down the list. Where there are more sources than reference stars
+    the ranks carry little information, and the pairs are mutual nearest neighbours within the
+    radius.
 
     Parameters
     ----------
@@ -293,7 +293,7 @@ def depth_match(
     rx, ry, mag : (m,) array_like
         Reference stars in the same pixels.
     radius_px : float
-        The gate.
+        Largest distance of a pair.
     depth : int
         Length of the window on the reference stars, at least.
     depth_fraction : float

@@ -1,16 +1,16 @@
-"""Recognising the stars of an image whose pointing is roughly known.
+"""Match an image whose pointing is roughly known.
 
-The ladder, each rung only where the one before found nothing that the odds accept:
+The methods, each tried only where the one before found no acceptable hypothesis:
 
-1. *offsets*: with rotation and scale known to a few degrees and per cents, the differences of all
-   source and reference positions pile up at the pointing error;
+1. *offsets*: with rotation and scale known to a few degrees and per cents, the histogram of the
+   differences of all source and reference positions has its maximum at the pointing error;
 2. *quads* of neighbours, in lists cut to the same density, then in denser ones;
 3. *regions*: the frame in pieces, each matched alone, joined through the pairs they found.
 
 Every hypothesis is judged in the same way (:mod:`cynosure.geometry.match.verification`): grown
-outward from its birthplace and scored star by star before each star is used. A match is
-accepted when its log-odds exceed `min_log_odds` and the best hypothesis that says something else
-is at least `min_lead` lower.
+outward from its first pairs, and each star is scored before it is used. A match is accepted when
+its log-odds exceed `min_log_odds` and those of the best hypothesis of another solution are at least
+`min_lead` lower.
 """
 
 from __future__ import annotations
@@ -62,19 +62,22 @@ Ints = NDArray[np.int64]
 
 Stage = Callable[[Sources, Stars, Limits, Pointing, list[str]], list[Hypothesis]]
 
-MIN_STARS = 5  # four make a quad, and a quad alone proves nothing
-# Above this a search need not go on: exp(-45) times any number of hypotheses is nothing.
+MIN_STARS = 5  # four make the quad, and at least one more verifies it
+# Log-odds at which a search ends: exp(-45) is 3e-20, far below one over the number of hypotheses.
 ENOUGH = 45.0
-PROMISING = 8.0  # a hypothesis worth growing over fainter stars
-DISTORTION = 0.03  # the local scale of a frame may differ this much from its mean
-SCALE_STEP = 1.44  # the scales that one set of lists serves, largest over smallest
-# With rotation known better than this the offsets are tried.
+PROMISING = 8.0  # log-odds from which a hypothesis is grown over fainter stars
+DISTORTION = 0.03  # largest relative difference of the local scale from the mean: 1 % at the corner
+# Largest over smallest scale that one pair of lists serves: the density differs by a factor 2 at
+# most, as it does between bands of the blind index.
+SCALE_STEP = 1.44
+# Error of the rotation up to which the offsets are tried: a seed and its neighbours are still
+# paired at 12 degrees; beyond, only quads serve, which do not depend on the rotation.
 OFFSETS_ROTATION_DEG = 12.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Rung:
-    """One try at quads: how many sources, how much denser each list, how many neighbours."""
+class _Attempt:
+    """One attempt with quads: number of sources, relative densities, neighbours, budget."""
 
     n_target: int
     dense_z: float
@@ -82,26 +85,31 @@ class _Rung:
     near_z: int  # or ALL
     near_w: int
     budget: int
-    even: bool = True  # or the brightest, wherever they are
+    even: bool = True  # evened out; otherwise the brightest
 
 
-# As many neighbours as keep the quads of the image, and of the sky, to these numbers.
+# ALL takes as many neighbours as keep the quads of the image, and of the sky, to these numbers,
+# which take some tenths of a second.
 ALL = 0
 ALL_QUADS = 20_000, 500_000
-SPARSE = 120  # sources up to which every quad is worth a try
+SPARSE = 120  # sources up to which all quads are tried
 
-LADDER = (
-    _Rung(60, 1, 1, 7, 7, 3_000_000),
-    _Rung(150, 1, 1, 7, 7, 3_000_000),
-    _Rung(60, 1, 2, 7, 10, 3_000_000),
-    _Rung(60, 2, 1, 10, 7, 3_000_000),
-    _Rung(400, 1, 1, 7, 7, 3_000_000),
-    _Rung(40, 1, 1, 13, 13, 3_000_000),
-    _Rung(40, 1, 4, 8, 14, 4_000_000),
-    _Rung(40, 4, 1, 14, 8, 4_000_000),
-    _Rung(40, 1.3, 1.3, ALL, ALL, 4_000_000),
-    _Rung(40, 1, 1, 8, 8, 3_000_000, even=False),
-    _Rung(14, 1, 1, ALL, ALL, 3_000_000, even=False),
+# The attempts: first equal densities with seven neighbours, then more sources, then lists of
+# unequal depth (by 2 and 4) with more neighbours, then all quads of the sparse lists, and last the
+# brightest stars without evening out, for clusters. The budget, in quads looked up, limits the time
+# of a failure. The order is that of expected success per unit of time.
+ATTEMPTS = (
+    _Attempt(60, 1, 1, 7, 7, 3_000_000),
+    _Attempt(150, 1, 1, 7, 7, 3_000_000),
+    _Attempt(60, 1, 2, 7, 10, 3_000_000),
+    _Attempt(60, 2, 1, 10, 7, 3_000_000),
+    _Attempt(400, 1, 1, 7, 7, 3_000_000),
+    _Attempt(40, 1, 1, 13, 13, 3_000_000),
+    _Attempt(40, 1, 4, 8, 14, 4_000_000),
+    _Attempt(40, 4, 1, 14, 8, 4_000_000),
+    _Attempt(40, 1.3, 1.3, ALL, ALL, 4_000_000),
+    _Attempt(40, 1, 1, 8, 8, 3_000_000, even=False),
+    _Attempt(14, 1, 1, ALL, ALL, 3_000_000, even=False),
 )
 
 
@@ -116,7 +124,7 @@ def match_pointing(
     min_log_odds: Annotated[float, Range(5.0, 1000.0)] = 30.0,
     min_lead: Annotated[float, Range(0.0, 1000.0)] = 10.0,
 ) -> Match:
-    """Recognise the stars of an image near a rough pointing.
+    """Match the stars of an image near a rough pointing.
 
     Parameters
     ----------
@@ -126,8 +134,8 @@ def match_pointing(
         Reference stars at the epoch of the image, in any order, over all of the sky that the
         image may show.
     pointing : Pointing
-        What is known. Without a centre the middle of the reference stars is taken, without a
-        scale every one at which the frame fits among them is tried.
+        What is known. Without a centre the middle of the reference stars is used; without a scale
+        every scale at which the frame fits among them is tried.
     shape : tuple of int
         Rows and columns of the image.
     sigma_px : float
@@ -137,9 +145,10 @@ def match_pointing(
     code_tolerance : float
         How far quads may differ in code space.
     min_log_odds : float
-        Log-odds from which a match is accepted.
+        Log-odds from which a match is accepted; 30 is odds of 10^13.
     min_lead : float
-        How far the second-best hypothesis, of those that say something else, must be behind.
+        Least difference of the log-odds to the best hypothesis of another solution; 10 is a
+        factor 22,000.
 
     Returns
     -------
@@ -159,13 +168,13 @@ def match_pointing(
     width_deg = (pointing.scale_arcsec or 0.0) * float(np.hypot(*shape)) / 3600.0
     if enough and width_deg > REGION_WIDTH_DEG:
         stages.append(_regions)
-    match = _climb(stages, lists, pointing, shape, task)
+    match = _try_stages(stages, lists, pointing, shape, task)
     lens = match.evidence["distortion_level"] == LEVELS.max() or match.evidence["rms_px"] > 1.0
     if not enough or not lens or match.evidence["evenness"] > UNEVEN:
         return match
-    # A part of the frame was left behind by a growth at its limits: a lens beyond them, perhaps.
+    # A part of the frame has few pairs, perhaps because of a distortion beyond the priors.
     try:
-        other = _climb([_regions], lists, pointing, shape, task)
+        other = _try_stages([_regions], lists, pointing, shape, task)
     except NoMatch:
         return match
     return other if len(other.source_index) > len(match.source_index) else match
@@ -183,12 +192,12 @@ def match_regions(
     code_tolerance: Annotated[float, Range(0.001, 0.1)] = 0.03,
     min_log_odds: Annotated[float, Range(5.0, 1000.0)] = 30.0,
 ) -> Match:
-    """Recognise the stars of a wide, distorted image region by region.
+    """Match a wide, distorted image region by region.
 
-    Each region proposes its own match. Proposals agree where the step from one region's centre to
-    another's is what their two local scales and rotations say; the largest agreeing group is kept,
-    and one polynomial is fitted to all of its pairs. No parameters are averaged. Meant for lenses
-    that distort by more than a tenth; :func:`match_pointing` comes here by itself at last.
+    Each region is matched alone. Two matches agree where the step from one region's centre to the
+    other's is the one that their local scales and rotations predict; the largest group that agrees
+    is kept, and one polynomial is fitted to all of its pairs. No parameters are averaged. Meant for
+    lenses that distort by more than a tenth; :func:`match_pointing` uses it as its last method.
 
     Parameters
     ----------
@@ -217,7 +226,7 @@ def match_regions(
     task = _Task(sigma_px, code_tolerance, Acceptance(min_log_odds), name)
     stage = partial(_regions, grid=(columns, rows))
     lists = _Lists(x, y, flux, ra_deg, dec_deg, mag)
-    return _climb([stage], lists, pointing, shape, task)
+    return _try_stages([stage], lists, pointing, shape, task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +250,10 @@ class _Lists(NamedTuple):
     mag: ArrayLike
 
 
-def _climb(
+def _try_stages(
     stages: list[Stage], lists: _Lists, pointing: Pointing, shape: tuple[int, int], task: _Task
 ) -> Match:
-    """Try the rungs in order, at every scale, until a hypothesis is accepted."""
+    """Try the methods in order, at every scale, until a hypothesis is accepted."""
     sources = prepare_sources(lists.x, lists.y, lists.flux, shape)
     ra, dec = np.asarray(lists.ra_deg, float), np.asarray(lists.dec_deg, float)
     if len(sources.z) < MIN_STARS:
@@ -283,6 +292,7 @@ class _Field:
         self, pointing: Pointing, sources: Sources, sigma_px: float, tol: float
     ) -> Limits:
         known = pointing.rotation_deg is not None and pointing.rotation_error_deg < 179.0
+        # 0.05 rad more for the local rotation by a lens; 4 rad is any rotation.
         return Limits(
             tol, self.scale_min, self.scale_max, float(np.radians(pointing.rotation_deg or 0.0)),
             float(np.radians(pointing.rotation_error_deg) + 0.05) if known else 4.0,
@@ -329,7 +339,7 @@ def _scales(
 ) -> list[tuple[float, float, float]]:
     """Return nominal scales (deg), and the least and largest scale relative to each."""
     if pointing.scale_arcsec is None:
-        # From a frame as wide as the reference stars to one that holds a dozen of them.
+        # The frame is at most as wide as the reference stars, and holds at least a dozen of them.
         high = extent / sources.norm
         low = high * max(np.sqrt(12.0 / len(w)), 1e-3)
     else:
@@ -348,25 +358,25 @@ def _scales(
 def _best_grown(
     found: list[Hypothesis], known: list[Hypothesis], sources: Sources, stars: Stars
 ) -> Hypothesis | None:
-    """Add the newly found to the known; return the best of them."""
+    """Add new hypotheses to the known ones; return the best."""
     grown = [densify(h, sources, stars) if h.log_odds > PROMISING else h for h in found[:3]]
     known.extend(grown + found[3:])
     return max(grown, key=lambda h: h.log_odds, default=None)
 
 
 def _stages(pointing: Pointing) -> list[Stage]:
-    """Return the rungs of the ladder, in order."""
+    """Return the methods in the order in which they are tried."""
     stages: list[Stage] = []
     if pointing.rotation_deg is not None and pointing.rotation_error_deg <= OFFSETS_ROTATION_DEG:
         stages.append(_offsets)
-    return stages + [partial(_quads, rung=rung) for rung in LADDER]
+    return stages + [partial(_quads, attempt=attempt) for attempt in ATTEMPTS]
 
 
 def _lists(
     sources: Sources, stars: Stars, n_target: int, dense_z: float, dense_w: float,
     even: bool = True,
 ) -> tuple[Ints, Ints]:
-    """Cut both lists to about the same density; the reference stars nearest the pointing first."""
+    """Thin both lists to about the same density; the reference stars nearest the pointing first."""
     if even:
         i, j = even_lists(sources, stars, n_target, dense_z, dense_w)
     else:
@@ -404,32 +414,32 @@ def _best(found: list[Hypothesis]) -> float:
     return max((h.log_odds for h in found), default=0.0)
 
 
-def _affordable(n: int, quads: int) -> int:
-    """Return with how many neighbours `n` stars make about `quads` quads; seven at least."""
+def _neighbour_count(n: int, quads: int) -> int:
+    """Return the number of neighbours with which `n` stars make `quads` quads; at least seven."""
     return int(np.clip(np.cbrt(6.0 * quads / n) + 1.0, 7, max(n - 1, 7)))
 
 
 def _quads(
     sources: Sources, stars: Stars, limits: Limits, pointing: Pointing, tried: list[str],
-    *, rung: _Rung,
+    *, attempt: _Attempt,
 ) -> list[Hypothesis]:
     i, j = _lists(
-        sources, stars, rung.n_target, rung.dense_z, rung.dense_w, rung.even
+        sources, stars, attempt.n_target, attempt.dense_z, attempt.dense_w, attempt.even
     )
     z, w = sources.z[i], stars.w[j]
     if len(z) < MIN_STARS or len(w) < MIN_STARS:
         return []
-    if rung.near_w == ALL and len(sources.z) > SPARSE and len(w) > SPARSE:
-        return []  # where stars are many, the rungs above have seen enough of them
-    near_z = rung.near_z or _affordable(len(z), ALL_QUADS[0])
-    near_w = rung.near_w or _affordable(len(w), ALL_QUADS[1])
-    kind = "" if rung.even else "brightest "
+    if attempt.near_w == ALL and len(sources.z) > SPARSE and len(w) > SPARSE:
+        return []  # with many stars, the attempts before this one had enough quads
+    near_z = attempt.near_z or _neighbour_count(len(z), ALL_QUADS[0])
+    near_w = attempt.near_w or _neighbour_count(len(w), ALL_QUADS[1])
+    kind = "" if attempt.even else "brightest "
     label = (
         f"quads: {len(z)} {kind}sources with {near_z} neighbours, {len(w)} reference with "
         f"{near_w} at {3600 * stars.scale_deg:.3g} arcsec/px, "
     )
     if any(text.startswith(label) for text in tried):
-        return []  # short lists are the same on several rungs
+        return []  # short lists are the same in several attempts
     close = neighbours(z, max(near_z, PREFILTER))
     quads = source_quads(
         z, np.ascontiguousarray(close[:, :near_z]), pointing.parity, limits.tol
@@ -439,7 +449,7 @@ def _quads(
     scene = make_scene(
         z, close, quads, w, neighbours(w, near_w), make_grid(w, 2.0), limits
     )
-    search(scene, rung.budget)
+    search(scene, attempt.budget)
     found = scene.found
     out = hypotheses_of(found, i, j, limits.norm, "quads")
     tried.append(
@@ -449,14 +459,17 @@ def _quads(
     return out
 
 
+# Columns and rows of regions, square ones on a frame of 3:2. Fewer leave more distortion within a
+# region than the growth follows, more leave too few stars in each.
 REGION_GRID = (6, 4)
-UNEVEN = 0.4  # evenness of the pairs below which a part of the frame was left behind
-REGION_WIDTH_DEG = 2.0  # diagonal of the narrowest frame whose lens may need them
-REGION_STARS = 10  # sources a region needs on average for the regions to be worth a try
-REGION_RUNG = _Rung(60, 1, 1, 7, 7, 500_000)
-REGION_ODDS = 12.0  # what a region's proposal must reach
-REGION_PATIENCE = 0.25  # the share of the regions that may propose nothing before it is given up
-# The log-odds that the best of many wrong hypotheses may have; what a region adds is above this.
+UNEVEN = 0.4  # evenness of the pairs below which the regions are tried as well
+REGION_WIDTH_DEG = 2.0  # diagonal (deg) of the narrowest frame whose lens distorts that much
+REGION_STARS = 10  # sources that a region needs on average for the regions to be tried
+REGION_ATTEMPT = _Attempt(60, 1, 1, 7, 7, 500_000)  # the first, with a budget for 24 regions
+REGION_ODDS = 12.0  # least log-odds of a region's match: a little above CHANCE_ODDS
+REGION_GIVE_UP = 0.25  # give up when this share of the regions was tried and none matched
+# Log-odds that the best of the wrong hypotheses of a region may have: exp(10) is 22,000 hypotheses.
+# Only what exceeds this is added up over the regions.
 CHANCE_ODDS = 10.0
 
 
@@ -471,15 +484,15 @@ def _regions(
     centers = (column + 0.5) * width + 1j * (row + 0.5) * height
     proposals: list[Hypothesis] = []
     asked = 0
-    # The middle first, where a lens bends least: if nothing is there, the rest is not asked.
+    # The middle is tried first, where a lens distorts least; if it does not match, the rest is not.
     for center in centers[np.argsort(np.abs(centers - sources.center), kind="stable")]:
         offset = sources.z - center
-        # A tenth more on every side, so that quads across a border are seen.
+        # A tenth more on every side, so that quads across a border are included.
         inside = (np.abs(offset.real) < 0.6 * width) & (np.abs(offset.imag) < 0.6 * height)
         member = np.flatnonzero(inside)
         if len(member) < MIN_STARS:
             continue
-        if asked >= REGION_PATIENCE * len(centers) and not proposals:
+        if asked >= REGION_GIVE_UP * len(centers) and not proposals:
             break
         asked += 1
         part = sources.part(member, (int(1.2 * height) + 1, int(1.2 * width) + 1))
@@ -489,7 +502,7 @@ def _regions(
             radius=limits.radius + 1.2 * limits.scale_max * abs(center - sources.center),
             scale_min=0.7 * limits.scale_min, scale_max=1.4 * limits.scale_max,
         )
-        found = _quads(part, stars, local, pointing, [], rung=REGION_RUNG)
+        found = _quads(part, stars, local, pointing, [], attempt=REGION_ATTEMPT)
         if _best(found) > REGION_ODDS:
             best = densify(found[0], part, stars)
             proposals.append(replace(best, i=member[best.i], stage="regions"))

@@ -1,9 +1,9 @@
-"""From a hypothesis that grew to a match: the model of the frame and the pairs.
+"""From an accepted hypothesis to a match: the model of the frame and the pairs.
 
 With many pairs an ordinary robust polynomial is fitted on the plane that touches the sky at the
-frame's own centre, and the brightest sources are paired once more. With few, every pair matters
-and one false one would bend the frame: there the amplitude of the distortion, the error of the
-positions and the pairs themselves are chosen together, by the evidence for them.
+frame's own centre, and the brightest sources are paired again. With few pairs, one false one would
+distort the model: the amplitude of the distortion, the error of the positions and the pairs
+themselves are then chosen together, by their evidence.
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
 Ints = NDArray[np.int64]
 
-MAX_PAIRS = 5000  # the brightest sources that the last pairing takes in
-FEW = 60  # pairs up to which they are chosen by evidence
-SIGMAS_PX = (0.1, 0.25, 0.6, 1.5)  # errors of a position that the evidence chooses from
-# Sizes of the terms of the polynomial that the evidence chooses from: any, at every level; and
-# those of a lens that is round, a little off its axis, which few stars are enough for.
+# Brightest sources of the last pairing: far more than the 20 coefficients of the cubic need.
+MAX_PAIRS = 5000
+# Pairs up to which they are chosen by evidence, which inverts matrices of their size; with more the
+# robust fit with its 20 parameters has at least six equations a parameter.
+FEW = 60
+SIGMAS_PX = (0.1, 0.25, 0.6, 1.5)  # position errors that are tried, a factor 2.5 apart
+# Priors of the terms of the polynomial that are tried: a general distortion at every level of
+# LEVELS, and the radial distortion of a lens slightly off its axis, with few free terms.
 ANY = np.array([0, 0, 1, 1.5, 1.5, 1.5, 1, 1, 1, 1])
 ROUND = np.array([0, 0, 0.05, 0.3, 0.3, 0.05, 0.05, 1, 0.05, 0.05])
 LENSES = [ANY * level for level in np.unique(LEVELS)] + [ROUND * 0.003, ROUND * 0.01]
-MIN_PAIRS = 5
-GATE_SIGMA = 3.7
-TRUE_SHARE = 0.7  # how likely a pair of a grown hypothesis is true, before it is looked at
+MIN_PAIRS = 5  # pairs that are never left out: four of the quad and one that verifies it
+GATE_SIGMA = 3.7  # gate in standard errors: of true pairs exp(-3.7^2 / 2) = 0.1 % lie outside
+TRUE_SHARE = 0.7  # prior probability that a pair of a grown hypothesis is true
 
 
 class _Frame(NamedTuple):
@@ -67,7 +70,7 @@ def _fit(z: Complexes, w: Complexes, frame: _Frame, sigma_px: float) -> tuple[Sk
         (z.real - frame.center.real) / frame.norm, (z.imag - frame.center.imag) / frame.norm, 3
     )
     order = poly_exponents(3).sum(axis=1)
-    # A prior as wide as the worst lens keeps the corners in place where no pairs are.
+    # A prior as wide as the largest distortion of LEVELS limits the model where there are no pairs.
     prior = np.where(order < 2, 10.0, LEVELS.max() * np.where(order == 2, 1.5, 1.0)) * frame.norm
     plane = np.column_stack([-w.real, w.imag])
     values = np.concatenate([plane, np.zeros((len(prior), 2))])
@@ -77,7 +80,8 @@ def _fit(z: Complexes, w: Complexes, frame: _Frame, sigma_px: float) -> tuple[Sk
         both = np.concatenate([weights / sd**2, 1.0 / prior**2])
         solved = lstsq(rows, values, both, what="match").x
         residual = np.hypot(*(plane - design @ solved).T)
-        # For a two-dimensional Gaussian the median radius is 1.1774 sigma.
+        # For a two-dimensional Gaussian the median radius is 1.1774 sigma. Tukey's biweight with a
+        # cut at 5 sigma; 0.02 px is below the error of any source.
         sd = max(float(np.median(residual)) / 1.1774, 0.02)
         weights = np.clip(1.0 - (residual / (5.0 * sd)) ** 2, 1e-6, None) ** 2
     c = frame.center
@@ -88,7 +92,7 @@ def _fit(z: Complexes, w: Complexes, frame: _Frame, sigma_px: float) -> tuple[Sk
 
 
 class _Field(NamedTuple):
-    """What the last pairing works on: the `n` brightest sources, the reference stars `near`."""
+    """The lists of the last pairing: the `n` brightest sources, the reference stars `near`."""
 
     sources: Sources
     stars: Stars
@@ -99,19 +103,19 @@ class _Field(NamedTuple):
     n: int
 
 
-def _polish_many(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Floats]:
+def _refine_many(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Floats]:
     """Alternate between the fit and the pairing of the brightest sources."""
     sources, stars, ra, dec, frame, near, n = field
     i, j, z, rms = h.i, h.j, sources.z[:n], h.sigma_px
     plane = frame.project(ra[stars.row[near]], dec[stars.row[near]])
     spacing = np.sqrt(sources.area / max(len(near), 1))
-    for radius in (6.0, 5.0, 4.0):
+    for radius in (6.0, 5.0, 4.0):  # pairing radii in units of the scatter, as the model improves
         w = frame.project(ra[stars.row[j]], dec[stars.row[j]])
         model, residual = _fit(sources.z[i], w, frame, rms)
         rms = max(float(np.median(residual)) / 1.1774, 0.05)
         xi, eta = model.pixel_to_plane(z.real, z.imag)
         there = np.asarray((-xi + 1j * eta) / frame.scale_deg, np.complex128)
-        # Where stars are so far apart that chance hardly pairs them, the reach may be wider.
+        # The radius may be larger where stars are so sparse that chance pairs are rare.
         reach = min(max(radius * rms, 0.5, min(0.02 * spacing, 6.0)), 0.5 * spacing)
         i, k, _ = mutual_nearest(there, plane, reach)
         j = near[k]
@@ -123,7 +127,7 @@ def _polish_many(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Fl
 
 
 class _Few(NamedTuple):
-    """A fit to few pairs: who was kept, the coefficients, their covariance, the error."""
+    """A fit to few pairs: rows that were kept, coefficients, their covariance, the error."""
 
     evidence: float
     kept: Ints
@@ -135,9 +139,10 @@ class _Few(NamedTuple):
 def _fit_few(u: Complexes, w: Complexes, norm: float, density: float) -> _Few:
     """Choose distortion, error and pairs by their evidence, and fit.
 
-    Under a lens and an error the positions are Gaussian with ``C = sigma^2 + Phi Lambda Phi^H``;
-    a pair that is left out is chance, of the density of the stars. Its own odds given all others
-    follow from the inverse of C, so the worst is found and left out one at a time.
+    For a prior Lambda of the distortion and an error sigma the positions are Gaussian with
+    ``C = sigma^2 + Phi Lambda Phi^H``; a pair that is left out is a chance pair, with the density
+    of the stars. The odds of each pair given all others follow from the inverse of C, and the worst
+    pairs are left out one at a time.
     """
     phi = terms_matrix(u)
     values = w - w.mean()
@@ -170,7 +175,7 @@ def _fit_few(u: Complexes, w: Complexes, norm: float, density: float) -> _Few:
     return best
 
 
-def _polish_few(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Floats]:
+def _refine_few(h: Hypothesis, field: _Field) -> tuple[SkyModel, Ints, Ints, Floats]:
     """Alternate between the fit by evidence and the pairing within each source's own error."""
     sources, stars, ra, dec, frame, near, n = field
     i, j = h.i, h.j
@@ -208,14 +213,15 @@ def _to_model(coeff: Complexes, parity: int, frame: _Frame) -> SkyModel:
 
 
 def _agree_in_brightness(flux: Floats, mag: Floats) -> NDArray[np.bool_]:
-    """Say which pairs do not contradict the zero point of the others, where there is one."""
+    """Say which pairs agree with the zero point of the others, where it is well defined."""
     with np.errstate(divide="ignore", invalid="ignore"):
         zero = mag + 2.5 * np.log10(flux)
     known = np.isfinite(zero)
     if known.sum() < 20:
         return np.ones(len(zero), bool)
     spread = float(mad_std(zero[known]))
-    # Far in the wings, so that red and variable stars stay; and only where flux means magnitude.
+    # Beyond a scatter of 0.7 mag, flux and magnitude are of too different bands to compare. The
+    # limit of 0.7 mag and five times the scatter keeps red and variable stars.
     if spread > 0.7:
         return np.ones(len(zero), bool)
     return ~known | (np.abs(zero - np.median(zero[known])) < 0.7 + 5.0 * spread)
@@ -247,8 +253,8 @@ def _reachable(h: Hypothesis, sources: Sources, stars: Stars, n: int) -> Ints:
 def evenness(sources: Sources, i: Ints) -> float:
     """Return the least share of sources paired in a sixteenth of the frame, over the median share.
 
-    Near 0 where a part of the frame was left behind. Only the brightest sources count, and parts
-    with eight of them or more.
+    Near 0 where a part of the frame is not matched. Only the `MAX_PAIRS` brightest sources count,
+    and parts with at least eight of them, which limits the scatter of the shares.
     """
     ny, nx = sources.shape
     z = sources.z[:MAX_PAIRS]
@@ -265,11 +271,11 @@ def conclude(
     h: Hypothesis, sources: Sources, stars: Stars, ra_deg: Floats, dec_deg: Floats,
     n_reference: int, evidence: dict[str, Any],
 ) -> Match:
-    """Make the match of a hypothesis that was accepted."""
+    """Return the match of an accepted hypothesis."""
     frame = _frame(h, sources, stars)
     n = min(MAX_PAIRS, len(sources.z))
     near = _reachable(h, sources, stars, n)
-    way = _polish_few if len(h.i) <= FEW else _polish_many
+    way = _refine_few if len(h.i) <= FEW else _refine_many
     model, i, j, residual = way(h, _Field(sources, stars, ra_deg, dec_deg, frame, near, n))
     c = sources.center
     cd = model.jacobian(c.real, c.imag)

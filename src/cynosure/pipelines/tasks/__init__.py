@@ -1,1 +1,1 @@
-"""A graph of tasks: what depends on what, run by any executor with the same bits, and resumed."""
+"""A graph of tasks with dependencies, run by any executor with the same bits, and resumed."""

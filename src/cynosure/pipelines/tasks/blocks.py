@@ -2,8 +2,8 @@
 
 A value is packed into at most one block of shared memory. Whoever unpacks it maps the block and
 sees the arrays where they are; they cannot be written to. Passing an array on therefore costs the
-one copy into the block. A block lives until :func:`unlink`, and its memory until nobody has it
-mapped any more. Blocks of an owner that was killed are removed by the resource tracker that
+one copy into the block. A block exists until :func:`unlink`, its memory until no process has it
+mapped. Blocks of an owner that was killed are removed by the resource tracker that
 Python's multiprocessing starts beside it.
 """
 

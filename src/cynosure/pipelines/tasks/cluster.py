@@ -1,4 +1,4 @@
-"""Tasks on the workers of a Dask scheduler that is found by its address.
+"""Tasks on the workers of a Dask scheduler, given by its address.
 
 Results stay with the workers that made them and pass between workers by Dask's own protocol,
 which does not pickle arrays; only what is wanted at the end comes to the owner. When a worker is
@@ -30,12 +30,13 @@ from cynosure.pipelines.tasks.performing import Event, Job, Work, perform
 
 __all__ = ["Cluster"]
 
+# Seconds for the connection; Dask's own default is 30, and a scheduler that runs answers at once.
 CONNECT_S = 10.0
-# How long a scheduler may be without any worker.
+# Seconds that a scheduler may be without workers: a cluster replaces a lost worker in this time.
 PATIENCE_S = 60.0
-# Between two questions about which workers there are.
+# Seconds between two requests for the list of workers; their heartbeat is 0.5 s or more.
 ASK_S = 2.0
-# Until the client knows whether a result was lost with its worker or with the scheduler.
+# The client learns within this time whether a result was lost with its worker or the scheduler.
 GRACE_S = 2.0
 
 

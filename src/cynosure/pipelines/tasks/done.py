@@ -1,4 +1,4 @@
-"""What comes of a task: a value or an error, and who is told.
+"""The result of a task: a value or an error, and the interface of those who are notified.
 
 A task that fails is a :class:`Done` with an error; it touches no other task, except that those
 which need its results are skipped, each with an error that names it.

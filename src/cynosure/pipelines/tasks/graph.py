@@ -29,7 +29,8 @@ from cynosure.ground.errors import ExitCode, SettingError
 
 __all__ = ["CyclicGraph", "File", "Graph", "Plan", "Result", "Slot", "Task", "Use", "filled"]
 
-# An array of inputs below this size travels with its task; a larger one is sent once for all.
+# An array of inputs below this size (that of the buffer of a pipe on Linux) is sent with its task;
+# a larger one is sent once for all tasks.
 SMALL_BYTES = 1 << 16
 
 

@@ -1,4 +1,4 @@
-"""What a run knows of the runs before it: which tasks need not run again.
+"""The record of earlier runs: which tasks need not run again.
 
 The key of a task is the checksum of its function, its settings and the content of its inputs. A
 file counts by its content, a result of another task by that task's key: the same task on the same
@@ -25,7 +25,8 @@ from cynosure.pipelines.tasks.graph import Plan, Slot, absolute
 
 __all__ = ["Ledger"]
 
-# Rows are written at most so often, and never for more than this part of the time.
+# Least seconds between two writes of the rows, and the largest part of the run's time that writing
+# may take: a run that is killed repeats the tasks of that time.
 WRITE_S = 0.5
 WRITE_PART = 0.05
 

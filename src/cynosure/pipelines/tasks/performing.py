@@ -1,4 +1,4 @@
-"""Performing one task where it runs, the same by every executor; and what an executor is."""
+"""Perform one task, in the same way in every executor; and the interface of an executor."""
 
 from __future__ import annotations
 

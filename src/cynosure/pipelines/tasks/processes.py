@@ -1,8 +1,8 @@
-"""Tasks in worker processes of this machine: isolated, watched, ended by force where need be.
+"""Tasks in worker processes of this machine: isolated, monitored, killed at their time limit.
 
 Arrays pass in shared memory (:mod:`cynosure.pipelines.tasks.blocks`): from the worker that made
-them to the workers that use them, by one copy. A worker that dies costs the task it was at, no
-other. The workers are not forks of this process, so that a script that uses them needs the usual
+them to the workers that use them, by one copy. If a worker dies, only the task that it was running
+fails. The workers are not forks of this process, so a script that uses them needs the usual
 ``if __name__ == "__main__":``.
 """
 
@@ -27,7 +27,8 @@ from cynosure.pipelines.tasks.performing import Event, Job, perform
 
 __all__ = ["Processes"]
 
-# How long a worker may take to start and to import what a task needs, before that counts.
+# Seconds that a worker may take to start and to import what a task needs, before the time limit of
+# the task begins; on a loaded machine without a file cache an import takes tens of seconds.
 START_S = 60.0
 
 
@@ -35,7 +36,7 @@ def _serve(pipe: Any, threads: int) -> None:
     """Perform tasks from a pipe until it closes; the owner decides about interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("NUMBA_NUM_THREADS", str(threads))
-    # An owner that is gone wants nothing more.
+    # The owner has ended, and so does the worker.
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             name, blocks, packed, inputs = pipe.recv()

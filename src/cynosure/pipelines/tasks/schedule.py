@@ -1,4 +1,4 @@
-"""Running a graph: what may run now, what need not run again, and what is let go of.
+"""Run a graph: start tasks, skip those that are done, and release results that nobody needs.
 
 The bits of the results do not depend on where and in which order the tasks run: a task sees its
 arguments alone, and results are returned in the order of the graph.
@@ -24,9 +24,10 @@ from cynosure.pipelines.tasks.serial import Serial
 
 __all__ = ["Results", "available_bytes", "execute"]
 
-# How long the owner sleeps at most between two looks at the clock.
+# Seconds after which a time limit is noticed at the latest.
 TICK_S = 0.5
-# Part of the memory that is free at the start which tasks may take together.
+# The part of the memory free at the start that tasks may take together; the rest is for the page
+# cache and for errors of the estimates.
 MEMORY_PART = 0.8
 
 # The states of a task. Undecided: whether it must run depends on files that are being made.
@@ -157,7 +158,7 @@ def _executor(
 
 def available_bytes() -> int:
     """Return the memory that is free for this process: of the machine and of its container."""
-    free = 1 << 33  # where nobody tells: 8 GiB
+    free = 1 << 33  # where the system does not say it: 8 GiB
     if "SC_AVPHYS_PAGES" in os.sysconf_names:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     text = _read("/proc/meminfo")

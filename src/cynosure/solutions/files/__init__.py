@@ -1,1 +1,1 @@
-"""The WCS solutions that files hold, and headerlets."""
+"""WCS solutions in files: headers, alternates and headerlets."""

@@ -1,8 +1,9 @@
 """Operations on files: list, create, attach, apply, archive, restore, delete.
 
-Each operation opens the file, changes it in memory and writes it once, whole; a refusal leaves the
-file as it was. The file itself is replaced unless `out` names another. `dry_run` says what would
-be done. What was done is told in a :class:`Change`.
+Each operation opens the file, changes it in memory and writes it once, whole. What was written is
+read again before it takes its name; a refusal leaves the file as it was. The file itself is
+replaced unless `out` names another; `dry_run` says what would be done and writes nothing. Each
+operation returns a :class:`Change`, which says what was done.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cynosure.solutions.files.contents import (
     open_holdings,
     shapes_of,
 )
+from cynosure.solutions.files.fitted import check_change, solutions_in
 from cynosure.solutions.files.headerlet import (
     Headerlet,
     HeaderletDamaged,
@@ -60,7 +62,7 @@ SUMMARY = (
 
 @dataclass(slots=True)
 class Change:
-    """What an operation did.
+    """What an operation did to a file.
 
     Attributes
     ----------
@@ -86,13 +88,16 @@ def _changing(
 ) -> Iterator[tuple[Holdings, Change]]:
     change = Change(Path(path if out is None else out))
     with open_holdings(path, lock=out is None and not dry_run) as held:
+        before = solutions_in(held)
         yield held, change
         if held.primary.has("NEXTEND"):
             held.primary.set("NEXTEND", len(held.parts) - 1)
         change.done = list(dict.fromkeys(held.notes))
         change.warnings = list(dict.fromkeys(held.warnings))
         if not dry_run and (held.file.changed or out is not None):
-            held.file.save(out, overwrite=overwrite)
+            held.file.save(
+                out, overwrite=overwrite, check=lambda written: check_change(written, held, before)
+            )
             change.written = True
 
 
@@ -373,7 +378,7 @@ def restore(
 ) -> Change:
     """Make a solution that the file holds the active one again; see :func:`activate`."""
     with _changing(path, out, overwrite, dry_run) as (held, change):
-        held.find(name)  # a file of that name is not meant
+        held.find(name)  # a solution of the file, not another file of that name
         _activate(held, name, archive=archive, attach=False, force=force)
     return change
 
@@ -418,7 +423,7 @@ def restore_all(
             held.notes.append(f"{name} is active already")
         else:
             edits.check_sound(held, _headerlet(first), key=first.key, force=force)
-            edits.apply_primary(  # another model is what was asked for
+            edits.apply_primary(  # `distname` asks for the other model
                 held, _headerlet(first), attach=False, key=first.key,
                 force=force or wanted != held.distortion,
             )

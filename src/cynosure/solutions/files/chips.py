@@ -23,7 +23,7 @@ CELESTIAL = re.compile(r"(RA--|DEC-|[GESH]LON|[GESH]LAT|[A-Z]{2}L[NT])-")
 
 @dataclass(slots=True, eq=False)
 class Chip:
-    """A science image of a file."""
+    """A science image of a file: its unit, its EXTNAME and EXTVER, its rows and columns."""
 
     part: Part
     target: Target

@@ -32,8 +32,10 @@ __all__ = [
 Floats = NDArray[np.float64]
 Shape = tuple[int, int]
 
-# Pixels of the map along the longer side, unless more are asked for.
+# Points of the map along the longer side, unless more are asked for: every 128 px of a chip of
+# 4096 px.
 MAP_SIDE = 33
+# Longest side of a chip, px. The largest detectors have 16384; a larger number is a damaged card.
 MAX_SIDE = 1 << 17
 
 

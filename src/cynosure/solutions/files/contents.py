@@ -1,4 +1,4 @@
-"""What a file holds: its active WCS, its alternates, its headerlets, each as a headerlet.
+"""The solutions of a file: its active WCS, its alternates and headerlets, each as a headerlet.
 
 Hubble's files have a unit ``SCI`` for each chip, alternates that share the distortion of the
 primary WCS, and headerlets as extensions. Any other image is taken the same way: its chips are its
@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cynosure.data.fits.alternates import Records
 from cynosure.data.fits.parts import FitsParts, Part, Value, open_parts
 from cynosure.data.fits.solved import output_name
 from cynosure.ground.errors import CynosureError, ExitCode, ImageError
+from cynosure.ground.sky import MAS_PER_DEG
 from cynosure.solutions import soundness
 from cynosure.solutions.files.cards import (
     RESERVED,
@@ -31,7 +32,6 @@ from cynosure.solutions.files.cards import (
 from cynosure.solutions.files.chips import Chip, chips_of
 from cynosure.solutions.files.hdrlet import is_hdrlet, unembed
 from cynosure.solutions.files.headerlet import (
-    MAS_PER_DEG,
     MAX_HEADERLET_BYTES,
     ChipWcs,
     Headerlet,
@@ -55,6 +55,9 @@ from cynosure.solutions.names import (
 )
 from cynosure.solutions.soundness import FACTS, Exposure, Reason, bare_name
 
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
 __all__ = [
     "Chip",
     "Entry",
@@ -65,10 +68,11 @@ __all__ = [
     "shapes_of",
 ]
 
-# Of solutions of one name that are equally sound, which is meant.
+# Order in which solutions of one name that are equally sound are preferred.
 PLACES = ("headerlet", "alternate", "active")
+# Headerlets of a file that are listed; exposures of Hubble's archive have some ten.
 MAX_LISTED = 2000
-# No WCS has an error of a hundredth of a degree; such a CRDER is in mas.
+# A CRDER above this (36 arcsec, in degrees) is in mas, as some archives wrote it.
 CRDER_MAS_ABOVE = 0.01
 
 
@@ -129,12 +133,19 @@ class Holdings:
         What was done to it, or found.
     warnings : list of str
         What was done although it is doubtful.
+    meant : (Headerlet, dict) or None
+        The solution that must be active once the file is written, and the WCS of its chips, empty
+        where they cannot be evaluated; None where the active solution stays.
+    exchanged : set of str
+        Letters of the alternates that were added, removed or replaced.
     """
 
     file: FitsParts
     chips: list[Chip]
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    meant: tuple[Headerlet, dict[Target, WCS]] | None = None
+    exchanged: set[str] = field(default_factory=set)
     _read: dict[int, Entry] = field(default_factory=dict)
 
     @property
@@ -230,7 +241,7 @@ class Holdings:
         for letter in self.letters:
             try:
                 yield Entry("alternate", letter, self.alternate(letter))
-            except CynosureError as error:  # one that cannot be read does not hide the others
+            except CynosureError as error:  # the others are listed all the same
                 yield Entry("alternate", letter, None, None, str(error))
         for part in self.embedded[:MAX_LISTED]:
             yield self.entry(part)
@@ -243,7 +254,7 @@ class Holdings:
         units = (self.primary, *(c.part for c in self.chips))
         names = {self.rootname, self.stem, self.primary.text("FILENAME")}
         names |= {p.text(k) for p in units for k in ("ROOTNAME", "EXPNAME")}
-        if not any(p.text("ROOTNAME") for p in units):  # these are made of the name it had then
+        if not any(p.text("ROOTNAME") for p in units):  # SIPNAME has the file's name of that time
             names.add(parse_sipname(self.primary.text("SIPNAME")).rootname or "")
         facts = {k: next((v for p in units if (v := p.get(k)) is not None), None) for k in FACTS}
         return Exposure(

@@ -1,9 +1,9 @@
-"""Changes of what a file holds, in memory: attach, keep, apply, exchange, remove.
+"""Changes of the solutions of a file, in memory: attach, keep, apply, exchange, remove.
 
-Nothing here writes; a refusal raises before anything is changed on the disk. Two rules hold
-throughout. No WCS is lost: what is replaced stays in the file, as a headerlet or an alternate.
-And nothing is kept twice: what is held already is not added again, so that going back and forth
-between two solutions leaves the file as large as it was.
+No function here writes to the disk; a refusal raises an error. Two rules hold throughout. No WCS
+is lost: a WCS that is replaced stays in the file, as a headerlet or an alternate. No WCS is kept
+twice: a solution that the file has is not added again, so that switching between two solutions
+leaves the size of the file unchanged.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ __all__ = [
     "drop_letter",
     "drop_remnants",
     "exchange",
-    "free_hdrname",
     "keep_active",
     "put_active",
     "record_attached",
@@ -175,16 +174,6 @@ def attach_to(
     return True
 
 
-def free_hdrname(held: Holdings, headerlet: Headerlet) -> str:
-    """Return the name of a headerlet; a new one where another WCS has it in the file."""
-    for entry in map(held.entry, held.embedded):
-        if entry.hdrname == headerlet.hdrname and (
-            entry.headerlet is None or not same_solution(entry.headerlet, headerlet)
-        ):
-            return unique_hdrname(held, headerlet)
-    return headerlet.hdrname
-
-
 def unique_hdrname(held: Holdings, headerlet: Headerlet, avoid: str = "") -> str:
     """Return the name of a headerlet, or a new one where a headerlet has it, or it is `avoid`."""
     taken = {held.entry(p).hdrname for p in held.embedded} | ({avoid} - {""})
@@ -275,6 +264,7 @@ def apply_primary(
     if attach:
         attach_to(held, headerlet, force=True)
     _exchange_tables(held, headerlet, other_model)
+    held.meant = headerlet, evaluated
     put_active(held, headerlet, evaluated)
     _state_model(held, headerlet, other_model)
     record_solution(held, headerlet)
@@ -335,7 +325,7 @@ def _put_alternates_away(
         whole = _whole(held, other) if lost else None
         if whole is not None:
             if not other_model and same_distortion(whole, headerlet):
-                continue  # it gets back what an earlier change took
+                continue  # the change gives it its distortion back
         elif lost:
             held.warnings.append(f"alternate {letter} {other.wcsname} lacks the distortion that "
                                  "it names, and nothing in the file has it")
@@ -463,6 +453,7 @@ def add_alternate(
             raise Refused(image=held.name, reason=reason)
         cards = lettered_cards(theirs.cards, headerlet, chosen, shared=bool(held.distortion))
         chip.part.replace(inserted(chip.part.records, cards))
+    held.exchanged.add(chosen)
     held.notes.append(f"{headerlet.wcsname} is alternate {chosen}")
     return chosen
 
@@ -499,6 +490,12 @@ def exchange(held: Holdings, letter: str) -> bool:
     results, letters = [r for r, _ in exchanged], {x for _, x in exchanged}
     if len(letters) > 1:
         return False
+    new = held.alternate(letter)
+    try:
+        held.meant = new, {c.target: new.wcs(c.target, shape=c.shape) for c in held.chips}
+    except HeaderletDamaged:
+        held.meant = new, {}
+    held.exchanged |= {letter, *letters}
     for chip, records in zip(held.chips, results):
         chip.part.replace(records)
     name = held.active().wcsname
@@ -508,16 +505,20 @@ def exchange(held: Holdings, letter: str) -> bool:
 
 def drop_letter(held: Holdings, letter: str, why: str = "") -> None:
     """Remove an alternate from all chips, and say why."""
-    for chip in held.chips:
-        chip.part.replace(without_letter(chip.part.records, letter))
+    _remove_letter(held, letter)
     held.notes.append(f"alternate {letter} was removed" + (f": {why}" if why else ""))
 
 
 def drop_remnants(held: Holdings, letter: str) -> None:
     """Remove the cards that were left of an alternate, which has no CTYPE any more."""
+    _remove_letter(held, letter)
+    held.notes.append(f"the cards left of alternate {letter} were removed")
+
+
+def _remove_letter(held: Holdings, letter: str) -> None:
     for chip in held.chips:
         chip.part.replace(without_letter(chip.part.records, letter))
-    held.notes.append(f"the cards left of alternate {letter} were removed")
+    held.exchanged.add(letter)
 
 
 def remove(held: Holdings, entry: Entry) -> None:

@@ -1,4 +1,4 @@
-"""Solutions to and from other software, and from one form into another.
+"""Export and import solutions of other software, and convert the form of a WCS.
 
 SCAMP writes its solutions as text, one header a chip, in TPV (``.head``); astrometry.net as a FITS
 header without pixels, in SIP (``.wcs``). Both become headerlets of the image they belong to, so

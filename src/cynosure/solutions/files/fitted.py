@@ -1,12 +1,13 @@
-"""A solution that was fitted to a file: put into its headers, and read again before it is released.
+"""Apply a fitted solution to the headers of its file, and verify files before their release.
 
-The old WCS stays in the cards, as an alternate; so do the alternates that shared its distortion,
-each with a copy, or they would mean another thing. An alternate has one letter in all chips. The
-cards are exchanged by the function that makes a headerlet active.
+:func:`apply_fit` keeps the old WCS as an alternate and gives each alternate that shared its
+distortion a copy of it, so that no alternate changes its meaning. An alternate has one letter in
+all chips. The cards are exchanged by the function that makes a headerlet active.
 
-A written file is read by astropy with the open file, as a user would, and the solutions are listed
-as ``cynosure wcs list`` lists them. Both must give the sky that is meant, over the whole frame.
-Headers and tables are read, pixels are not.
+:func:`check_file` (after a fit) and :func:`check_change` (after a ``wcs`` verb) open the written
+file under its temporary name, as astropy does with the open file and as ``cynosure wcs list`` does,
+and compare what both read with the solution that was to be written, over the frame of each chip.
+They read headers and tables, no pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import string
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ from cynosure.solutions.files.headerlet import (
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
-__all__ = ["Meant", "apply_fit", "check_file"]
+__all__ = ["Meant", "apply_fit", "check_change", "check_file", "solutions_in"]
 
 Floats = NDArray[np.float64]
 
@@ -202,7 +203,7 @@ def _archived(records: Records, name: str, letter: str, known: bool = False) -> 
     out: Records = []
     for keyword, body in records:
         if keyword in own and not known and not is_wcs_keyword(keyword[:-1]):
-            continue  # what an alternate that is gone has left
+            continue  # a remnant of an alternate that was removed
         if keyword in OWN and not is_wcs_keyword(keyword):
             new = lettered(keyword, body, letter)
             out += [] if new[0] in there else [new]
@@ -237,9 +238,13 @@ def put_beside(held: Holdings, headerlet: Headerlet) -> str:
 
 # --- read again -----------------------------------------------------------------------------
 
-# Two readings of the same cards agree to the rounding of a position, some 1e-7 mas.
+# Largest distance of two readings: a microarcsecond, far below any error of a catalogue. Two
+# readings of the same cards agree to the rounding of a position, some 1e-7 mas.
 LIMIT_MAS = 1e-3
+# Points along a side of the frame at which readings are compared: enough for every term of a
+# polynomial of degree 8 to show.
 SIDE = 9
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Meant:
@@ -304,6 +309,131 @@ def check_file(
                 )
 
 
+def solutions_in(held: Holdings) -> dict[str, Headerlet]:
+    """Return the solutions in the science headers by letter, the active one by ``""``.
+
+    One that cannot be read is left out.
+    """
+    found = {}
+    if held.has_active:
+        found[""] = held.active()
+    for letter in held.letters:
+        with contextlib.suppress(CynosureError):
+            found[letter] = held.alternate(letter)
+    return found
+
+
+def check_change(path: Path, held: Holdings, before: dict[str, Headerlet]) -> None:
+    """Compare a written file with the change of its solutions that was made in memory.
+
+    A solution that became active is compared card by card with what was asked for, and over the
+    frame of each chip as astropy reads the file. All other solutions of the science headers must
+    be what they were, or what the operation made of them, and the units must be those that were
+    to be written.
+
+    Parameters
+    ----------
+    path : Path
+        The written file, under its temporary name.
+    held : Holdings
+        The file as it was changed in memory.
+    before : dict
+        Its solutions before the change (:func:`solutions_in`).
+
+    Raises
+    ------
+    Unverified
+    """
+    with open_parts(path) as file:
+        units = [[(p.name, p.version, p.kind) for p in f.parts] for f in (file, held.file)]
+        if units[0] != units[1]:
+            raise _changed(held, "its units")
+        index = {id(p): i for i, p in enumerate(held.parts)}
+        places = [(index[id(c.part)], c) for c in held.chips]
+        written = Holdings(file, [Chip(file.parts[i], c.target, c.shape) for i, c in places])
+        if held.has_active != written.has_active or held.letters != written.letters:
+            raise _changed(held, "its alternates")
+        for letter, old in before.items():
+            # An alternate without its distortion means whatever the primary has; O is linear.
+            free = letter in held.exchanged or letter == RESERVED or bool(old.faults())
+            if letter and (free or letter not in held.letters):
+                continue
+            if letter and not same_solution(written.alternate(letter), old):
+                raise _changed(held, f"alternate {letter}, {old.wcsname}")
+            if not letter and held.meant is None and not same_solution(written.active(), old):
+                raise _changed(held, f"the active WCS, {old.wcsname}")
+        if held.meant is not None:
+            solution, evaluated = held.meant
+            if not _has_cards_of(written.active(), solution):
+                raise _changed(held, f"the cards of {solution.wcsname}")
+            meant = [Meant(i, c.target, c.shape, evaluated[c.target])
+                     for i, c in places if c.shape is not None and c.target in evaluated]
+            if meant and not (file.tail[1] or file.damage):
+                _check_others(path, file, held, meant)
+
+
+def _changed(held: Holdings, what: str) -> Unverified:
+    return Unverified(
+        image=held.name, reason=f"the written file would change {what}", hint=REPORT
+    )
+
+
+def _has_cards_of(read: Headerlet, meant: Headerlet) -> bool:
+    """Say whether the chips of a file have the WCS and the lookup tables of a solution."""
+    for chip in read.chips:
+        if (theirs := meant.chip(chip.target)) is None:
+            return False
+        for at in chip.lookups:
+            one, two = read.table(*at), meant.table(*at)
+            if one is None or two is None or one.data != two.data:
+                return False
+        # Without primary cards the distortion model is named by the chips alone.
+        if not same_solution(replace(read, head=[], chips=(chip,)),
+                             replace(meant, head=[], chips=(theirs,))):
+            return False
+    return True
+
+
+def _check_others(path: Path, file: FitsParts, held: Holdings, meant: Sequence[Meant]) -> None:
+    """Compare what astropy reads with what is meant, where astropy can read it at all.
+
+    It cannot where it could not read the file before, nor a dialect that is read here alone (TAN
+    with the PV terms of old SCAMP): then it reads the very cards of the solution otherwise.
+    """
+    with _opened_by_others(path, file) as hdulist:
+        for one in meant:
+            try:
+                _compare(one, _sky_of_others(hdulist, file, one, held.name), "astropy", held.name)
+            except Unverified:
+                if _read_alike(held, one):
+                    raise
+
+
+def _read_alike(held: Holdings, one: Meant) -> bool:
+    """Say whether astropy read the file before, and reads the cards of the solution as meant."""
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+    assert held.meant is not None
+    solution = held.meant[0]
+    chip = solution.chip(one.target)
+    assert chip is not None
+    before = next(c for c in held.chips if c.target == one.target)
+    content = solution.to_bytes()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd cards that were there before
+            with fits.open(held.file.path, memmap=True) as old:
+                number = [id(p) for p in held.file.before].index(id(before.part))
+                WCS(old[number].header, old, naxis=2)
+            with fits.HDUList.fromstring(content) as alone:
+                wcs = WCS(alone["SIPWCS", chip.version].header, alone, naxis=2)
+                _compare(one, sky_of_pixels(wcs, *_grid(one.shape)), "astropy", held.name)
+    except (CynosureError, ValueError, KeyError, TypeError, AssertionError, OSError):
+        return False
+    return True
+
+
 def _check_holdings(held: Holdings, meant: Sequence[Meant], name: str) -> None:
     """Compare the list of solutions with what is meant."""
     read: dict[str, Headerlet] = {}
@@ -353,7 +483,7 @@ def _sky_of_others(
         if not flat:
             return sky_of_pixels(wcs, *_grid(one.shape))
         if wcs.sip is None and wcs.cpdis1 is None and wcs.det2im1 is None:
-            WCS(header, hdulist, key=one.letter or " ")  # all axes: distorted ones have two only
+            WCS(header, hdulist, key=one.letter or " ")  # all axes; astropy distorts only two
         return sky_of_pixels(wcs, *_grid(one.shape))
     except (ValueError, KeyError, IndexError, TypeError, AssertionError, OSError) as error:
         said = " ".join(str(error).split())[-200:]

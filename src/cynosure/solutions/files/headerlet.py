@@ -28,6 +28,7 @@ from cynosure.data.fits.blocks import CARD, DTYPES, Unit, padded
 from cynosure.data.fits.parts import Part, Value, card, value_of
 from cynosure.data.fits.wcsread import is_wcs_keyword, read_wcs
 from cynosure.ground.errors import CynosureError, ExitCode
+from cynosure.ground.sky import MAS_PER_DEG
 from cynosure.solutions import soundness
 from cynosure.solutions.names import (
     Distortion,
@@ -54,8 +55,10 @@ __all__ = [
     "same_solution",
 ]
 
-# The largest of an archive has 0.2 MB; a mosaic of sixty chips would have twenty.
+# The largest headerlet of Hubble's archive has 0.2 MB, one of a mosaic of sixty chips would have
+# 20 MB; what is larger than this limit is not unpacked.
 MAX_HEADERLET_BYTES = 256 << 20
+# A D2IM table is as long as a chip; the largest detectors have 16384 px on a side.
 MAX_TABLE_SIDE = 1 << 14
 
 # EXTNAME (PRIMARY for the first unit) and EXTVER of an image.
@@ -98,9 +101,9 @@ HEAD = {
     "UPWCSVER": "software that made the WCS",
     "PYWCSVER": "WCS library that it was made with",
 }
-# Degrees in RMS_RA are below this; milliarcseconds are above.
+# RMS_RA below this is in degrees: 1e-4 deg are 360 mas, more than an accepted fit has, and no fit
+# is good to 1e-4 mas.
 DEGREES_BELOW = 1e-4
-MAS_PER_DEG = 3.6e6
 
 
 class HeaderletDamaged(CynosureError):
@@ -192,7 +195,7 @@ class ChipWcs:
         """The cards that go into the header of an image."""
         out = [r for r in self.records if is_solution_keyword(r[0])]
         if any(k.startswith("CD") and k[2:3].isdigit() for k, _ in out):
-            # Beside a CD matrix CDELT means nothing, but readers stumble over it.
+            # CDELT has no meaning beside a CD matrix (FITS standard 4.0, 8.2), but wcslib reads it.
             out = [r for r in out if not r[0].startswith("CDELT")]
         return out
 
@@ -210,7 +213,7 @@ class ChipWcs:
     @cached_property
     def lookups(self) -> list[tuple[str, int]]:
         """EXTNAME and EXTVER of the tables that the cards name."""
-        return list(_lookups(self.groups[_LOOKUP]))
+        return list(_lookups(self.groups[2]))
 
     @cached_property
     def linear(self) -> NDArray[np.float64]:
@@ -228,15 +231,14 @@ class ChipWcs:
     @cached_property
     def distortion(self) -> dict[str, float]:
         """The SIP and PV terms that are not zero."""
-        return dict(_terms(self.groups[_TERM]))
+        return dict(_terms(self.groups[1]))
 
     @cached_property
     def groups(self) -> tuple[tuple[tuple[str, bytes], ...], ...]:
         """The cards of the linear part, of the distortion's terms, and of lookup tables."""
         out: tuple[Records, ...] = ([], [], [])
         for record in self.records:
-            group = _group_of(record[0])
-            if group is not None:
+            if (group := _group_of(record[0])) is not None:
                 out[group].append(record)
         return tuple(map(tuple, out))
 
@@ -244,9 +246,6 @@ class ChipWcs:
     def kinds(self) -> tuple[str, str]:
         """CTYPE1 and CTYPE2 without ``-SIP``."""
         return tuple(str(self.get(f"CTYPE{i}", "")).removesuffix("-SIP") for i in (1, 2))  # type: ignore[return-value]
-
-
-_TERM, _LOOKUP = 1, 2  # which of the groups
 
 
 @lru_cache(maxsize=4096)
@@ -260,7 +259,7 @@ def lookups_of(records: Records) -> list[tuple[str, int]]:
     return list(_lookups(tuple(r for r in records if r[0][:2] in ("DP", "D2"))))
 
 
-@lru_cache(maxsize=512)  # the chips of all exposures of a camera name the same few
+@lru_cache(maxsize=512)  # all exposures of a camera name the same few tables
 def _lookups(records: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, int], ...]:
     out = set()
     for key, body in records:
@@ -274,7 +273,7 @@ def _lookups(records: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, int], .
     return tuple(sorted(out, key=lambda at: (TABLES.index(at[0]), at[1])))
 
 
-@lru_cache(maxsize=512)  # and have the same distortion, while its files are
+@lru_cache(maxsize=512)  # all exposures with one IDCTAB have the same terms
 def _terms(records: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, float], ...]:
     values = {k: value_of(body) for k, body in records if TERM.fullmatch(k)}
     return tuple((k, float(v)) for k, v in values.items() if isinstance(v, (int, float)) and v)
@@ -282,7 +281,7 @@ def _terms(records: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, float], .
 
 @dataclass(frozen=True, eq=False)
 class Headerlet:
-    """The solution of an exposure, whole.
+    """The complete WCS solution of an exposure.
 
     Attributes
     ----------
@@ -439,11 +438,11 @@ class Headerlet:
         return wcs
 
     def faults(self) -> list[str]:
-        """Say what is missing, so that it is unfit to be used; empty for a good one."""
+        """Return what is missing and makes the solution unusable; empty for a good one."""
         return [r.text for r in soundness.faults_of(self)]
 
     def doubts(self) -> list[str]:
-        """Say what contradicts itself, though it can be evaluated; empty for most."""
+        """Return the contradictions of a solution that can be evaluated; empty for most."""
         return [r.text for r in soundness.doubts_of(self)]
 
     def replaced(self, **cards: Value) -> Headerlet:

@@ -31,6 +31,7 @@ __all__ = [
     "write_headerlet",
 ]
 
+# A mosaic of sixty chips has some 300 units: SIPWCS and four tables a chip. More is damage.
 MAX_UNITS = 2000
 
 

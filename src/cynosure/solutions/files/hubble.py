@@ -31,8 +31,14 @@ from cynosure.data.fits.parts import Part, Value, card, open_parts
 from cynosure.ground.errors import ImageError
 from cynosure.ground.sky import deproject
 from cynosure.solutions.files.contents import RESERVED, Chip, Holdings, open_holdings
-from cynosure.solutions.files.edits import free_hdrname
-from cynosure.solutions.files.headerlet import ChipWcs, Headerlet, LookupTable, new_head
+from cynosure.solutions.files.edits import unique_hdrname
+from cynosure.solutions.files.headerlet import (
+    ChipWcs,
+    Headerlet,
+    LookupTable,
+    new_head,
+    same_solution,
+)
 from cynosure.solutions.files.idctab import (
     IdcModel,
     NoModel,
@@ -52,12 +58,12 @@ __all__ = ["NoModel", "aperture_roll_deg", "default_solution"]
 
 Floats = NDArray[np.float64]
 
-# Signs of the detector's axes against V2 and V3.
+# Signs of the detector's axes against V2 and V3 (columns of IDCTAB, as stwcs takes them).
 PARITY = {"WFC": (1.0, -1.0)}
 OTHER_PARITY = (-1.0, 1.0)
-# The chip that the others are laid out around.
+# The chip whose position the pipeline takes from the pointing; the others are placed from it.
 REFERENCE_CHIP = {("ACS", "WFC"): 2, ("WFC3", "UVIS"): 2, ("WFPC2", ""): 3}
-# What the pipeline corrects besides the polynomial.
+# Corrections that the pipeline applies besides the polynomial, by keyword.
 TABLES = {
     "ACS": ("NPOLFILE", "D2IMFILE"), "WFC3": ("NPOLFILE", "D2IMFILE"), "WFPC2": ("D2IMFILE",),
     "STIS": (), "NICMOS": (),
@@ -201,7 +207,17 @@ def default_solution(
             chips.append(ChipWcs(chip.target[1], chip.target, cards))
             tables += own
         made = Headerlet(_default_head(given, chips[0]), tuple(chips), tuple(tables))
-        return made.replaced(HDRNAME=free_hdrname(held, made))
+        return made.replaced(HDRNAME=_free_hdrname(held, made))
+
+
+def _free_hdrname(held: Holdings, headerlet: Headerlet) -> str:
+    """Return the name of a headerlet; a new one where another WCS has it in the file."""
+    for entry in map(held.entry, held.embedded):
+        if entry.hdrname == headerlet.hdrname and (
+            entry.headerlet is None or not same_solution(entry.headerlet, headerlet)
+        ):
+            return unique_hdrname(held, headerlet)
+    return headerlet.hdrname
 
 
 def _given(held: Holdings, stated: dict[str, Any], refs: Any) -> _Given:

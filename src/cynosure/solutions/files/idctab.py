@@ -32,11 +32,14 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-# ACS/WFC: angle of the frame in which its skew was measured, centres of the chips in it, scale.
+# ACS/WFC, from the time-dependent skew of its distortion (Anderson 2007, ISR ACS 2007-08) as stwcs
+# applies it: angle of the frame in which the skew was measured, centres of the chips and half a
+# side of the frame in pixels, arcseconds a pixel.
 SKEW_FRAME_DEG = 2.234529
 SKEW_CENTERS = {1: (2048.0, 3072.0), 2: (2048.0, 1024.0)}
 SKEW_HALF_SIDE, SKEW_SCALE = 2048.0, 0.05
-# Skew and its rate before the tables had terms of their own: (constant, per year), reference date.
+# Skew before the tables had terms of their own, as stwcs has it: two terms, each a constant and a
+# rate per year, and the year of reference.
 OLD_SKEW = ((0.095, 0.036), (-0.029, -0.012), 2004.5)
 
 

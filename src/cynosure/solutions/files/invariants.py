@@ -1,4 +1,4 @@
-"""What the solutions of a file are, what must be true of them, and whether it is.
+"""List the solutions of a file, and check the invariants that ``wcs verify`` reports.
 
 An error is something that will mislead software or its user; a note is something odd that archives
 have always had and that does no harm.

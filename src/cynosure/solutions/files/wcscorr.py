@@ -22,7 +22,7 @@ from cynosure.solutions.names import model_name, parse_distname
 
 __all__ = ["COLUMNS", "WcsCorr", "find_wcscorr", "new_wcscorr"]
 
-# Name and TFORM, in their order.
+# Name and TFORM of each column, in the order in which stwcs writes them.
 COLUMNS = (
     ("WCS_ID", "40A"), ("EXTVER", "I"), ("WCS_key", "A"), ("HDRNAME", "24A"), ("SIPNAME", "24A"),
     ("NPOLNAME", "24A"), ("D2IMNAME", "24A"), ("CRVAL1", "D"), ("CRVAL2", "D"), ("CRPIX1", "D"),
@@ -32,6 +32,7 @@ COLUMNS = (
 )
 LINEAR = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CD1_1", "CD1_2", "CD2_1", "CD2_2")
 TYPES = {"I": ">i2", "J": ">i4", "K": ">i8", "D": ">f8", "E": ">f4", "L": "S1", "B": "u1"}
+# More rows than any history has; a header that states more is damaged.
 MAX_ROWS = 100_000
 ORIGINAL = "OPUS"
 

@@ -28,11 +28,14 @@ __all__ = ["Database", "store_url"]
 
 T = TypeVar("T")
 
+# A server that does not answer in this time is not there: a connection takes milliseconds.
 CONNECT_TIMEOUT_S = 5
 # PostgreSQL's codes for what may work when tried again: serialization failure, deadlock, lock
 # timeout, and a server that is still starting.
 TRANSIENT_STATES = {"40001", "40P01", "55P03", "57P03"}
+# Undefined table, invalid schema name: the store is not there.
 ABSENT_STATES = {"42P01", "3F000"}
+# Disk full.
 FULL_STATES = {"53100"}
 
 
@@ -152,7 +155,7 @@ class Database:
                 known = self._in_words(error)
                 if not isinstance(known, Temporary) or time.monotonic() + pause > deadline:
                     raise known from error
-            # Writers that met must not meet again.
+            # A random pause, so that two writers do not collide again.
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2.0 * pause, 1.0)
 
@@ -208,9 +211,10 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     """Let transactions begin where we say so, and wait for locks."""
     connection.isolation_level = None
     cursor = connection.cursor()
+    # 64 MiB of pages in memory and 256 MiB mapped, so that lookups rarely read the disk.
     cursor.execute("PRAGMA cache_size=-65536")
     cursor.execute("PRAGMA mmap_size=268435456")
-    # 32 MB instead of 4: fewer, larger copies from the log into the file.
+    # 8192 pages, 32 MiB instead of 4: fewer, larger copies from the log into the file.
     cursor.execute("PRAGMA wal_autocheckpoint=8192")
     cursor.close()
 

@@ -1,4 +1,4 @@
-"""One solution of one exposure, with all that a database is asked for later.
+"""One solution of one exposure, with all columns that the database stores of it.
 
 Where it lies on the sky is told by the corners of its chips. A headerlet does not say how large
 its chips are, so an entry says how that is known: from the image itself, from the lookup tables,
@@ -24,7 +24,9 @@ __all__ = [
 ]
 
 FITS, JSON = "application/fits", "application/json"
+# Characters of a name: three times what fits into a FITS card.
 MAX_NAME = 200
+# The largest INTEGER of PostgreSQL.
 MAX_COUNT = 2**31 - 1
 
 Extent = Literal["", "assumed", "tables", "image"]

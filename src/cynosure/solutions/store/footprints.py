@@ -31,7 +31,7 @@ Circle = tuple[float, float, float]
 # more cells, smaller ones a cell that is larger than they are.
 MIN_ORDER, MAX_ORDER = 4, 12
 RADIUS_DEG = [sky.healpix_radius_deg(order) for order in range(MAX_ORDER + 1)]
-# A footprint wider than this is covered cell by cell at the lowest order.
+# A footprint wider than this, almost three cells of the lowest order, is covered cell by cell.
 WIDE_DEG = 10.0
 
 
@@ -42,7 +42,7 @@ def _disc(spacing: float) -> NDArray[np.float64]:
     rows, columns = np.mgrid[-2 * n : 2 * n + 1, -2 * n : 2 * n + 1]
     x = (columns + 0.5 * (rows % 2)) * step
     y = rows * step * math.sqrt(3.0) / 2.0
-    # Those just outside serve the edge.
+    # Points just outside the disc cover its edge.
     keep = np.hypot(x, y) <= 1.0 + spacing
     return np.stack([x[keep], y[keep]])
 

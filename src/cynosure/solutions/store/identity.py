@@ -1,4 +1,4 @@
-"""What makes two files the same solution: the exposure, the solution's name, and its WCS.
+"""Identity of a solution: its exposure, its name and its WCS in a canonical form.
 
 The active WCS of an exposure, an alternate of it and a headerlet are the same solution where their
 numbers are, whatever their headerlets are called and whatever else they say. The numbers are
@@ -18,8 +18,10 @@ from cynosure.solutions.files.headerlet import ChipWcs, Headerlet
 
 __all__ = ["wcs_identity"]
 
+# Decimals of positions: 1e-10 deg and 1e-6 px, below what any header that is rounded states.
 DIGITS_DEG, DIGITS_PX = 10, 6
-MATRIX_BITS = 33  # 2^-33 is 1.2e-10
+# Matrix elements are rounded to 2^-33 = 1.2e-10 of the largest one.
+MATRIX_BITS = 33
 SAME_FRAME = ("", "ICRS", "FK5")
 
 

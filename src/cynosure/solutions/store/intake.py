@@ -1,4 +1,4 @@
-"""What goes into the store: headerlets, exposures, records of solved images.
+"""Read headerlets, exposures and solution records as entries of the store.
 
 Everything is turned into an :class:`Entry`, one solution of one exposure with all that is asked
 for later. Of an exposure come its active WCS, its alternates and its headerlets; one that is the
@@ -48,13 +48,14 @@ __all__ = [
     "MAX_HEADERLET_BYTES", "as_headerlet", "entries_of_bytes", "read_entries", "read_headerlet",
 ]
 
-# The largest headerlet of an archive has 0.2 MB; a mosaic of sixty chips would have ten.
+# The largest headerlet of Hubble's archive has 0.2 MB, one of a mosaic of sixty chips would have
+# 20 MB. The limit is smaller than that of a file, because a store receives from the network.
 MAX_HEADERLET_BYTES = 64 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 
 Shapes = Mapping[Target, tuple[int, int] | None]
 
-# Cards that say nothing about the solution, so that a copy of it counts as the same.
+# Cards that do not belong to the solution: copies that differ in them are the same solution.
 _VOLATILE = {
     key.ljust(8).encode() for key in (
         "", "DATE", "CHECKSUM", "DATASUM", "COMMENT", "HISTORY", "END", "EXTEND", "SIMPLE",
@@ -268,7 +269,7 @@ def _provenance(headerlet: Headerlet) -> dict[str, Any]:
         if isinstance(fit_rms, (int, float)) and 0 < fit_rms < math.inf else None,
         "nmatch": headerlet.n_matched or None, "created": iso_date(headerlet.text("DATE")),
         "author": headerlet.text("AUTHOR"), "descrip": headerlet.text("DESCRIP"),
-        # Ours says its name with its version, the others' say the version alone.
+        # Headerlets of cynosure state "cynosure VERSION", those of stwcs the version alone.
         "software": " ".join(
             v if v.startswith("cynosure") else f"{k} {v}" for k, v in made_with if v
         ),

@@ -1,4 +1,4 @@
-"""What may be asked of a store, and the conditions that this means for its tables."""
+"""Queries of a store, and their conditions on its tables."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _PLAIN = (
 
 _plain = attrgetter(*_PLAIN)
 
-# What a file of a solution may say and another leave out; blank is None or an empty text.
+# Columns that one file of a solution may state and another omit; blank is None or an empty text.
 _PROVENANCE = (
     ("created",), ("quality",), ("status",), ("rms_ra_mas", "rms_dec_mas", "fit_rms_mas"),
     ("nmatch",), ("catalog",), ("author",), ("descrip",), ("software",),

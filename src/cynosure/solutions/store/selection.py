@@ -384,7 +384,7 @@ def distortion_date(root: str) -> str:
     return f"{year}-{month:02d}-{day:02d}T{found[4]}:{found[5]}"
 
 
-# Gaia's releases by what they can give; an early release is as good as its full one.
+# Gaia's releases by the quality of their astrometry; an early release equals its full one.
 _CATALOGS = (
     (r"GAIA(E?DR3|EDR3)", 6), (r"GAIADR2", 4), (r"GAIADR1", 3), (r"GAIA(DR[4-9]).*", 7),
     (r"(GSC|HSC)(\d+)", 2), (r".+", 1),

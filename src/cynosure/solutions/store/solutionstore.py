@@ -1,4 +1,4 @@
-"""The store as a library sees it: files and headerlets in, tables with units out."""
+"""The Python interface of the store: files and headerlets in, tables with units out."""
 
 from __future__ import annotations
 

@@ -49,9 +49,10 @@ __all__ = ["Added", "GuideStars", "Known", "Store"]
 
 T = TypeVar("T")
 
-# Solutions in one transaction; a batch that fails is not there at all.
+# Solutions in one transaction, which shares one sync to the disk. A batch that fails is lost as a
+# whole.
 BATCH = 500
-# Names in one statement: SQLite allows 32766 parameters.
+# Names in one statement, well below the 32766 parameters that SQLite allows.
 MANY = 5000
 # Fewer exposures than this are asked for by name, more by the range of their names.
 FEW = 500

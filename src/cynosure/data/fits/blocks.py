@@ -68,7 +68,7 @@ class Unit:
     data_start, data_size : int
         Position and size of the data in the file, without padding.
     first : dict of str to bytes, optional
-        The first card of each keyword, where it is at hand: found faster than in the bytes.
+        The first card of each keyword, where an index of them is at hand.
     """
 
     index: int
@@ -295,7 +295,7 @@ def read_units(
 
 
 def _unit(index: int, raw: bytes, position: int, name: str, size: int | None) -> Unit:
-    """Return the unit of a header; refuse one that nobody has, or that is cut short."""
+    """Return the unit of a header; refuse impossible axes and data that are cut short."""
     data_size, keyword, n = _measured(raw)
     if keyword:
         raise ImageError(
@@ -319,9 +319,9 @@ def _unit(index: int, raw: bytes, position: int, name: str, size: int | None) ->
 
 @lru_cache(maxsize=64)  # lookup tables have the same few headers in thousands of files
 def _measured(raw: bytes) -> tuple[int, str, int]:
-    """Return the bytes of data, or else the keyword of a number of axes that nobody has, and it.
+    """Return the size of the data, or keyword and value of an impossible number of axes.
 
-    Others would count to it for hours.
+    Other readers would loop over such a number for hours.
     """
     for keyword in ("NAXIS", "ZNAXIS") if b"BINTABLE" in raw[:CARD] else ("NAXIS",):
         n = card_int(raw, keyword)

@@ -213,7 +213,7 @@ class ChipWcs:
     @cached_property
     def lookups(self) -> list[tuple[str, int]]:
         """EXTNAME and EXTVER of the tables that the cards name."""
-        return list(_lookups(self.groups[_LOOKUP]))
+        return list(_lookups(self.groups[2]))
 
     @cached_property
     def linear(self) -> NDArray[np.float64]:
@@ -231,15 +231,14 @@ class ChipWcs:
     @cached_property
     def distortion(self) -> dict[str, float]:
         """The SIP and PV terms that are not zero."""
-        return dict(_terms(self.groups[_TERM]))
+        return dict(_terms(self.groups[1]))
 
     @cached_property
     def groups(self) -> tuple[tuple[tuple[str, bytes], ...], ...]:
         """The cards of the linear part, of the distortion's terms, and of lookup tables."""
         out: tuple[Records, ...] = ([], [], [])
         for record in self.records:
-            group = _group_of(record[0])
-            if group is not None:
+            if (group := _group_of(record[0])) is not None:
                 out[group].append(record)
         return tuple(map(tuple, out))
 
@@ -247,9 +246,6 @@ class ChipWcs:
     def kinds(self) -> tuple[str, str]:
         """CTYPE1 and CTYPE2 without ``-SIP``."""
         return tuple(str(self.get(f"CTYPE{i}", "")).removesuffix("-SIP") for i in (1, 2))  # type: ignore[return-value]
-
-
-_TERM, _LOOKUP = 1, 2  # which of the groups
 
 
 @lru_cache(maxsize=4096)

@@ -50,7 +50,10 @@ def other(headerlet, name, shift_deg, **cards):
 def exposure(path, root, idc="IDC_0461802ej", fitted=()):
     """Write an exposure of Hubble with the headerlets that its archive gives it."""
     make_flc(path, root=root, idctab=f"jref${idc.removeprefix('IDC_')}_idc.fits")
+    model = idc.removeprefix("IDC_")
     with fits.open(path, mode="update") as units:
+        for key in ("SIPNAME", "DISTNAME"):
+            units[0].header[key] = units[0].header[key].replace("0461802ej", model)
         for version in (1, 2):
             units["SCI", version].header["WCSNAME"] = idc
     active = archive.solution_of(path)

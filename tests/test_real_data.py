@@ -339,9 +339,9 @@ def test_lco_source_list_is_recognised_and_fitted(data_dir):
     pairs = Pairs(x[bright], y[bright], cov[bright], ra[bright], dec[bright], cov_ref[bright],
                   7919 * np.arange(1, 69))
     rms = {}
-    for form in ("general", "poly3", "poly5"):
-        fit = fit_wcs(pairs, match.model, (2048, 2048), form=form)
-        rms[form] = np.sqrt(np.mean(fit.residual_mas[fit.used] ** 2, axis=0))
+    for geometry in ("general", "poly3", "poly5"):
+        fit = fit_wcs(pairs, match.model, (2048, 2048), geometry=geometry)
+        rms[geometry] = np.sqrt(np.mean(fit.residual_mas[fit.used] ** 2, axis=0))
     assert np.all(rms["general"] < 57)
     assert np.all(rms["poly3"] < [27, 24])
     assert np.all(rms["poly5"] < [17, 14])

@@ -190,7 +190,7 @@ def test_every_pixel_and_card_is_kept_and_the_cards_of_the_solution_are_added(
 ):
     header, files = written(solved, field, tmp_path)
     assert [f.name for f in files] == [
-        "field_wcs.fits", "field.matches.parquet", "field.report.npz",
+        "field_wcs.fits", "field.matches.parquet", "field.report.npz", "field.solution.json",
     ]
     before, after = fits.open(field.image), fits.open(files[0])
     with before, after:

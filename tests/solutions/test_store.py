@@ -628,9 +628,9 @@ def test_nothing_is_lost_by_a_migration(url):
 def test_a_migration_reads_every_file_again(url):
     """Identities and faults are those of the files; what was kept twice stays as it is."""
     older(url, twice=True)
-    with Database(url).engine.begin() as connection:
-        connection.execute(text("UPDATE solutions SET valid = false, faults = 'wrong'"))
     database = Database(url)
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE solutions SET valid = false, faults = 'wrong'"))
     migrations.migrate(database)
     database.close()
     with Store(url) as opened:

@@ -12,7 +12,7 @@ from cynosure.data.frame import Exposure, Frame
 from cynosure.data.tables import SOURCES
 from cynosure.ground.settings import Settings
 from cynosure.pipelines.extract import Extraction, extract_sources
-from cynosure.pipelines.run import default_settings
+from cynosure.pipelines.run import settings_of
 from cynosure.pixels.background import estimate_background
 from cynosure.pixels.detect import detect_sources, find_saturation
 from cynosure.pixels.psf import build_psf as psf_of_sources
@@ -52,7 +52,7 @@ class SourceFinder:
     """
 
     def __init__(self, settings: Sections = None, *, threads: int = 1, **detect: Any):
-        given = _settings(settings)
+        given = settings_of(settings)
         self.settings = given.updated({"detect": detect}, "SourceFinder") if detect else given
         self.threads = threads
 
@@ -106,18 +106,12 @@ def build_psf(image: Any, settings: Sections = None, *, threads: int = 1) -> Psf
     NotEnoughStars
         If too few stars could show it.
     """
-    chosen = _settings(settings)
+    chosen = settings_of(settings)
     frame = _frames(image)[0]
     frame = frame.replaced(saturation_adu=find_saturation(frame))
     background = estimate_background(frame, threads=threads, **chosen["background"])
     sources = detect_sources(frame, background, threads=threads, **chosen["detect"])
     return psf_of_sources(frame, background, sources, threads=threads, **chosen["psf"])
-
-
-def _settings(given: Sections) -> Settings:
-    if isinstance(given, Settings):
-        return given
-    return default_settings().updated(given or {}, "the argument settings")
 
 
 def _frames(image: Any) -> tuple[Frame, ...]:

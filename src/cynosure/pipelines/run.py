@@ -31,6 +31,7 @@ __all__ = [
     "expected_bytes",
     "placed",
     "run_images",
+    "settings_of",
 ]
 
 Function = Callable[[Any, Callable[[str], None]], Any]
@@ -60,6 +61,13 @@ PACKED_RATIO = 3
 def default_settings() -> Settings:
     """Return the settings as built in, of all sections whose module is installed."""
     return Settings({name: path for name, path in SECTIONS.items() if _exists(path)})
+
+
+def settings_of(given: Settings | Mapping[str, Mapping[str, Any]] | None) -> Settings:
+    """Return settings, built-in ones with what a mapping of sections changes."""
+    if isinstance(given, Settings):
+        return given
+    return default_settings().updated(given or {}, "the argument settings")
 
 
 def _exists(path: str) -> bool:

@@ -40,7 +40,14 @@ from cynosure.pipelines.gather import gather
 from cynosure.pipelines.keep import lookup_tables, settle_form
 from cynosure.pipelines.outcome import Chips, Manner, Outcome, SolvedChip, write_solution
 from cynosure.pipelines.plate import Plate, solve_plate
-from cynosure.pipelines.run import Run, default_settings, expected_bytes, placed, run_images
+from cynosure.pipelines.run import (
+    Run,
+    default_settings,
+    expected_bytes,
+    placed,
+    run_images,
+    settings_of,
+)
 from cynosure.pipelines.verdict import conclude, now, steps_tried
 from cynosure.solutions.solution import Solution
 
@@ -267,13 +274,6 @@ def _name_of(image: Any) -> str:
     if isinstance(image, Exposure):
         return Path(image.path).name or "image"
     return Path(image).name if isinstance(image, (str, Path)) else "image"
-
-
-def settings_of(given: Settings | Mapping[str, Mapping[str, Any]] | None) -> Settings:
-    """Return settings, built-in ones with what a mapping of sections changes."""
-    if isinstance(given, Settings):
-        return given
-    return default_settings().updated(given or {}, "the argument settings")
 
 
 def _positive(number: float | None, what: str) -> float | None:
